@@ -1,0 +1,1 @@
+"""The reference model, the history recorder and the checkers."""

@@ -1,0 +1,1 @@
+"""NoKV: a replicated metadata control plane with immutable bodies in object storage."""

@@ -1,0 +1,1 @@
+"""The agent surface: verbs and tool schemas over the client."""

@@ -1,0 +1,1 @@
+"""Routing, sessions, files, publish and watch."""

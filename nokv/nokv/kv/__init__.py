@@ -1,0 +1,1 @@
+"""The ordered-KV port on LMDB."""

@@ -1,0 +1,1 @@
+"""File bodies: the object-store port, block layout, uploads and read plans."""

@@ -1,0 +1,1 @@
+"""The node: supervisor, shard processes, the worker process, RPC and HTTP."""

@@ -1,0 +1,1 @@
+"""The deterministic state machine: a pure function of (state, log entry)."""

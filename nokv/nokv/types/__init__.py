@@ -1,0 +1,1 @@
+"""The vocabulary: values, commands and their arguments."""

@@ -1,0 +1,1 @@
+"""Encoding of commands, events and RPC; framing."""

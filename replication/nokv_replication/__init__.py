@@ -1,0 +1,1 @@
+"""One Raft group: orders opaque bytes, durably."""
