@@ -1,0 +1,1 @@
+"""The pytest plugin: fixtures for people's own tests, loaded by the entry point."""
