@@ -1,1 +1,1 @@
-"""The vocabulary: values, commands and their arguments."""
+"""The vocabulary: values, commands, results, reads, events and the limits they keep."""

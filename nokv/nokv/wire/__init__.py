@@ -1,1 +1,1 @@
-"""Encoding of commands, events and RPC; framing."""
+"""Encoding of commands, results, reads and RPC; framing. See DESIGN.md."""
