@@ -1,0 +1,44 @@
+"""The ordered-KV port: all the IO that the state machine knows.
+
+Two implementations, memory (`nokv.state.memory`) and LMDB (`nokv.kv`), pass one conformance suite.
+A store has one writer and one write transaction that is always open: `get` and `scan` see every
+`write` at once, `commit` makes all of it durable together, and a crash goes back to the last
+commit. Keys are 1 to 511 bytes (LMDB's limit), ordered as unsigned bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from nokv.state.families import Family
+
+KEY_BYTES_MAX = 511
+
+
+class KV(Protocol):
+    """An ordered map per family, with one open write transaction."""
+
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        """Return the value of `key` in the open transaction, or None."""
+        ...
+
+    def scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) with start <= key < end, ascending (or descending) by bytes.
+
+        The iterator must not be used after the next `write` or `commit`.
+        """
+        ...
+
+    def write(self, family: Family, items: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Put each (key, value), or delete the key where the value is None.
+
+        Keys are distinct; sorted input is fastest. Deleting an absent key is not an error.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Make every write so far durable, atomically; a failure is for the process to die of."""
+        ...
