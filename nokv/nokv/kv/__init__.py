@@ -1,1 +1,1 @@
-"""The ordered-KV port on LMDB."""
+"""LMDB under the ordered-KV port, and the state digest."""

@@ -1,0 +1,416 @@
+"""LMDB under the ordered-KV port; DESIGN.md beside this file says why each choice is so."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, Self
+
+import lmdb
+
+from nokv.kv.errors import StoreBusy, StoreFailed
+from nokv.state.families import Family
+from nokv.state.port import KEY_BYTES_MAX
+
+MAP_BYTES = 1 << 40
+"""Address space for the file, 1 TiB. It costs nothing until used; the disk fills up long before."""
+
+READERS_MAX = 32
+"""Read transactions at a time, over all processes: images, digests, stale reads by name."""
+
+DIRTY_BYTES_MAX = 128 << 20
+"""The caller commits at the latest when `LmdbKV.dirty_bytes` reaches this: it bounds the anonymous
+memory of the write transaction, and with it the time that a commit takes."""
+
+FORMAT = 1
+"""Layout of the environment: one named B-tree a family, and one for the store's own rows."""
+
+_ENGINE = 0
+"""LMDB 0.9: the file format that every LMDB tool of today reads."""
+
+_LARGE_BYTES = 1 << 10
+"""A longer value may fill pages of its own (LMDB's limit is near half a page)."""
+
+_DATA_FILE = "data.mdb"
+_REFUSED = "the store failed or was closed; only a new process may open it again"
+_STORE_DB = b"store"
+_FORMAT_ROW = b"format"
+_OPENS_ROW = b"opens"
+_U64 = struct.Struct(">Q")
+
+
+class FamilyStats(NamedTuple):
+    """Size of one family in the open transaction."""
+
+    entries: int
+    """Number of records."""
+    used_bytes: int
+    """Its B-tree's pages, branch and overflow pages included."""
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable (fsync(2), notes)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _raise(what: str, error: Exception) -> NoReturn:
+    if isinstance(error, lmdb.BadValsizeError):
+        raise AssertionError(f"{what}: a key is not of 1 to {KEY_BYTES_MAX} bytes") from error
+    code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
+    raise StoreFailed(f"{what}: {error}", code) from error
+
+
+def _open_env(path: Path, *, readonly: bool) -> lmdb.Environment:
+    # Durability is LMDB's default: fdatasync of the data, then a synchronous write of the meta
+    # page. DESIGN.md has the measurements behind writemap and meminit.
+    return lmdb.open(
+        os.fspath(path),
+        map_size=MAP_BYTES,
+        max_dbs=len(Family) + 1,
+        max_readers=READERS_MAX,
+        mode=0o700,
+        create=False,
+        readonly=readonly,
+        writemap=False,
+        meminit=True,
+        lib_version=_ENGINE,
+    )
+
+
+def _family_name(family: Family) -> bytes:
+    return b"%03d" % family
+
+
+def _scan(
+    cursor: lmdb.Cursor[Any], start: bytes, end: bytes, *, reverse: bool
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield [start, end) of the cursor's B-tree, ascending or descending."""
+    if not reverse:
+        if cursor.set_range(start):
+            for item in cursor.iternext():
+                if item[0] >= end:
+                    return
+                yield item
+        return
+    # A set_range beyond the last key fails; the last key is then the first one wanted.
+    if cursor.prev() if cursor.set_range(end) else cursor.last():
+        for item in cursor.iterprev():
+            if item[0] < start:
+                return
+            yield item
+
+
+class LmdbReader:
+    """A read-only snapshot: the last commit before it was opened, unchanged until `close`.
+
+    While it is open no page freed since then is reused, so the file grows: whoever holds one must
+    bound the time. Raises `StoreFailed`.
+    """
+
+    def __init__(
+        self, env: lmdb.Environment, dbs: dict[Family, Any] | None = None, *, owns_env: bool = False
+    ) -> None:
+        self._env, self._owns_env = env, owns_env
+        try:
+            if dbs is None:
+                dbs = {f: env.open_db(_family_name(f), create=False) for f in Family}
+            self._dbs = dbs
+            self._txn = env.begin()
+        except lmdb.Error as error:
+            if owns_env:
+                env.close()
+            _raise("open a reader", error)
+
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        """Return the value of `key` in the snapshot, or None."""
+        try:
+            value: bytes | None = self._txn.get(key, db=self._dbs[family])
+        except lmdb.Error as error:
+            _raise("read", error)
+        return value
+
+    def scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) with start <= key < end, ascending or descending by bytes."""
+        try:
+            yield from _scan(self._txn.cursor(self._dbs[family]), start, end, reverse=reverse)
+        except lmdb.Error as error:
+            _raise("scan", error)
+
+    @property
+    def commit_id(self) -> int:
+        """LMDB's number of the commit that this snapshot shows; it grows with each commit."""
+        return int(self._txn.id())
+
+    def close(self) -> None:
+        """End the snapshot; its pages may be reused."""
+        self._txn.abort()
+        if self._owns_env:
+            self._env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_reader(path: Path) -> LmdbReader:
+    """Open the last commit of a store that another process writes.
+
+    The process that has the `LmdbKV` open uses `LmdbKV.open_reader`: LMDB forbids a second
+    environment on one file in a process. Raises `StoreFailed`, also where there is no store.
+    """
+    try:
+        env = _open_env(path, readonly=True)
+    except lmdb.Error as error:
+        _raise(f"open {path}", error)
+    return LmdbReader(env, owns_env=True)
+
+
+class LmdbKV:
+    """`nokv.state.port.KV` over an LMDB environment in the directory `path`.
+
+    Opening creates the store if `path` does not exist (its parent must), holds it exclusively until
+    `close`, and commits once: what it then shows is durable, whatever the process before it died
+    of. Every method raises `StoreFailed` when LMDB or the system fails, and the store refuses
+    everything from then on: the caller exits the process. One thread uses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failed = False
+        self._writes = 0
+        """Number of writes and commits so far: an older iterator is refused."""
+        self._records: dict[Family, int] = dict.fromkeys(Family, 0)
+        """Records written since the last commit."""
+        self._large_bytes = 0
+        """Bytes of values written since the last commit that fill pages of their own."""
+        self._cursors: dict[Family, lmdb.Cursor[Any]] = {}
+        """One cursor a family for the open transaction; LMDB drops them at its commit."""
+        if not path.exists():
+            _create(path)
+        if not (path / _DATA_FILE).exists():
+            raise StoreFailed(f"{path} is not a store: it has no {_DATA_FILE}", errno.ENOENT)
+        self._lock_fd = _lock(path)
+        try:
+            self._env = _open_env(path, readonly=False)
+        except lmdb.Error as error:
+            os.close(self._lock_fd)
+            _raise(f"open {path}", error)
+        self._page_bytes = self._env.stat()["psize"]
+        try:
+            self._env.reader_check()
+            self._dbs = {f: self._env.open_db(_family_name(f)) for f in Family}
+            self._begin()
+            self._check_in()
+            self.commit()
+        except lmdb.Error as error:
+            self.close()
+            _raise(f"open {path}", error)
+        except StoreFailed:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        self._txn: lmdb.Transaction[Any] = self._env.begin(write=True)
+        self._cursors = {f: self._txn.cursor(db) for f, db in self._dbs.items()}
+        self._records = dict.fromkeys(Family, 0)
+        self._large_bytes = 0
+
+    def _check_in(self) -> None:
+        """Check the format and count this opening, which makes the commit that follows a real one.
+
+        LMDB skips a commit that wrote nothing. After a failed write of the meta page the page cache
+        may show a commit that the disk does not hold; a new one above it settles that.
+        """
+        store = self._env.open_db(_STORE_DB, txn=self._txn)
+        found = self._txn.get(_FORMAT_ROW, b"", db=store)
+        if found != _U64.pack(FORMAT):
+            raise StoreFailed(f"{self._path}: store format {found!r}, this release has {FORMAT}")
+        (opens,) = _U64.unpack(self._txn.get(_OPENS_ROW, b"", db=store))
+        self._txn.put(_OPENS_ROW, _U64.pack(opens + 1), db=store)
+
+    def _fail(self, what: str, error: Exception) -> NoReturn:
+        self._failed = True
+        _raise(what, error)
+
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        """Return the value of `key` in the open transaction, or None."""
+        if self._failed:
+            raise StoreFailed(_REFUSED)
+        try:
+            value: bytes | None = self._txn.get(key, db=self._dbs[family])
+        except lmdb.Error as error:
+            self._fail("read", error)
+        return value
+
+    def scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) with start <= key < end, ascending or descending by bytes."""
+        if self._failed:
+            raise StoreFailed(_REFUSED)
+        writes = self._writes
+        try:
+            cursor = self._txn.cursor(self._dbs[family])
+            for item in _scan(cursor, start, end, reverse=reverse):
+                yield item
+                assert writes == self._writes, "a scan was used after a write or a commit"
+        except lmdb.Error as error:
+            self._fail("scan", error)
+
+    def write(self, family: Family, items: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Put each (key, value), or delete the key where the value is None."""
+        if self._failed:
+            raise StoreFailed(_REFUSED)
+        self._writes += 1
+        puts: list[tuple[bytes, bytes]] = []
+        deletes: list[bytes] = []
+        for item in items:
+            value = item[1]
+            if value is None:
+                deletes.append(item[0])
+            else:
+                puts.append(item)  # type: ignore[arg-type]  # the value is checked above
+                if len(value) > _LARGE_BYTES:
+                    self._large_bytes += len(value)
+        self._records[family] += len(puts) + len(deletes)
+        try:
+            if puts:
+                self._cursors[family].putmulti(puts)
+            if deletes:
+                delete, db = self._txn.delete, self._dbs[family]
+                for key in deletes:
+                    delete(key, db=db)
+        except lmdb.Error as error:
+            self._fail("write", error)
+
+    def commit(self) -> None:
+        """Make every write so far durable, atomically; a failure is for the process to die of."""
+        if self._failed:
+            raise StoreFailed(_REFUSED)
+        self._writes += 1
+        try:
+            self._txn.commit()
+            self._begin()
+        except lmdb.Error as error:
+            self._fail("commit", error)
+
+    @property
+    def dirty_bytes(self) -> int:
+        """At most so much memory the open transaction holds: commit before `DIRTY_BYTES_MAX`.
+
+        A record dirties one page at worst, and no family more pages than it has.
+        """
+        pages = 0
+        for family, records in self._records.items():
+            if records:
+                pages += min(records, self._txn.stat(self._dbs[family])["leaf_pages"])
+        return pages * self._page_bytes + self._large_bytes
+
+    def stats(self) -> dict[Family, FamilyStats]:
+        """Return the size of each family in the open transaction, in O(families)."""
+        return {
+            family: FamilyStats(stat["entries"], _tree_bytes(stat))
+            for family, stat in ((f, self._txn.stat(db)) for f, db in self._dbs.items())
+        }
+
+    def file_bytes(self) -> int:
+        """Return the length of the data file that LMDB uses, as of the last commit."""
+        return int(self._env.info()["last_pgno"] + 1) * self._page_bytes
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the pages that hold records, in the open transaction."""
+        return sum(s.used_bytes for s in self.stats().values()) + _tree_bytes(self._txn.stat())
+
+    def free_bytes(self) -> int:
+        """Return the bytes of the file's pages that LMDB can reuse once no reader needs them.
+
+        A file never shrinks. The figure includes the few pages of LMDB's own list of free pages,
+        and lags by the open transaction.
+        """
+        return max(0, self.file_bytes() - self.used_bytes())
+
+    def open_reader(self) -> LmdbReader:
+        """Return a snapshot of the last commit, in this process."""
+        if self._failed:
+            raise StoreFailed(_REFUSED)
+        return LmdbReader(self._env, self._dbs)
+
+    def reader_check(self) -> int:
+        """Free the slots of readers whose process died; return how many there were."""
+        try:
+            return int(self._env.reader_check())
+        except lmdb.Error as error:
+            self._fail("reader check", error)
+
+    def close(self) -> None:
+        """Drop what is not committed and let go of the store."""
+        if self._lock_fd >= 0:
+            self._failed = True
+            self._env.close()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def _tree_bytes(stat: Any) -> int:  # noqa: ANN401 - a typed dictionary that only stubs know
+    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages * int(stat["psize"])
+
+
+def _create(path: Path) -> None:
+    """Make an empty store at `path`, whole or not at all.
+
+    LMDB writes a new file's first pages unsynced, so a power cut can leave a file that it then
+    refuses. It is made under another name and renamed when all of it is durable.
+    """
+    made = path.with_name(path.name + ".new")
+    try:
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(mode=0o700)
+        with _open_env(made, readonly=False) as env:
+            for family in Family:
+                env.open_db(_family_name(family))
+            store = env.open_db(_STORE_DB)
+            with env.begin(db=store, write=True) as txn:
+                txn.put(_FORMAT_ROW, _U64.pack(FORMAT))
+                txn.put(_OPENS_ROW, _U64.pack(0))
+        _sync_directory(made)
+        made.rename(path)
+        _sync_directory(path.parent)
+    except (OSError, lmdb.Error) as error:
+        _raise(f"create {path}", error)
+
+
+def _lock(path: Path) -> int:
+    """Take the store for this process; return the descriptor that holds it.
+
+    A second writer would otherwise wait in LMDB for ever.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        _raise(f"open {path}", error)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreBusy(f"{path} is open in another process") from None
+    return fd
