@@ -1,8 +1,8 @@
 """The errors of one replication group.
 
-`Refused` and its children settle a proposal: it did not pass the log and never will. `OutcomeUnknown`
-does not: the entry may still be committed by another leader. `Fatal` is raised out of `Group.step`
-and never caught inside this package: the process that owns the group must exit.
+`Refused` and its children settle a proposal: it did not pass the log and never will.
+`OutcomeUnknown` does not: the entry may still be committed by another leader. `Fatal` is raised out
+of `Group.step` and never caught inside this package: the process that owns the group must exit.
 """
 
 

@@ -38,7 +38,7 @@ class Network(Protocol):
 class Disk(Protocol):
     """Every file operation of the log, by name, on names inside one folder.
 
-    Each method is one external call, so that a test can fail, or cut the power at, exactly that one.
+    Each method is one external call, so that a test can fail, or cut the power at, that one.
     All raise `OSError`. Names have no folders in them.
     """
 
@@ -54,8 +54,8 @@ class Disk(Protocol):
     def close(self, handle: int) -> None:
         """Close a handle; the data written through it is not thereby durable."""
 
-    def preallocate(self, handle: int, size_bytes: int) -> None:
-        """Give the file `size_bytes` written zero bytes, so that later syncs change no metadata."""
+    def preallocate(self, handle: int, size_bytes: int, offset: int) -> None:
+        """Write `size_bytes` zero bytes at `offset`, so that later syncs change no metadata."""
 
     def size_bytes(self, handle: int) -> int:
         """Return the file's size."""

@@ -1,0 +1,364 @@
+"""The only module that touches pysyncobj, and the only place that names its private attributes.
+
+pysyncobj 0.3.17 decides elections, votes, log matching and commitment. As shipped it truncates
+without a conflict check, counts acknowledgements of old terms, loses its log in several ways and
+unpickles what it reads; the reasons are in DESIGN.md. `Core` cuts all of that off by overriding the
+methods below and replacing journal, transport, serializer, poller, clock and random source. The
+attributes used are private and tied to that release, so another version is refused at import.
+
+Names used, all of `SyncObj`, each here and nowhere else:
+
+- overridden methods: `__connectedToAnyone` (asked only when the election timer fired: pre-vote),
+  `__applyLogEntries` (apply is ours), `__tryLogCompaction`, `__loadDumpFile` (no dumps),
+  `__doApplyCommand`, `__parseChangeClusterRequest`, `__changeCluster` (they unpickle);
+- called methods: `__setCurrentTerm`, `__setState`, `__sendAppendEntries`, `__onMessageReceived`
+  (through the transport's callback), `_applyCommand`, `_checkCommandsToApply`, `doTick`;
+- attributes read: `__raftState`, `__raftCurrentTerm`, `__raftLeader`, `__raftCommitIndex`,
+  `__noopIDx`, `__raftNextIndex`, `__raftMatchIndex`, `__raftElectionDeadline`,
+  `__newAppendEntriesTime`;
+- attributes written: `__raftLeader` (a newer term was learnt), `__raftNextIndex` (repairs),
+  `__raftLastApplied` (it logs by it), `__newAppendEntriesTime` (send now), `__serializer`
+  (replaced), `_poller` (replaced);
+- module globals replaced: `createJournal`, `monotonicTime`, `random`.
+"""
+
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+import pysyncobj.syncobj as library
+from pysyncobj.config import SyncObjConf
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+from pysyncobj.version import VERSION
+
+from nokv_replication.log import Log
+from nokv_replication.types import GroupConfig, Role
+
+SUPPORTED_VERSION = "0.3.17"
+if VERSION != SUPPORTED_VERSION:
+    _message = f"nokv_replication is written for pysyncobj {SUPPORTED_VERSION}, not {VERSION}"
+    raise ImportError(_message)
+
+_NOOP = bytes([1])
+_SECOND_NS = 1_000_000_000
+# Larger than any entry, so that the library never cuts one in pieces (its flag for the last piece
+# is wrong). What one frame may hold is decided by whoever sends it.
+_BATCH_BYTES = 1 << 30
+
+# The library logs what it overrides away; this package reports its own events.
+logging.getLogger("pysyncobj").setLevel(logging.CRITICAL + 1)
+
+
+class _Ambient:
+    """The clock and random source of the group that is stepping now.
+
+    The library reads both through module globals. One thread steps one group at a time, so every
+    entry into the library sets them first; two groups in one process may have different clocks.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.rng = Random(0)
+
+    def monotonic_time(self) -> float:
+        """Stand in for the library's clock."""
+        return self.now_s
+
+    def random(self) -> float:
+        """Stand in for `random.random`: the library draws election timeouts with it."""
+        return self.rng.random()
+
+
+_ambient = _Ambient()
+library.monotonicTime = _ambient.monotonic_time
+library.random = _ambient
+library.createJournal = lambda journal: journal
+
+
+class Peer(Node):  # type: ignore[misc]
+    """An interned node with an integer identity, so that sets of nodes iterate the same everywhere.
+
+    One object per peer and group: identity is equality, which also is most of a node's cost.
+    """
+
+    def __hash__(self) -> int:
+        return int(self._id)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+
+class _Journal:
+    """The library's position-based journal over `Log`; position 0 is the entry before the first.
+
+    `make_noop` replaces the library's no-op by an entry of this package, with times.
+    """
+
+    def __init__(self, log: Log, make_noop: Callable[[], bytes], batch_bytes: int) -> None:
+        self._log = log
+        self._make_noop = make_noop
+        self._batch_bytes = batch_bytes
+        self.commit_index = 0
+
+    def __len__(self) -> int:
+        return self._log.last_index - self._log.base_index + 1
+
+    def __getitem__(self, at: int | slice) -> Any:  # noqa: ANN401 - an entry or a list of them
+        log = self._log
+        if isinstance(at, slice):
+            return self._slice(at.start, at.stop)
+        index = log.base_index + at if at >= 0 else log.last_index + 1 + at
+        # The library asks single positions for index and term only.
+        return (b"", index, log.term_at(index))
+
+    def _slice(self, start: int, stop: int | None) -> list[tuple[bytes, int, int]]:
+        log, base = self._log, self._log.base_index
+        if stop is not None and stop - start == 1:
+            index = base + start
+            return [self[start]] if index <= log.last_index else []
+        # Open-ended: two entries at least, which is all a truncation check looks at, and else
+        # about one batch, so that a long tail is not read at once.
+        entries: list[tuple[bytes, int, int]] = []
+        size = 0
+        for index in range(base + start, log.last_index + 1):
+            if len(entries) >= 2 and size >= self._batch_bytes:
+                break
+            command = log.entry(index) if index > base else b""
+            entries.append((command, index, log.term_at(index)))
+            size += len(command)
+        return entries
+
+    def add(self, command: bytes, index: int, term: int) -> None:
+        self._log.append(self._make_noop() if command == _NOOP else command, index, term)
+
+    def deleteEntriesFrom(self, position: int) -> None:  # noqa: N802
+        self._log.truncate_from(self._log.base_index + position)
+
+    def setCurrentTerm(self, term: int, vote: int | None) -> None:  # noqa: N802
+        self._log.set_hard_state(term, vote or 0)
+
+    def getCurrentTerm(self) -> int:  # noqa: N802
+        return self._log.hard_state.term
+
+    def getVotedForNodeId(self) -> int | None:  # noqa: N802
+        return self._log.hard_state.vote or None
+
+    def setRaftCommitIndex(self, index: int) -> None:  # noqa: N802
+        """Forget it: a stored commit index is only ever newer than what it speaks of."""
+
+    def getRaftCommitIndex(self) -> int:  # noqa: N802
+        return self.commit_index
+
+    def onOneSecondTimer(self) -> None:  # noqa: N802
+        """Nothing is deferred to a timer here."""
+
+    def _destroy(self) -> None:
+        """The log is closed by its owner."""
+
+
+class _NoSerializer:
+    """No dumps: the library then sends `serialized=None`, which the transport turns into `TooFar`."""
+
+    def getTransmissionData(self, _node: Peer) -> None:  # noqa: N802
+        return None
+
+    def cancelTransmisstion(self, _node: Peer) -> None:  # noqa: N802
+        return None
+
+
+class _NoPoller:
+    def poll(self, _timeout_s: float) -> None:
+        return None
+
+
+class CoreOwner(Protocol):
+    """Who a `Core` calls while it steps."""
+
+    def core_send(self, peer: int, message: dict[str, Any]) -> None:
+        """Take a message of the library for a peer."""
+
+    def core_may_stand(self) -> bool:
+        """Decide, now that the election timer has fired, whether to become a candidate."""
+
+    def core_make_noop(self) -> bytes:
+        """Return the first entry of this node's new term as leader."""
+
+
+class _Outgoing(Transport):  # type: ignore[misc]
+    def __init__(self, owner: CoreOwner) -> None:
+        super().__init__(None, None, None)
+        self._owner = owner
+
+    def send(self, node: Peer, message: dict[str, Any]) -> bool:
+        self._owner.core_send(node.id, message)
+        return True
+
+    def deliver(self, node: Peer, message: dict[str, Any]) -> None:
+        self._onMessageReceived(node, message)
+
+    def connected(self, node: Peer) -> None:
+        self._onNodeConnected(node)
+
+    def disconnected(self, node: Peer) -> None:
+        self._onNodeDisconnected(node)
+
+
+class Core(library.SyncObj):  # type: ignore[misc]
+    """The library's Raft of one group: passive, single-threaded, without disk, network or clock.
+
+    `enter(now_ns, rng)` must precede any other call of a step.
+    """
+
+    def __init__(
+        self, node: int, peers: list[int], config: GroupConfig, log: Log, owner: CoreOwner
+    ) -> None:
+        self._owner = owner
+        self._peers = {peer: Peer(peer) for peer in peers}
+        self._outgoing = _Outgoing(owner)
+        self._journal = _Journal(log, owner.core_make_noop, config.batch_bytes)
+        settings = SyncObjConf(
+            autoTick=False,
+            commandsWaitLeader=False,
+            commandsQueueSize=0,
+            appendEntriesUseBatch=True,
+            appendEntriesBatchSizeBytes=_BATCH_BYTES,
+            appendEntriesPeriod=config.heartbeat_ns / _SECOND_NS,
+            raftMinTimeout=config.election_min_ns / _SECOND_NS,
+            raftMaxTimeout=config.election_max_ns / _SECOND_NS,
+            # Quorum check: an isolated leader steps down after the longest election timeout.
+            leaderFallbackTimeout=config.election_max_ns / _SECOND_NS,
+            connectionTimeout=2 * config.election_max_ns / _SECOND_NS,
+            dynamicMembershipChange=False,
+            journalFile=self._journal,
+        )
+        super().__init__(Peer(node), list(self._peers.values()), settings, transport=self._outgoing)
+        self._SyncObj__serializer = _NoSerializer()
+        self._poller = _NoPoller()
+
+    @staticmethod
+    def enter(now_ns: int, rng: Random) -> None:
+        """Make this instant and random source the library's, for the calls that follow."""
+        _ambient.now_s = now_ns / _SECOND_NS
+        _ambient.rng = rng
+
+    def start_at(self, applied_index: int) -> None:
+        """Begin from a machine that has applied up to `applied_index`: all of it is committed."""
+        self._SyncObj__raftLastApplied = applied_index
+        self._SyncObj__raftCommitIndex = applied_index
+
+    # ------------------------------------------------------------------ state
+
+    def role(self) -> Role:
+        """Part in the current term."""
+        return Role(self._SyncObj__raftState)
+
+    def is_leader(self) -> bool:
+        """Whether this node leads its term; it may have been deposed without knowing."""
+        return bool(self._SyncObj__raftState == 2)
+
+    def term(self) -> int:
+        """Current term."""
+        return int(self._SyncObj__raftCurrentTerm)
+
+    def leader(self) -> int | None:
+        """Node believed to lead the current term."""
+        leader = self._SyncObj__raftLeader
+        return None if leader is None else int(leader.id)
+
+    def commit_index(self) -> int:
+        """Largest index known to be committed."""
+        return int(self._SyncObj__raftCommitIndex)
+
+    def noop_index(self) -> int:
+        """Index of the first entry of this node's last term as leader."""
+        return int(self._SyncObj__noopIDx or 0)
+
+    def next_index(self, peer: int) -> int:
+        """Next index to send to a peer; 0 before this node ever led."""
+        return int(self._SyncObj__raftNextIndex.get(self._peers[peer], 0))
+
+    def set_next_index(self, peer: int, index: int) -> None:
+        """Repair the next index to send to a peer."""
+        self._SyncObj__raftNextIndex[self._peers[peer]] = index
+
+    def match_index(self, peer: int) -> int:
+        """Largest index a peer acknowledged in this term."""
+        return int(self._SyncObj__raftMatchIndex.get(self._peers[peer], 0))
+
+    def election_deadline_ns(self) -> int:
+        """When the election timer fires."""
+        return int(self._SyncObj__raftElectionDeadline * _SECOND_NS) + 1_000
+
+    def heartbeat_deadline_ns(self) -> int:
+        """When a leader sends its next heartbeat."""
+        return int(self._SyncObj__newAppendEntriesTime * _SECOND_NS) + 1_000
+
+    # ------------------------------------------------------------------ events
+
+    def connected(self, peer: int) -> None:
+        """Tell the library that messages to a peer can be sent."""
+        self._outgoing.connected(self._peers[peer])
+
+    def disconnected(self, peer: int) -> None:
+        """Tell the library not to send to a peer."""
+        self._outgoing.disconnected(self._peers[peer])
+
+    def deliver(self, peer: int, message: dict[str, Any]) -> None:
+        """Hand a filtered message to the library."""
+        self._outgoing.deliver(self._peers[peer], message)
+
+    def tick(self) -> None:
+        """Let timers fire, elections run, and the commit index move."""
+        self.doTick(0.0)
+
+    def append(self, command: bytes) -> None:
+        """Append an entry as leader; it is sent by the next `send_appends`."""
+        self._applyCommand(command, None)
+        self._checkCommandsToApply()
+
+    def send_appends(self) -> None:
+        """Send each peer what it lacks, or a heartbeat."""
+        self._SyncObj__sendAppendEntries()
+
+    def set_applied(self, index: int) -> None:
+        """Keep the library's idea of what is applied."""
+        self._SyncObj__raftLastApplied = index
+
+    def adopt_term(self, term: int) -> None:
+        """Become a follower of a newer term that a peer told of, without a vote in it."""
+        assert term > self.term()
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(0)
+        self._SyncObj__raftLeader = None
+
+    # ------------------------------------------------------------------ overrides
+
+    def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
+        return self._owner.core_may_stand()
+
+    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
+        return False
+
+    def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802
+        return None
+
+    def _SyncObj__loadDumpFile(self, *_args: object, **_kwargs: object) -> None:  # noqa: N802
+        message = "a dump file was asked for"
+        raise AssertionError(message)
+
+    def _SyncObj__doApplyCommand(self, _command: bytes) -> None:  # noqa: N802
+        message = "the library was asked to apply"
+        raise AssertionError(message)
+
+    def _SyncObj__parseChangeClusterRequest(self, _command: bytes) -> None:  # noqa: N802
+        message = "the library was asked to change members"
+        raise AssertionError(message)
+
+    def _SyncObj__changeCluster(self, _request: object) -> bool:  # noqa: N802
+        message = "the library was asked to change members"
+        raise AssertionError(message)

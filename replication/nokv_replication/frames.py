@@ -1,0 +1,271 @@
+"""What peers say to each other, and what an entry of the log is, as MessagePack array structs.
+
+Every frame carries sender, connection epoch and a sequence number that grows with each frame to a
+peer as long as the process lives; bodies carry the term they belong to. Decoding is strict: what no
+correct peer sends is a `ProtocolError`, which costs the connection.
+"""
+
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+
+from nokv_replication.bootstrap import FORMAT, Incarnation, NodeId
+from nokv_replication.errors import LogDamaged, ProtocolError
+from nokv_replication.types import Times
+
+FRAME_MAX_BYTES = 8 << 20
+"""One frame on the wire, at most."""
+ENTRIES_MAX_BYTES = FRAME_MAX_BYTES - (64 << 10)
+"""Entries in one append frame, at most; the rest is its envelope."""
+ENTRIES_MAX = 65_536
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Fingerprint = Annotated[bytes, msgspec.Meta(max_length=32)]
+
+
+class EntryKind(IntEnum):
+    """Who an entry is for. Numbers are never reused."""
+
+    COMMANDS = 0
+    NOOP = 1
+    """A new leader's first entry."""
+    MEMBERS = 2
+    """One payload: the encoded list of members. The group's first entry after its first no-op."""
+    TICK = 3
+    """No payload: moves `cluster_ns` on while something waits for time."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One entry of the log. Its first byte, 0x95, is no command type of the library's."""
+
+    format: int
+    wall_ns: int
+    cluster_ns: int
+    payloads: list[bytes]
+    kind: EntryKind = EntryKind.COMMANDS
+
+    @property
+    def times(self) -> Times:
+        """The two clocks of the entry."""
+        return Times(self.wall_ns, self.cluster_ns)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def encode_entry(times: Times, payloads: list[bytes], kind: EntryKind) -> bytes:
+    """Return the bytes of an entry in the current format."""
+    return _encoder.encode(Entry(FORMAT, times.wall_ns, times.cluster_ns, payloads, kind))
+
+
+def decode_entry(command: bytes, index: int) -> Entry:
+    """Return the entry at `index`.
+
+    Raises:
+        LogDamaged: a newer program wrote it, or it is none; skipping it would be divergence.
+    """
+    try:
+        entry = _entry_decoder.decode(command)
+    except msgspec.MsgspecError as error:
+        message = f"entry {index} is not readable by this program ({error}); upgrade it"
+        raise LogDamaged(message) from error
+    if entry.format != FORMAT:
+        message = f"entry {index} has format {entry.format}, this program reads {FORMAT}; upgrade"
+        raise LogDamaged(message)
+    return entry
+
+
+class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class Append(_Body, tag=1):
+    """Entries after (prev_index, prev_term); the i-th has index prev_index + 1 + i."""
+
+    term: Count
+    prev_index: Count
+    prev_term: Count
+    commit_index: Count
+    entries: Annotated[list[tuple[Count, bytes]], msgspec.Meta(max_length=ENTRIES_MAX)]
+
+
+class Ack(_Body, tag=2):
+    """Answer to the append frame `sequence` of `term`: durable here before it is sent.
+
+    `success`: the log equals the leader's up to `next_index` - 1. `reset`: it does not; continue
+    at `next_index`. The rest is the follower's own: its applied position with the running hash of
+    its results, its wall clock and free disk space.
+    """
+
+    term: Count
+    sequence: Count
+    success: bool
+    reset: bool
+    next_index: Count
+    applied_index: Count
+    fingerprint: Fingerprint
+    wall_ns: Count
+    free_bytes: Count
+
+
+class RequestVote(_Body, tag=3):
+    """A candidate of `term` asks for a vote."""
+
+    term: Count
+    last_index: Count
+    last_term: Count
+
+
+class Vote(_Body, tag=4):
+    """The vote of `term`, durable at the voter."""
+
+    term: Count
+
+
+class PreVote(_Body, tag=5):
+    """Would you vote for this log in a term after `term`? Changes nothing at the voter."""
+
+    term: Count
+    last_index: Count
+    last_term: Count
+    round: Count
+
+
+class PreVoteGranted(_Body, tag=6):
+    """Yes to `round`."""
+
+    term: Count
+    round: Count
+
+
+class Probe(_Body, tag=7):
+    """Is `term` still yours? The ReadIndex round `nonce` (Raft thesis, section 6.4)."""
+
+    term: Count
+    nonce: Count
+
+
+class ProbeOk(_Body, tag=8):
+    """Yes: no newer term was known here when this was sent, and that is durable."""
+
+    term: Count
+    nonce: Count
+
+
+class ReadAsk(_Body, tag=9):
+    """A follower asks its leader for a confirmed read index."""
+
+    term: Count
+    nonce: Count
+
+
+class ReadAnswer(_Body, tag=10):
+    """The read index of `nonce`; `ok` False when the asked node cannot confirm that it leads."""
+
+    term: Count
+    nonce: Count
+    ok: bool
+    index: Count
+
+
+class Stale(_Body, tag=11):
+    """Your term is over; mine is `term`."""
+
+    term: Count
+
+
+class TooFar(_Body, tag=12):
+    """You need entries that my log, starting after `base_index`, no longer holds."""
+
+    term: Count
+    base_index: Count
+
+
+class Mismatch(_Body, tag=13):
+    """Your results up to `index` differ from the leader's, whose running hash is `fingerprint`."""
+
+    term: Count
+    index: Count
+    fingerprint: Fingerprint
+
+
+Body = (
+    Append
+    | Ack
+    | RequestVote
+    | Vote
+    | PreVote
+    | PreVoteGranted
+    | Probe
+    | ProbeOk
+    | ReadAsk
+    | ReadAnswer
+    | Stale
+    | TooFar
+    | Mismatch
+)
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One message: `epoch` names the connection, `sequence` the frame."""
+
+    sender: NodeId
+    epoch: Count
+    sequence: Count
+    body: Body
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """First on a connection, both ways. `digest` is that of the synced list, b"" before."""
+
+    format: Count
+    cluster: Annotated[str, msgspec.Meta(max_length=64)]
+    node: NodeId
+    incarnation: Incarnation
+    digest: Annotated[bytes, msgspec.Meta(max_length=16)]
+    epoch: Count
+
+
+_frame_decoder = msgspec.msgpack.Decoder(Frame)
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+
+
+def encode(message: Frame | Hello) -> bytes:
+    """Return the bytes of a frame or hello."""
+    return _encoder.encode(message)
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Return the frame in `data`.
+
+    Raises:
+        ProtocolError: it is none, or says what no correct peer says.
+    """
+    try:
+        frame = _frame_decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        message = f"undecodable frame of {len(data)} bytes: {error}"
+        raise ProtocolError(message) from error
+    body = frame.body
+    if isinstance(body, Append):
+        term = body.prev_term
+        for entry_term, _ in body.entries:
+            if entry_term < term:
+                message = "an append frame whose terms fall"
+                raise ProtocolError(message)
+            term = entry_term
+        if term > body.term:
+            message = f"an append frame of term {body.term} with an entry of term {term}"
+            raise ProtocolError(message)
+    return frame
+
+
+def decode_hello(data: bytes) -> Hello:
+    """Return the hello in `data`; raises `ProtocolError`."""
+    try:
+        return _hello_decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        message = f"undecodable hello of {len(data)} bytes: {error}"
+        raise ProtocolError(message) from error
