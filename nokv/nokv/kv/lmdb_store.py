@@ -202,6 +202,8 @@ class LmdbKV:
         """Records written since the last commit."""
         self._large_bytes = 0
         """Bytes of values written since the last commit that fill pages of their own."""
+        self.opens = 0
+        """How often this store was opened for writing, this time included; durable."""
         self._cursors: dict[Family, lmdb.Cursor[Any]] = {}
         """One cursor a family for the open transaction; LMDB drops them at its commit."""
         if not path.exists():
@@ -217,9 +219,10 @@ class LmdbKV:
         self._page_bytes = self._env.stat()["psize"]
         try:
             self._env.reader_check()
-            self._dbs = {f: self._env.open_db(_family_name(f)) for f in Family}
+            self._check_format()
+            self._dbs = {f: self._env.open_db(_family_name(f), create=False) for f in Family}
             self._begin()
-            self._check_in()
+            self._count_opening()
             self.commit()
         except lmdb.Error as error:
             self.close()
@@ -234,18 +237,27 @@ class LmdbKV:
         self._records = dict.fromkeys(Family, 0)
         self._large_bytes = 0
 
-    def _check_in(self) -> None:
-        """Check the format and count this opening, which makes the commit that follows a real one.
+    def _check_format(self) -> None:
+        try:
+            self._store_db = self._env.open_db(_STORE_DB, create=False)
+            with self._env.begin(db=self._store_db) as txn:
+                found = txn.get(_FORMAT_ROW, b"")
+        except lmdb.NotFoundError:
+            found = b""
+        if found != _U64.pack(FORMAT):
+            raise StoreFailed(
+                f"{self._path}: store format {found.hex() or 'unknown'}, this release has {FORMAT}"
+            )
+
+    def _count_opening(self) -> None:
+        """Write one row, which makes the commit that follows a real one.
 
         LMDB skips a commit that wrote nothing. After a failed write of the meta page the page cache
         may show a commit that the disk does not hold; a new one above it settles that.
         """
-        store = self._env.open_db(_STORE_DB, txn=self._txn)
-        found = self._txn.get(_FORMAT_ROW, b"", db=store)
-        if found != _U64.pack(FORMAT):
-            raise StoreFailed(f"{self._path}: store format {found!r}, this release has {FORMAT}")
-        (opens,) = _U64.unpack(self._txn.get(_OPENS_ROW, b"", db=store))
-        self._txn.put(_OPENS_ROW, _U64.pack(opens + 1), db=store)
+        (opens,) = _U64.unpack(self._txn.get(_OPENS_ROW, db=self._store_db))
+        self.opens = opens + 1
+        self._txn.put(_OPENS_ROW, _U64.pack(self.opens), db=self._store_db)
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
         self._failed = True
@@ -385,13 +397,12 @@ def _create(path: Path) -> None:
     try:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(mode=0o700)
-        with _open_env(made, readonly=False) as env:
+        with _open_env(made, readonly=False) as env, env.begin(write=True) as txn:
             for family in Family:
-                env.open_db(_family_name(family))
-            store = env.open_db(_STORE_DB)
-            with env.begin(db=store, write=True) as txn:
-                txn.put(_FORMAT_ROW, _U64.pack(FORMAT))
-                txn.put(_OPENS_ROW, _U64.pack(0))
+                env.open_db(_family_name(family), txn=txn)
+            store = env.open_db(_STORE_DB, txn=txn)
+            txn.put(_FORMAT_ROW, _U64.pack(FORMAT), db=store)
+            txn.put(_OPENS_ROW, _U64.pack(0), db=store)
         _sync_directory(made)
         made.rename(path)
         _sync_directory(path.parent)
