@@ -255,7 +255,7 @@ class LmdbKV:
         LMDB skips a commit that wrote nothing. After a failed write of the meta page the page cache
         may show a commit that the disk does not hold; a new one above it settles that.
         """
-        (opens,) = _U64.unpack(self._txn.get(_OPENS_ROW, db=self._store_db))
+        (opens,) = _U64.unpack(self._txn.get(_OPENS_ROW, b"", db=self._store_db))
         self.opens = opens + 1
         self._txn.put(_OPENS_ROW, _U64.pack(self.opens), db=self._store_db)
 
