@@ -1,0 +1,177 @@
+"""`nokv init`: mint a cluster at its first node, and the other first members from a join file.
+
+Nothing here starts a node or touches the network. The shared part of what the first node mints
+goes into a *join file* that the operator carries to the other machines; it holds the worker's
+token, so it is readable by its owner only and should be removed afterwards.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nokv.errors import ConfigError, DataDirectoryError
+from nokv.server.config import NodeConfig, check_loopback, load
+from nokv.server.datadir import (
+    FORMAT,
+    IDENTITY_FILE,
+    ClusterFile,
+    MemberAddress,
+    NodeFile,
+    log_path,
+    make_directory,
+    write_durably,
+)
+from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES_CAP, INLINE_BYTES_MAX
+from nokv.types.values import Volume
+
+NODES_MAX: Final = 7
+"""First members of a cluster, as replication has it."""
+
+
+class StoreSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a new volume keeps its bodies. Credentials come from each client's own AWS chain."""
+
+    kind: str
+    """'local' or 's3'."""
+    endpoint: str = ""
+    """URL of an S3 service; empty: AWS itself."""
+    bucket: str = ""
+    """Bucket name; of a local store its directory, absolute."""
+    prefix: str = ""
+    region: str = ""
+    inline_max: int = INLINE_BYTES_MAX
+    """Bodies up to so many bytes live in the metadata."""
+
+
+def init_cluster(
+    config_path: Path,
+    *,
+    node: int,
+    members: Sequence[MemberAddress],
+    store: StoreSpec,
+    join_file: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> NodeFile:
+    """Mint a cluster and initialise its first node's data directory.
+
+    Writes `join_file` for the other members first, so that a cut in between leaves nothing that
+    serves. Raises ConfigError for arguments that make no cluster, DataDirectoryError if the
+    directory is initialised or not writable.
+    """
+    config = load(config_path, overrides)
+    cluster = ClusterFile(
+        cluster=secrets.token_hex(16),
+        volume=_volume(store),
+        worker_token=secrets.token_hex(32),
+        members=_members(members),
+    )
+    identity = _identity(cluster, node, config)
+    if len(cluster.members) > 1 and join_file is None:
+        message = f"{len(cluster.members)} members, and no join file to initialise the others from"
+        raise ConfigError(message, hint="name one with --join-file")
+    _refuse_initialised(Path(config.data_dir))
+    if join_file is not None:
+        write_durably(join_file, msgspec.json.format(msgspec.json.encode(cluster), indent=2))
+    _write(Path(config.data_dir), identity)
+    return identity
+
+
+def join(
+    config_path: Path,
+    join_file: Path,
+    *,
+    node: int,
+    overrides: Mapping[str, str] | None = None,
+) -> NodeFile:
+    """Initialise the data directory of another first member from the first one's join file.
+
+    Raises ConfigError for a file that is none or does not list `node`, DataDirectoryError if the
+    directory is initialised or not writable.
+    """
+    config = load(config_path, overrides)
+    try:
+        cluster = msgspec.json.decode(join_file.read_bytes(), type=ClusterFile)
+    except OSError as error:
+        raise ConfigError(f"{join_file}: {error.strerror}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        message = f"{join_file} is no join file: {error}"
+        raise ConfigError(message, hint="nokv init at the first node writes one") from None
+    if cluster.format != FORMAT:
+        raise ConfigError(f"{join_file} has format {cluster.format}; this program speaks {FORMAT}")
+    _members(cluster.members)
+    identity = _identity(cluster, node, config)
+    _refuse_initialised(Path(config.data_dir))
+    _write(Path(config.data_dir), identity)
+    return identity
+
+
+def _identity(cluster: ClusterFile, node: int, config: NodeConfig) -> NodeFile:
+    numbers = [member.node for member in cluster.members]
+    if node not in numbers:
+        message = f"node {node} is not among the members {numbers}"
+        raise ConfigError(message, hint="choose one of these numbers with --node")
+    assert config.data_dir.startswith("/"), "the configuration's data_dir is absolute"
+    return NodeFile(node=node, incarnation=1 + secrets.randbelow((1 << 63) - 1), cluster=cluster)
+
+
+def _refuse_initialised(data_dir: Path) -> None:
+    """Refuse a directory that has an identity or a log: a node forgets nothing by `init`."""
+    if (data_dir / IDENTITY_FILE).exists():
+        message = f"{data_dir} is initialised already"
+        raise DataDirectoryError(message, hint="start it with nokv serve, or choose another one")
+    if log_path(data_dir).exists():
+        message = f"{data_dir} holds a log but no identity"
+        raise DataDirectoryError(message, hint="restore node.json, or choose an empty directory")
+
+
+def _write(data_dir: Path, identity: NodeFile) -> None:
+    make_directory(data_dir)
+    write_durably(
+        data_dir / IDENTITY_FILE, msgspec.json.format(msgspec.json.encode(identity), indent=2)
+    )
+
+
+def _volume(store: StoreSpec) -> Volume:
+    if store.kind not in {"local", "s3"}:
+        raise ConfigError(f"store kind {store.kind!r}", hint="'local' or 's3'")
+    if not store.bucket:
+        raise ConfigError("no bucket for bodies", hint="name a bucket, or a local directory")
+    if store.kind == "local" and not Path(store.bucket).is_absolute():
+        message = f"the local store's directory {store.bucket} is relative"
+        raise ConfigError(message, hint="write it from / on: every node and client must find it")
+    if not 0 <= store.inline_max <= INLINE_BYTES_CAP:
+        raise ConfigError(f"inline_max {store.inline_max}", hint=f"0 to {INLINE_BYTES_CAP} bytes")
+    return Volume(
+        volume=secrets.token_hex(16),
+        kind=store.kind,
+        endpoint=store.endpoint,
+        bucket=store.bucket,
+        prefix=store.prefix,
+        region=store.region,
+        inline_max=store.inline_max,
+        chunk_bytes=CHUNK_BYTES,
+        block_bytes=BLOCK_BYTES,
+    )
+
+
+def _members(members: Sequence[MemberAddress]) -> tuple[MemberAddress, ...]:
+    """Return the members in order, if they can be a cluster's."""
+    if not 1 <= len(members) <= NODES_MAX:
+        raise ConfigError(f"{len(members)} members", hint=f"a cluster has 1 to {NODES_MAX}")
+    ordered = tuple(sorted(members, key=lambda member: member.node))
+    if len({member.node for member in ordered}) < len(ordered):
+        raise ConfigError("two members have the same number")
+    addresses = [address for member in ordered for address in (member.peer, member.rpc)]
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError("two members share an address")
+    for member in ordered:
+        if not 1 <= member.node <= 65_535:
+            raise ConfigError(f"member number {member.node}", hint="1 to 65535")
+        check_loopback(member.peer, f"member {member.node}: peer")
+        check_loopback(member.rpc, f"member {member.node}: rpc")
+    return ordered
