@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import errno
 
+from nokv.state.port import StoreFailed
 
-class StoreFailed(Exception):
-    """The store cannot go on: a failed read, write or sync, a full disk or map, a damaged file.
-
-    Nothing may be retried in place: after a failed sync the kernel has dropped the pages, and a
-    second sync would succeed over the hole. The process exits; the next one opens the last commit
-    and replays the log. `errno` is the system's number where there is one, else EIO.
-    """
-
-    def __init__(self, what: str, code: int = errno.EIO) -> None:
-        super().__init__(what)
-        self.errno = code if code > 0 else errno.EIO
+__all__ = ["StoreBusy", "StoreFailed"]
 
 
 class StoreBusy(StoreFailed):

@@ -1,1 +1,1 @@
-"""The deterministic state machine: a pure function of (state, log entry)."""
+"""The deterministic state machine: pure step functions over an ordered KV. See DESIGN.md."""

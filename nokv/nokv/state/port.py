@@ -8,6 +8,7 @@ commit. Keys are 1 to 511 bytes (LMDB's limit), ordered as unsigned bytes.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -42,3 +43,16 @@ class KV(Protocol):
     def commit(self) -> None:
         """Make every write so far durable, atomically; a failure is for the process to die of."""
         ...
+
+
+class StoreFailed(Exception):
+    """The store cannot go on: a failed read, write or sync, a full disk or map, a damaged file.
+
+    Nothing may be retried in place: after a failed sync the kernel has dropped the pages, and a
+    second sync would succeed over the hole. The process exits; the next one opens the last commit
+    and replays the log. `errno` is the system's number where there is one, else EIO.
+    """
+
+    def __init__(self, what: str, code: int = errno.EIO) -> None:
+        super().__init__(what)
+        self.errno = code if code > 0 else errno.EIO

@@ -1,0 +1,299 @@
+"""What one command works with: the transaction, the entry's time, the caller and the session."""
+
+from __future__ import annotations
+
+from nokv.errors import Stale
+from nokv.state import keys
+from nokv.state.effects import Effect
+from nokv.state.families import Family
+from nokv.state.pinned import Source
+from nokv.state.records import (
+    Counters,
+    Dentry,
+    Drop,
+    Inode,
+    Job,
+    Session,
+    StoredEvent,
+    Usage,
+    body_of,
+    born_of,
+    decode_dentry,
+    decode_inode,
+    decode_usage,
+    encode,
+)
+from nokv.state.txn import Txn
+from nokv.types.events import EventKind
+from nokv.types.limits import DEPTH_MAX
+from nokv.types.values import ROOT_INODE, Attr, Caller, FileType
+
+S_IFMT = 0o170000
+DIRECTORY = FileType.DIRECTORY << 12
+REGULAR = FileType.REGULAR << 12
+SYMLINK = FileType.SYMLINK << 12
+
+JOB_ORPHAN = 1
+"""A detached directory or file, to be taken apart from the top."""
+JOB_UNPIN = 2
+"""A dropped pin, whose history is to be reclaimed."""
+JOB_TRIM = 3
+"""Leftover rows of a session (results, consumed ranges) after its tombstone went."""
+
+
+class Context:
+    """One command being applied. `Atomic` uses one for all of its operations."""
+
+    __slots__ = (
+        "caller",
+        "chains",
+        "cluster_ns",
+        "counters",
+        "effects",
+        "events",
+        "seq",
+        "session",
+        "session_id",
+        "txn",
+        "wall_ns",
+    )
+
+    def __init__(
+        self,
+        txn: Txn,
+        wall_ns: int,
+        cluster_ns: int,
+        caller: Caller,
+        session_id: int,
+        seq: int,
+        session: Session | None,
+    ) -> None:
+        self.txn = txn
+        self.counters: Counters = txn.counters
+        self.wall_ns = wall_ns
+        self.cluster_ns = cluster_ns
+        self.caller = caller
+        self.session_id = session_id
+        self.seq = seq
+        self.session = session
+        """The session as this command leaves it; written back with the result."""
+        self.events: list[StoredEvent] = []
+        self.chains: list[tuple[int, ...]] = []
+        self.effects: list[Effect] = []
+
+    @property
+    def version(self) -> int:
+        """The version of the running operation."""
+        return self.txn.version
+
+    # ------------------------------------------------------------------ inodes and names
+
+    def new_inode(self) -> int:
+        """Return an inode number that was never used."""
+        ino = self.counters.next_inode
+        self.counters.next_inode += 1
+        return ino
+
+    def store_inode(self, view: int, ino: int, inode: Inode) -> None:
+        """Write an inode record. The caller accounts for files and bytes."""
+        self.txn.put(Family.INODE, keys.inode(view, ino), encode(inode))
+
+    def put_dentry(self, view: int, directory: int, name: bytes, dentry: Dentry) -> None:
+        """Write a name."""
+        self.txn.put(Family.DENTRY, keys.dentry(view, directory, name), encode(dentry))
+
+    def delete_dentry(self, view: int, directory: int, name: bytes) -> None:
+        """Remove a name."""
+        self.txn.delete(Family.DENTRY, keys.dentry(view, directory, name))
+
+    # ------------------------------------------------------------------ usage
+
+    def add_usage(self, view: int, directory: int, entries: int, size: int) -> None:
+        """Add to the usage of a directory and of all above it, up to its tree's root."""
+        if not entries and not size:
+            return
+        for ino in chain(self.txn, view, directory):
+            key = keys.inode(view, ino)
+            value = self.txn.get(Family.USAGE, key)
+            old = decode_usage(body_of(value)) if value is not None else Usage(0, 0)
+            new = Usage(old.entries + entries, old.bytes + size)
+            assert new.entries >= 0 and new.bytes >= 0, f"usage of inode {ino} below zero"
+            self.txn.put(Family.USAGE, key, encode(new))
+
+    def usage(self, view: int, directory: int) -> Usage:
+        """Return the usage of a directory's tree."""
+        return load_usage(self.txn, view, directory)
+
+    # ------------------------------------------------------------------ events
+
+    def emit(
+        self,
+        kind: EventKind,
+        view: int,
+        directory: int,
+        name: bytes,
+        ino: int,
+        *,
+        to_directory: int = 0,
+        to_name: bytes = b"",
+        size: int = 0,
+        generation: int = 0,
+        names: tuple[bytes, ...] = (),
+    ) -> None:
+        """Record an event below `directory`; inside a staged or detached tree there is none."""
+        at = self._chain(view, directory)
+        if at < 0:
+            return
+        to = self._chain(view, to_directory) if to_directory else -1
+        self.events.append(
+            StoredEvent(
+                self.version,
+                kind,
+                view,
+                at,
+                name,
+                ino,
+                to,
+                to_name,
+                size,
+                generation,
+                self.session_id,
+                self.seq,
+                names,
+            )
+        )
+
+    def _chain(self, view: int, directory: int) -> int:
+        found = chain(self.txn, view, directory)
+        if found[-1] != root_of(self.txn, view):
+            return -1
+        if found in self.chains:
+            return self.chains.index(found)
+        self.chains.append(found)
+        return len(self.chains) - 1
+
+    # ------------------------------------------------------------------ background work
+
+    def add_job(self, kind: int, view: int, a: int, b: int = 0) -> None:
+        """Queue background work for `Reap`."""
+        number = self.counters.next_job
+        self.counters.next_job += 1
+        self.counters.jobs += 1
+        self.txn.set_row(Family.META, keys.job(number), encode(Job(kind, view, a, b)))
+
+    def add_drop(self, drop: Drop) -> None:
+        """Queue a hold that ended for the collector."""
+        number = self.counters.next_drop
+        self.counters.next_drop += 1
+        self.counters.drops += 1
+        self.txn.set_row(Family.DROP, keys.pack(number), encode(drop))
+
+
+def root_of(source: Source, view: int) -> int:
+    """Return the root inode of a view. View 0 is the live tree; an unknown view is Stale."""
+    if view == 0:
+        return ROOT_INODE
+    message = f"no view {view}"
+    raise Stale(message)
+
+
+def load_inode(source: Source, view: int, ino: int) -> Inode | None:
+    """Return an inode record, or None."""
+    value = source.get(Family.INODE, keys.inode(view, ino))
+    return None if value is None else decode_inode(body_of(value))
+
+
+def need_inode(source: Source, view: int, ino: int) -> Inode:
+    """Return an inode record that a name or a parent promises."""
+    value = source.get(Family.INODE, keys.inode(view, ino))
+    assert value is not None, f"inode {view}:{ino} is named and does not exist"
+    return decode_inode(body_of(value))
+
+
+def load_dentry(source: Source, view: int, directory: int, name: bytes) -> Dentry | None:
+    """Return a name's record, or None."""
+    value = source.get(Family.DENTRY, keys.dentry(view, directory, name))
+    return None if value is None else decode_dentry(body_of(value))
+
+
+def load_usage(source: Source, view: int, directory: int) -> Usage:
+    """Return the usage record of a directory; absent means empty."""
+    value = source.get(Family.USAGE, keys.inode(view, directory))
+    return Usage(0, 0) if value is None else decode_usage(body_of(value))
+
+
+def chain(source: Source, view: int, directory: int) -> tuple[int, ...]:
+    """Return the directory and its ancestors, up to the root of its tree, both included.
+
+    The last one is the view's root, or the root of a staged or detached tree.
+    """
+    found = [directory]
+    ino = directory
+    while ino := need_inode(source, view, ino).parent:
+        found.append(ino)
+        assert len(found) <= DEPTH_MAX + 1, "deeper than DEPTH_MAX, or a cycle"
+    return tuple(found)
+
+
+def tree_root(source: Source, view: int, ino: int) -> tuple[int, Inode]:
+    """Return the root of the tree that holds an inode, with its record."""
+    inode = need_inode(source, view, ino)
+    steps = 0
+    while inode.parent:
+        ino = inode.parent
+        inode = need_inode(source, view, ino)
+        steps += 1
+        assert steps <= DEPTH_MAX + 1, "deeper than DEPTH_MAX, or a cycle"
+    return ino, inode
+
+
+def is_directory(inode: Inode) -> bool:
+    """Whether the inode is a directory."""
+    return inode.mode & S_IFMT == DIRECTORY
+
+
+def is_regular(inode: Inode) -> bool:
+    """Whether the inode is a regular file."""
+    return inode.mode & S_IFMT == REGULAR
+
+
+def is_symlink(inode: Inode) -> bool:
+    """Whether the inode is a symbolic link."""
+    return inode.mode & S_IFMT == SYMLINK
+
+
+def bytes_of(inode: Inode) -> int:
+    """What the inode adds to usage: a directory or special file nothing."""
+    return inode.size
+
+
+def load_attr(source: Source, view: int, ino: int) -> Attr | None:
+    """Return an inode's attributes, or None."""
+    value = source.get(Family.INODE, keys.inode(view, ino))
+    if value is None:
+        return None
+    return make_attr(view, ino, decode_inode(body_of(value)), born_of(value))
+
+
+def make_attr(view: int, ino: int, inode: Inode, version: int) -> Attr:
+    """Return the attributes of a record that was written by `version`."""
+    return Attr(
+        view,
+        ino,
+        inode.mode,
+        inode.uid,
+        inode.gid,
+        inode.nlink,
+        inode.size,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+        version,
+        inode.generation,
+        inode.rdev,
+        inode.flags,
+        inode.children,
+        inode.body,
+        inode.sha256,
+        inode.parent,
+    )

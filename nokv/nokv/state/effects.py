@@ -1,0 +1,27 @@
+"""What an applied entry asks of the node around the state machine. Plain values, drained in order."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SessionLive(msgspec.Struct, frozen=True):
+    """A session was opened (or opened again with its nonce): its time to live starts anew."""
+
+    session: int
+    ttl_ns: int
+
+
+class SessionDead(msgspec.Struct, frozen=True):
+    """A session has ended."""
+
+    session: int
+
+
+class CheckpointReached(msgspec.Struct, frozen=True):
+    """Commit exactly after this entry, and digest what was committed."""
+
+    number: int
+
+
+Effect = SessionLive | SessionDead | CheckpointReached

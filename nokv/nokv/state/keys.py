@@ -1,0 +1,139 @@
+"""Keys: big-endian, starting with the view (sessions, queues and counters apart).
+
+History and reclaim keys carry another record's key inside. Names hold no NUL, and all other keys
+of a family have one length, so `rest | 0x00 | death` keeps the order of the records themselves.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from nokv.state.families import Family
+from nokv.types.values import StoredObject
+
+U64 = struct.Struct(">Q")
+U64X2 = struct.Struct(">QQ")
+U64X4 = struct.Struct(">QQQQ")
+pack = U64.pack
+pack2 = U64X2.pack
+VIEW_BYTES = 8
+_OBJECT = struct.Struct(">QQIHH")
+_REF = struct.Struct(">QQQQQ")
+
+COUNTERS = b"counters"
+POSITION = b"position"
+VOLUME = b"volume"
+JOB_PREFIX = b"job/"
+
+RECORD = b"\x00"
+RESULT = b"\x01"
+CONSUMED = b"\x02"
+NONCE_PREFIX = bytes(8) + b"\x03"
+
+
+def inode(view: int, ino: int) -> bytes:
+    """INODE and USAGE."""
+    return pack2(view, ino)
+
+
+def dentry(view: int, directory: int, name: bytes) -> bytes:
+    """DENTRY."""
+    return pack2(view, directory) + name
+
+
+def xattr(view: int, ino: int, name: bytes) -> bytes:
+    """XATTR."""
+    return pack2(view, ino) + name
+
+
+def chunk(view: int, ino: int, body: int, index: int) -> bytes:
+    """CHUNK."""
+    return U64X4.pack(view, ino, body, index)
+
+
+def chunk_parts(key: bytes) -> tuple[int, int, int, int]:
+    """(view, inode, body, chunk) of a CHUNK key."""
+    view, ino, body, index = U64X4.unpack(key)
+    return view, ino, body, index
+
+
+def backlink(view: int, ino: int, parent: int, name: bytes) -> bytes:
+    """BACKLINK."""
+    return pack2(view, ino) + pack(parent) + name
+
+
+def pin(view: int, version: int, pin_id: int) -> bytes:
+    """PIN."""
+    return pack2(view, version) + pack(pin_id)
+
+
+def session(session_id: int) -> bytes:
+    """SESSION: the record."""
+    return pack(session_id) + RECORD
+
+
+def result(session_id: int, seq: int) -> bytes:
+    """SESSION: a result row."""
+    return pack(session_id) + RESULT + pack(seq)
+
+
+def consumed(session_id: int, first: int) -> bytes:
+    """SESSION: a range of published uploads, [first, value]."""
+    return pack(session_id) + CONSUMED + pack(first)
+
+
+def nonce(value: bytes) -> bytes:
+    """SESSION: the session that an opening's nonce made."""
+    return NONCE_PREFIX + value
+
+
+def job(number: int) -> bytes:
+    """META: background work."""
+    return JOB_PREFIX + pack(number)
+
+
+def history(family: Family, key: bytes, death: int) -> bytes:
+    """HISTORY: the record `key` as it was until `death`."""
+    return b"%b%c%b\x00%b" % (key[:VIEW_BYTES], family, key[VIEW_BYTES:], pack(death))
+
+
+def history_parts(key: bytes) -> tuple[Family, bytes, int]:
+    """(family, record key, death) of a HISTORY key."""
+    family = Family(key[VIEW_BYTES])
+    return family, key[:VIEW_BYTES] + key[VIEW_BYTES + 1 : -9], int.from_bytes(key[-8:], "big")
+
+
+def reclaim(newest_pin: int, born: int, family: Family, key: bytes, death: int) -> bytes:
+    """RECLAIM: (view, newest pin at death, birth, family, key, death)."""
+    view = key[:VIEW_BYTES]
+    rest = key[VIEW_BYTES:]
+    return b"%b%b%c%b\x00%b" % (view, pack2(newest_pin, born), family, rest, pack(death))
+
+
+def reclaim_parts(key: bytes) -> tuple[int, int, Family, bytes, int]:
+    """(newest pin, birth, family, record key, death) of a RECLAIM key."""
+    newest, born = U64X2.unpack_from(key, VIEW_BYTES)
+    family = Family(key[24])
+    return newest, born, family, key[:VIEW_BYTES] + key[25:-9], int.from_bytes(key[-8:], "big")
+
+
+def touched(newest_pin: int, family: Family, key: bytes) -> bytes:
+    """TOUCHED: a key first changed since that pin."""
+    return b"%b%b%c%b" % (key[:VIEW_BYTES], pack(newest_pin), family, key[VIEW_BYTES:])
+
+
+def object_prefix(obj: StoredObject) -> bytes:
+    """REF: all holds of one object."""
+    return _OBJECT.pack(obj.session, obj.upload, obj.chunk, obj.block, obj.piece)
+
+
+def ref(obj: StoredObject, view: int, ino: int, body: int, index: int, born: int) -> bytes:
+    """REF: one hold."""
+    return object_prefix(obj) + _REF.pack(view, ino, body, index, born)
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The smallest key above every key that starts with `prefix` (which is not all 0xff)."""
+    trimmed = prefix.rstrip(b"\xff")
+    assert trimmed, "a prefix of 0xff bytes has no end"
+    return trimmed[:-1] + bytes([trimmed[-1] + 1])

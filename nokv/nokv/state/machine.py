@@ -1,0 +1,356 @@
+"""The state machine of one shard: `apply(entry) -> results`, a pure function of (state, entry).
+
+No clock, no random, no IO but the KV port. The driver pulls one result per command from the
+iterator that `apply` returns; until it is exhausted there is no read, no commit and no digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+
+import msgspec
+import xxhash
+
+from nokv.errors import (
+    Internal,
+    InvalidArgument,
+    NokvError,
+    SequenceReused,
+    SessionExpired,
+    TooLarge,
+    UnknownSession,
+    WindowFull,
+)
+from nokv.state import dispatch, keys, reads
+from nokv.state.context import Context
+from nokv.state.effects import Effect
+from nokv.state.families import Family
+from nokv.state.port import KV, StoreFailed
+from nokv.state.predicates import check_predicates
+from nokv.state.records import (
+    Counters,
+    EventRecord,
+    Position,
+    Session,
+    StoredEvent,
+    decode_counters,
+    decode_position,
+    decode_session,
+    encode,
+)
+from nokv.state.txn import Txn
+from nokv.types.commands import Atomic, Command
+from nokv.types.limits import ATOMIC_MAX, RESULT_WINDOW
+from nokv.types.reads import Read, ReadValue
+from nokv.types.results import AtomicDone, InnerValue, ResultValue
+from nokv.types.values import Caller, Marks
+from nokv.wire.codec import decode_command, encode_failure, encode_success
+
+_UNSTORED = (UnknownSession, SessionExpired, SequenceReused, WindowFull)
+"""Refusals about the session itself: no row keeps them (docs/namespace.md: sessions)."""
+
+
+class Incompatible(Exception):
+    """The log holds what this build can't read: the node stops before it applies the entry."""
+
+
+class StateMachine:
+    """One shard's state over a KV. Not thread-safe; its owner is one step loop."""
+
+    def __init__(self, kv: KV) -> None:
+        self._kv = kv
+        row = kv.get(Family.META, keys.COUNTERS)
+        self._counters = Counters() if row is None else decode_counters(row)
+        if self._counters.format > 1:
+            message = f"state format {self._counters.format}; this build knows 1: upgrade the node"
+            raise Incompatible(message)
+        row = kv.get(Family.META, keys.POSITION)
+        self._position = Position(0, 0, b"") if row is None else decode_position(row)
+        self._txn = Txn(kv, self._counters)
+        self._effects: list[Effect] = []
+        self._busy = False
+
+    # ------------------------------------------------------------------ the port of the log
+
+    def applied(self) -> Position:
+        """Return how far the log is applied, with the configuration that came with it."""
+        return self._position
+
+    @property
+    def version(self) -> int:
+        """Version of the last command."""
+        return self._counters.version
+
+    @property
+    def counters(self) -> Counters:
+        """The scalars, to look at only."""
+        return self._counters
+
+    def fingerprint(self) -> bytes:
+        """Return the hash over all results so far, 16 bytes: equal on replicas at one index."""
+        return self._counters.fingerprint
+
+    def commit(self) -> int:
+        """Make the applied state durable; return the index it stands at. Raises StoreFailed."""
+        assert not self._busy, "a commit inside an entry"
+        self._kv.commit()
+        return self._position.index
+
+    def apply(
+        self, position: Position, wall_ns: int, cluster_ns: int, payloads: Sequence[bytes]
+    ) -> Iterator[bytes]:
+        """Apply one entry; yield the encoded `Result` of each command, in order.
+
+        Raises Incompatible, before anything is applied, for a payload that can't be decoded.
+        AssertionError, StoreFailed, OSError, MemoryError and RecursionError are for the process
+        to die of.
+        """
+        assert not self._busy, "the entry before is not finished"
+        assert position.index == self._position.index + 1 or self._position.index == 0, (
+            f"entry {position.index} after {self._position.index}"
+        )
+        counters = self._counters
+        assert cluster_ns >= counters.cluster_ns, "cluster time fell"
+        assert wall_ns >= counters.wall_ns, "wall time fell"
+        commands = [self._decode(position.index, payload) for payload in payloads]
+        self._busy = True
+        counters.wall_ns, counters.cluster_ns = wall_ns, cluster_ns
+        events: list[StoredEvent] = []
+        chains: list[tuple[int, ...]] = []
+        hasher = xxhash.xxh3_128(counters.fingerprint)
+        for command in commands:
+            result = self._apply_one(command, wall_ns, cluster_ns, events, chains)
+            hasher.update(result)
+            yield result
+        if commands:
+            counters.fingerprint = hasher.digest()
+        self._finish(position, wall_ns, events, chains)
+        self._busy = False
+
+    def take_effects(self) -> list[Effect]:
+        """Return what the entries since the last call ask of the node, and forget it."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _decode(self, index: int, payload: bytes) -> Command:
+        try:
+            return decode_command(payload)
+        except NokvError as error:
+            message = f"entry {index} holds a command that this build can't read: {error}"
+            raise Incompatible(message) from error
+
+    def _finish(
+        self,
+        position: Position,
+        wall_ns: int,
+        events: list[StoredEvent],
+        chains: list[tuple[int, ...]],
+    ) -> None:
+        txn = self._txn
+        if events:
+            record = EventRecord(wall_ns, tuple(chains), tuple(events))
+            txn.set_row(Family.EVENT, keys.pack(self._counters.version), encode(record))
+        self._position = position
+        txn.set_row(Family.META, keys.COUNTERS, encode(self._counters))
+        txn.set_row(Family.META, keys.POSITION, encode(position))
+        txn.merge()
+        txn.flush()
+
+    # ------------------------------------------------------------------ one command
+
+    def _apply_one(
+        self,
+        command: Command,
+        wall_ns: int,
+        cluster_ns: int,
+        events: list[StoredEvent],
+        chains: list[tuple[int, ...]],
+    ) -> bytes:
+        txn, counters = self._txn, self._counters
+        txn.begin()
+        saved = copy(counters)
+        session: Session | None = None
+        try:
+            if command.session:
+                stored, session = self._admit(command)
+                if stored is not None:
+                    txn.abort()
+                    return stored
+            elif not isinstance(command.op, dispatch.SESSIONLESS):
+                message = "this command needs a session"
+                raise UnknownSession(message)
+        except NokvError as error:
+            txn.abort()
+            return encode_failure(txn.version, error)
+        ctx = Context(
+            txn, wall_ns, cluster_ns, command.caller, command.session, command.seq, session
+        )
+        try:
+            value = self._run(ctx, command)
+            result = encode_success(txn.version, value)
+        except Exception as error:
+            if not isinstance(error, NokvError) and isinstance(
+                error, (AssertionError, OSError, MemoryError, RecursionError, StoreFailed)
+            ):
+                raise
+            failure = error if isinstance(error, NokvError) else Internal(repr(error))
+            result = self._roll_back(saved, failure)
+            if isinstance(failure, _UNSTORED):
+                return result
+            ctx.session = session
+        else:
+            events.extend(_renumber(ctx, chains))
+            self._effects.extend(ctx.effects)
+        if ctx.session is not None:
+            self._keep_result(command, ctx.session, result)
+        txn.merge()
+        return result
+
+    def _roll_back(self, saved: Counters, error: NokvError) -> bytes:
+        txn, counters = self._txn, self._counters
+        txn.abort()
+        version = counters.version
+        for field in Counters.__struct_fields__:
+            setattr(counters, field, getattr(saved, field))
+        counters.version = txn.version = version
+        return encode_failure(version, error)
+
+    def _run(self, ctx: Context, command: Command) -> ResultValue:
+        op = command.op
+        dispatch.check_caller(command.caller)
+        if not isinstance(op, Atomic):
+            dispatch.check_arguments(op)
+            check_predicates(ctx, command.predicates)
+            return dispatch.run(ctx, op)
+        if not op.ops:
+            message = "an Atomic without operations"
+            raise InvalidArgument(message)
+        if len(op.ops) > ATOMIC_MAX:
+            message = f"an Atomic of {len(op.ops)} operations; the limit is {ATOMIC_MAX}"
+            raise TooLarge(message)
+        first = ctx.version
+        self._counters.version = ctx.txn.version = first + len(op.ops) - 1
+        values: list[InnerValue] = []
+        for number, inner in enumerate(op.ops):
+            try:
+                dispatch.check_arguments(inner)
+            except NokvError as error:
+                raise _inner_error(number, error) from None
+        ctx.txn.version = first
+        check_predicates(ctx, command.predicates)
+        for number, inner in enumerate(op.ops):
+            ctx.txn.version = first + number
+            try:
+                value = dispatch.run(ctx, inner)
+            except NokvError as error:
+                ctx.txn.version = first + len(op.ops) - 1
+                raise _inner_error(number, error) from None
+            assert isinstance(value, InnerValue)
+            values.append(value)
+        return AtomicDone(first, tuple(values))
+
+    # ------------------------------------------------------------------ exactly once
+
+    def _admit(self, command: Command) -> tuple[bytes | None, Session]:
+        """Return a stored result, or the session to run in, trimmed to what is acknowledged."""
+        txn = self._txn
+        row = txn.get(Family.SESSION, keys.session(command.session))
+        if row is None:
+            message = f"no session {command.session:016x}"
+            raise UnknownSession(message)
+        session = decode_session(row)
+        if command.seq >= 1 and command.seq > session.acked:
+            stored = txn.get(Family.SESSION, keys.result(command.session, command.seq))
+            if stored is not None:
+                return stored, session
+        if session.died:
+            message = f"session {command.session:016x} ended at version {session.died}"
+            raise SessionExpired(message)
+        if command.seq < 1 or command.seq <= session.acked:
+            message = f"sequence number {command.seq} was acknowledged ({session.acked})"
+            raise SequenceReused(message)
+        if not 0 <= command.acked < command.seq:
+            message = f"command {command.seq} acknowledges {command.acked}"
+            raise InvalidArgument(message)
+        acked = max(session.acked, command.acked)
+        if command.seq > acked + RESULT_WINDOW:
+            message = f"command {command.seq} with results kept from {acked + 1}"
+            raise WindowFull(message)
+        return None, self._trim(command.session, session, acked)
+
+    def _trim(self, session_id: int, session: Session, acked: int) -> Session:
+        if acked == session.acked:
+            return session
+        gone = 0
+        for seq in range(session.acked + 1, min(acked, session.acked + RESULT_WINDOW) + 1):
+            key = keys.result(session_id, seq)
+            if self._txn.get(Family.SESSION, key) is not None:
+                self._txn.delete_row(Family.SESSION, key)
+                gone += 1
+        return msgspec.structs.replace(session, acked=acked, results=session.results - gone)
+
+    def _keep_result(self, command: Command, session: Session, result: bytes) -> None:
+        txn = self._txn
+        txn.set_row(Family.SESSION, keys.result(command.session, command.seq), result)
+        after = msgspec.structs.replace(session, results=session.results + 1)
+        assert after.results <= RESULT_WINDOW, "more results than the window"
+        txn.set_row(Family.SESSION, keys.session(command.session), encode(after))
+
+    # ------------------------------------------------------------------ reads and duties
+
+    def read(self, caller: Caller, request: Read) -> tuple[int, ReadValue]:
+        """Answer a read at the present state (or the pin that it names), with the version.
+
+        Raises the typed errors of docs/namespace.md.
+        """
+        assert not self._busy, "a read inside an entry"
+        dispatch.check_caller(caller)
+        return self._counters.version, reads.run(self._txn, caller, request)
+
+    def pending_work(self) -> bool:
+        """Whether a `Reap` would find something to do."""
+        return self._counters.jobs > 0
+
+    def initialised(self) -> bool:
+        """Whether the volume record exists: the first command was applied."""
+        return self._kv.get(Family.META, keys.VOLUME) is not None
+
+    def live_sessions(self) -> list[tuple[int, int]]:
+        """Return (session, time to live in ns) of every session that has not ended."""
+        found = []
+        for key, value in self._kv.scan(Family.SESSION, keys.pack(1), b"\xff" * 9):
+            if key[8:] == keys.RECORD:
+                session = decode_session(value)
+                if not session.died:
+                    found.append((int.from_bytes(key[:8], "big"), session.ttl_ns))
+        return found
+
+    def marks_of(self, session_id: int) -> Marks | None:
+        """Return the newest applied marks of a session, or None if it is unknown."""
+        row = self._kv.get(Family.SESSION, keys.session(session_id))
+        if row is None:
+            return None
+        s = decode_session(row)
+        return Marks(session_id, s.number, s.floor, s.watermark, s.leases)
+
+
+def _inner_error(number: int, error: NokvError) -> NokvError:
+    return type(error)(f"operation {number}: {error.message}", hint=error.hint)
+
+
+def _renumber(ctx: Context, chains: list[tuple[int, ...]]) -> Iterator[StoredEvent]:
+    """Move a command's events over to the entry's list of chains."""
+    where: dict[int, int] = {-1: -1}
+    for old, one in enumerate(ctx.chains):
+        if one in chains:
+            where[old] = chains.index(one)
+        else:
+            where[old] = len(chains)
+            chains.append(one)
+    for event in ctx.events:
+        at, to = where[event.chain], where[event.to_chain]
+        if at == event.chain and to == event.to_chain:
+            yield event
+        else:
+            yield msgspec.structs.replace(event, chain=at, to_chain=to)

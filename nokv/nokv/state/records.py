@@ -1,0 +1,259 @@
+"""The records of the store, and how they become bytes.
+
+A versioned record's value is `born (8 bytes, big-endian) | MessagePack array`: the version that
+wrote it stands in front, so that history can be decided without decoding. A value that is only
+`born | nil` is a whiteout. Unversioned rows (sessions, pins, queues) are the bare array.
+Arrays are strict and append-only; the state format version in the counters says which fields exist.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from nokv.types.values import Lease, StoredChunk, StoredObject, Strict
+
+STATE_FORMAT = 1
+"""Raised only by a command in the log, once all members speak it."""
+
+BORN_BYTES = 8
+
+T = TypeVar("T")
+
+
+class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The scalars of a shard, one META row, written once an entry."""
+
+    format: int = STATE_FORMAT
+    version: int = 0
+    """Of the last command. Increases by one a command; never falls."""
+    next_inode: int = 2
+    """Never reused; 1 is the root."""
+    next_body: int = 1
+    next_session: int = 1
+    """Low 32 bits of the next session's id."""
+    owner_epoch: int = 0
+    """High 32 bits of every session id."""
+    next_drop: int = 1
+    next_job: int = 1
+    files: int = 0
+    """Inodes of every kind, staged and not yet reaped ones too."""
+    bytes: int = 0
+    """Sizes of all regular files and symbolic links, once per inode."""
+    wall_ns: int = 0
+    """Of the last entry; never falls."""
+    cluster_ns: int = 0
+    """Of the last entry; never falls."""
+    jobs: int = 0
+    """Rows of the reap queue: whether background work waits."""
+    drops: int = 0
+    """Rows of the drop queue."""
+    history: int = 0
+    """Rows of HISTORY."""
+    sessions: int = 0
+    """Sessions and tombstones."""
+    first_event: int = 0
+    """Cursors below this are too old."""
+    fingerprint: bytes = bytes(16)
+    """xxh3-128 chain over all results: replicas at one index must agree."""
+
+
+class Inode(Strict, frozen=True):
+    """An inode. Key (view, inode). See inode(7)."""
+
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    """Names of a file; 2 + subdirectories of a directory. A staged root has none: 0, or 2."""
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    parent: int
+    """A directory naming it; 0 for the root of a view, of a staged or of a detached tree."""
+    generation: int = 0
+    """Version of the publish of the present body."""
+    body: int = 0
+    """Chunk records lie under this id; 0: there are none."""
+    body_born: int = 0
+    """Version at which the body id was minted: its holds begin no earlier."""
+    children: int = 0
+    """Entries of a directory: rmdir never scans."""
+    rdev: int = 0
+    flags: int = 0
+    xattr_bytes: int = 0
+    """Names of its extended attributes, each with a NUL."""
+    sha256: bytes = b""
+    target: bytes = b""
+    """Of a symbolic link."""
+    stage: int = 0
+    """Of a staged root: the session that owns the tree."""
+
+
+class Dentry(Strict, frozen=True):
+    """A name. Key (view, directory, name). With `view` set it is a graft into another view."""
+
+    file_type: int
+    inode: int
+    view: int | None = None
+    shard: int | None = None
+
+
+class Usage(Strict, frozen=True):
+    """What lies below a directory. Key (view, directory)."""
+
+    entries: int
+    bytes: int
+
+
+class View(Strict, frozen=True):
+    """A branch of the namespace. Key (view)."""
+
+    root: int
+    created: int
+    origin: int | None = None
+    origin_version: int = 0
+    holder: tuple[int, int, bytes] | None = None
+    """(view, directory, name) of the dentry that enters it."""
+    replaces: int | None = None
+    dead: int = 0
+    """Version of its deletion; 0 while it lives."""
+
+
+class Pin(Strict, frozen=True):
+    """A hold of a view's content. Key (view, version, pin id)."""
+
+    session: int
+    """Ends with this session; 0: held by a snapshot or clone."""
+
+
+class Session(Strict, frozen=True):
+    """A session, or its tombstone. Key (session, 0)."""
+
+    nonce: bytes
+    ttl_ns: int
+    opened: int
+    acked: int = 0
+    """Every result up to here was received; their rows are gone. Never falls."""
+    number: int = 0
+    """Of the newest marks frame that was applied. Never falls."""
+    floor: int = 0
+    """Never falls."""
+    watermark: int = 1
+    """Uploads below, unpublished, are abandoned. Never falls."""
+    next_upload: int = 1
+    leases: tuple[Lease, ...] = ()
+    stages: tuple[tuple[int, int], ...] = ()
+    """(view, inode) of its staged roots."""
+    died: int = 0
+    """Version of its end; 0 while alive."""
+    died_cluster_ns: int = 0
+    results: int = 0
+    """Result rows that are kept."""
+    abandoned_cluster_ns: int = 0
+    """When the watermark last rose: the grace of abandoned uploads counts from here."""
+
+
+class Drop(Strict, frozen=True):
+    """A hold that ended. Key (queue number).
+
+    With `objects` empty the whole body (view, inode, body) went, its chunk records still there;
+    else these objects went from one chunk, `history` naming the record that showed them.
+    """
+
+    view: int
+    inode: int
+    body: int
+    born: int
+    """Earliest begin of its holds."""
+    death: int
+    """Version of the command that ended them."""
+    cluster_ns: int
+    """Of that command: the grace counts from here."""
+    objects: tuple[StoredObject, ...] = ()
+    history: bytes = b""
+    """Key of the HISTORY row that goes with it; empty for a whole body."""
+    borns: tuple[int, ...] = ()
+    """Of each object's hold, beside `objects`."""
+
+
+class Job(Strict, frozen=True):
+    """Background work, done in bounded steps. Key META (b"job", number)."""
+
+    kind: int
+    """JobKind."""
+    view: int
+    a: int
+    """ORPHAN: the directory or file. UNPIN: the pin's version. SESSION: the session."""
+    b: int = 0
+    """ORPHAN: the version at which it was detached. SESSION: unused."""
+
+
+class StoredEvent(Strict, frozen=True):
+    """One change, as stored: chains are indexes into the record's list."""
+
+    version: int
+    kind: int
+    view: int
+    chain: int
+    name: bytes
+    inode: int
+    to_chain: int = -1
+    to_name: bytes = b""
+    size: int = 0
+    generation: int = 0
+    session: int = 0
+    seq: int = 0
+    names: tuple[bytes, ...] = ()
+
+
+class EventRecord(Strict, frozen=True):
+    """All events of one entry. Key (last version of the entry)."""
+
+    wall_ns: int
+    chains: tuple[tuple[int, ...], ...]
+    """Directories from a parent up to its root, both included."""
+    events: tuple[StoredEvent, ...]
+
+
+class Position(Strict, frozen=True):
+    """How far the log is applied; opaque to the commands."""
+
+    index: int
+    term: int
+    config: bytes
+
+
+class Ref(Strict, frozen=True):
+    """A shared object's hold. Key (session, upload, chunk, block, piece, view, inode, body, chunk, born)."""
+
+    death: int = 0
+    """Version of its end; 0 while it holds."""
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_inode = msgspec.msgpack.Decoder(Inode).decode
+decode_dentry = msgspec.msgpack.Decoder(Dentry).decode
+decode_usage = msgspec.msgpack.Decoder(Usage).decode
+decode_view = msgspec.msgpack.Decoder(View).decode
+decode_pin = msgspec.msgpack.Decoder(Pin).decode
+decode_session = msgspec.msgpack.Decoder(Session).decode
+decode_drop = msgspec.msgpack.Decoder(Drop).decode
+decode_job = msgspec.msgpack.Decoder(Job).decode
+decode_events = msgspec.msgpack.Decoder(EventRecord).decode
+decode_counters = msgspec.msgpack.Decoder(Counters).decode
+decode_position = msgspec.msgpack.Decoder(Position).decode
+decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
+decode_ref = msgspec.msgpack.Decoder(Ref).decode
+
+
+def body_of(value: bytes) -> memoryview:
+    """Return a versioned value without its `born`."""
+    return memoryview(value)[BORN_BYTES:]
+
+
+def born_of(value: bytes) -> int:
+    """Return the version that wrote a versioned value."""
+    return int.from_bytes(value[:BORN_BYTES], "big")
