@@ -67,7 +67,7 @@ class Volume:
     def __init__(self, backing: Path) -> None:
         self._backing = backing
         self.nodes: dict[int, Node] = {}
-        self.root = self._node(stat.S_IFDIR | 0o755)
+        self.root = self._node(stat.S_IFDIR | 0o755, b"/")
         self.unsynced: list[Change] = []
         """Changes of names that are not durable yet, oldest first."""
 

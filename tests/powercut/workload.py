@@ -3,7 +3,8 @@
 Speaks JSON lines. At its start, and again after each reopening, it says
 `["opened", openings, step, digest]`; for each line it reads it takes one step, commits it, and says
 `["committed", step]`. With `check` as its argument it reads folders instead, and says for each what
-an opening of the store there says, or `["failed", why]`.
+an opening of the store there says, or `["failed", why]`. With `--watch FD` its syncs are watched
+(`sync_watch.py`), or it says `["unwatched", why]` and ends.
 """
 
 from __future__ import annotations
@@ -100,4 +101,12 @@ if __name__ == "__main__":
         for folder in sys.stdin:
             say(check(Path(folder.rstrip("\n"))))
     else:
+        if sys.argv[2:3] == ["--watch"]:
+            from tests.powercut.sync_watch import be_watched
+
+            try:
+                be_watched(int(sys.argv[3]))
+            except OSError as error:
+                say(["unwatched", str(error)])
+                sys.exit(1)
         run(Path(sys.argv[1]))
