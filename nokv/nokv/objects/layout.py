@@ -64,7 +64,8 @@ def format_name(name: ObjectName) -> str:
         InvalidArgument: a part does not fit its field.
     """
     volume, shard, session, upload, chunk, block, piece = name
-    text = f"blocks/{volume}/{shard:04x}-{session:016x}/{upload:016x}/{chunk:08x}/{block:04x}.{piece:04x}"
+    owner = f"{volume}/{shard:04x}-{session:016x}"
+    text = f"blocks/{owner}/{upload:016x}/{chunk:08x}/{block:04x}.{piece:04x}"
     if _OBJECT.fullmatch(text) is None:
         raise InvalidArgument(f"no object can be named {name}")
     return text
