@@ -116,8 +116,8 @@ class Context:
             key = keys.inode(view, ino)
             value = self.txn.get(Family.USAGE, key)
             old = decode_usage(body_of(value)) if value is not None else Usage(0, 0)
-            new = Usage(old.entries + entries, old.bytes + size)
-            assert new.entries >= 0 and new.bytes >= 0, f"usage of inode {ino} below zero"
+            new = Usage(old.entries + entries, old.size_bytes + size)
+            assert new.entries >= 0 and new.size_bytes >= 0, f"usage of inode {ino} below zero"
             self.txn.put(Family.USAGE, key, encode(new))
 
     def usage(self, view: int, directory: int) -> Usage:

@@ -1,4 +1,4 @@
-"""What an applied entry asks of the node around the state machine. Plain values, drained in order."""
+"""What an applied entry asks of the node around the state machine: plain values, in order."""
 
 from __future__ import annotations
 

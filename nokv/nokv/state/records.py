@@ -39,7 +39,7 @@ class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     next_job: int = 1
     files: int = 0
     """Inodes of every kind, staged and not yet reaped ones too."""
-    bytes: int = 0
+    size_bytes: int = 0
     """Sizes of all regular files and symbolic links, once per inode."""
     wall_ns: int = 0
     """Of the last entry; never falls."""
@@ -105,7 +105,7 @@ class Usage(Strict, frozen=True):
     """What lies below a directory. Key (view, directory)."""
 
     entries: int
-    bytes: int
+    size_bytes: int
 
 
 class View(Strict, frozen=True):
@@ -159,8 +159,8 @@ class Session(Strict, frozen=True):
 class Drop(Strict, frozen=True):
     """A hold that ended. Key (queue number).
 
-    With `objects` empty the whole body (view, inode, body) went, its chunk records still there;
-    else these objects went from one chunk, `history` naming the record that showed them.
+    With an empty `history` the whole body (view, inode, body) went, its chunk records still there;
+    else `objects` went from one chunk, and the HISTORY row of that key showed them.
     """
 
     view: int
@@ -175,8 +175,6 @@ class Drop(Strict, frozen=True):
     objects: tuple[StoredObject, ...] = ()
     history: bytes = b""
     """Key of the HISTORY row that goes with it; empty for a whole body."""
-    borns: tuple[int, ...] = ()
-    """Of each object's hold, beside `objects`."""
 
 
 class Job(Strict, frozen=True):
@@ -226,13 +224,6 @@ class Position(Strict, frozen=True):
     config: bytes
 
 
-class Ref(Strict, frozen=True):
-    """A shared object's hold. Key (session, upload, chunk, block, piece, view, inode, body, chunk, born)."""
-
-    death: int = 0
-    """Version of its end; 0 while it holds."""
-
-
 encode = msgspec.msgpack.Encoder().encode
 decode_inode = msgspec.msgpack.Decoder(Inode).decode
 decode_dentry = msgspec.msgpack.Decoder(Dentry).decode
@@ -246,7 +237,6 @@ decode_events = msgspec.msgpack.Decoder(EventRecord).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
-decode_ref = msgspec.msgpack.Decoder(Ref).decode
 
 
 def body_of(value: bytes) -> memoryview:

@@ -2,12 +2,13 @@
 
 Every command reads through its own writes, then the overlay, then the store. A command's write
 set is merged into the overlay when it succeeds and dropped when it fails; the overlay goes to the
-store, sorted, when the entry ends. Versioned writes decide here, and only here, what history keeps:
+store, sorted, when the entry ends. Versioned writes decide here, and only here, what is kept:
 
-    a record of birth b, changed at c, goes to history iff the newest pin of its view below c is >= b
+    a record of birth b, changed at c, goes to history iff the newest pin of its view below c
+    is at or above b,
 
-and is then indexed for reclaiming under that pin, so that dropping a pin finds exactly what it
-alone held.
+and it is then indexed for reclaiming under that pin, so that dropping a pin finds exactly what
+it alone held.
 """
 
 from __future__ import annotations
@@ -135,6 +136,10 @@ class Txn:
         if self._pins:
             self._retire(family, key, self.version if death is None else death)
         self._own[family][key] = None
+
+    def set_record(self, family: Family, key: bytes, body: bytes) -> None:
+        """Write a record whose history the caller has kept (chunk records)."""
+        self._own[family][key] = self.version.to_bytes(BORN_BYTES, "big") + body
 
     def keep(self, family: Family, key: bytes, value: bytes, death: int) -> bytes:
         """Put `value` into history whether pinned or not (chunk records), and return its key.

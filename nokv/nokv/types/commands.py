@@ -316,9 +316,13 @@ class Reap(Strict, frozen=True, tag=66):
 
 
 class Collected(Strict, frozen=True, tag=67):
-    """The objects of these drop rows are deleted from the store. Result: Reaped."""
+    """The objects of these drop rows are deleted from the store. Result: Reaped.
 
-    drops: tuple[int, ...]
+    As `GetDrops` answered them, so that a repeated one removes nothing else.
+    """
+
+    drops: tuple[tuple[int, int], ...]
+    """(drop row, last chunk whose objects are gone)."""
 
 
 class Swept(Strict, frozen=True, tag=68):

@@ -298,9 +298,11 @@ class DroppedObject(Lenient, frozen=True):
 
 
 class DropReply(Lenient, frozen=True):
-    """One drop row and the objects that go with it."""
+    """One drop row and the objects that go with it: a large body comes in several pages."""
 
     drop: int
+    through: int
+    """Last chunk that `objects` covers; `Collected` names it."""
     objects: tuple[DroppedObject, ...]
 
 
