@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -21,7 +22,7 @@ PACKAGES = {
 @cache
 def files() -> tuple[Path, ...]:
     """Every file of the project that a commit would hold, relative to the root."""
-    if (ROOT / ".git").exists():
+    if (ROOT / ".git").exists() and shutil.which("git"):
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
         names = {Path(name.decode()) for name in listed.split(b"\0") if name}

@@ -16,7 +16,7 @@ EXEMPTION = "# long: "
 
 COMPONENTS = [
     *(f"nokv/nokv/{name}" for name in ("wire", "state", "kv", "objects", "server", "client")),
-    *(f"nokv/nokv/{name}" for name in ("agent", "cli", "testing")),
+    *(f"nokv/nokv/{name}" for name in ("agent", "cli")),
     "replication/nokv_replication",
     "fuse/nokv_fuse",
     "model/nokv_model",
@@ -125,7 +125,7 @@ def test_every_component_has_its_design(component: str) -> None:
     if not modules:
         pytest.skip(f"{component} holds nothing yet")
     design = Path(component) / "DESIGN.md"
-    assert design in source.files(), f"{design} is missing"
+    assert (source.ROOT / design).is_file(), f"{design} is missing"
     assert read(design).startswith("# ")
 
 
