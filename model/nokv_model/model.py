@@ -1,0 +1,147 @@
+"""`Model`: entries in, results out, and reads; the specification that `nokv.state` is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from nokv.errors import InvalidArgument, NokvError, TooLarge, WindowFull
+from nokv.types import commands as c
+from nokv.types.limits import ATOMIC_MAX
+from nokv.types.reads import Event, Read, ReadValue
+from nokv.types.results import AtomicDone, InnerValue, Result, ResultValue
+from nokv.types.values import Caller
+from nokv_model import attributes, control, ops, publishing, reads
+from nokv_model.arguments import check_arguments
+from nokv_model.control import check_predicates
+from nokv_model.sessions import Results, admit
+from nokv_model.state import State
+from nokv_model.step import Step
+
+HANDLERS: dict[type, Callable[[Step, Any], Any]] = {
+    c.Mkdir: ops.mkdir,
+    c.Create: ops.create,
+    c.BulkCreate: ops.bulk_create,
+    c.Mknod: ops.mknod,
+    c.Symlink: ops.symlink,
+    c.Link: ops.link,
+    c.Unlink: ops.unlink,
+    c.Rmdir: ops.rmdir,
+    c.RemoveTree: ops.remove_tree,
+    c.Rename: ops.rename,
+    c.SetAttr: attributes.set_attr,
+    c.SetXattr: attributes.set_xattr,
+    c.RemoveXattr: attributes.remove_xattr,
+    c.Publish: publishing.publish,
+    c.StageBegin: publishing.stage_begin,
+    c.StageSwap: publishing.stage_swap,
+    c.StageDrop: publishing.stage_drop,
+    c.OpenSession: control.open_session,
+    c.ExpireSession: control.expire_session,
+    c.LeaseUploads: control.lease_uploads,
+    c.PinView: control.pin_view,
+    c.UnpinView: control.unpin_view,
+    c.InitVolume: control.init_volume,
+    c.SessionMarks: control.session_marks,
+    c.Reap: control.reap,
+    c.Collected: control.reap,
+    c.Swept: control.swept,
+    c.Checkpoint: control.checkpoint,
+    c.TrimEvents: control.trim_events,
+    c.RaiseFormat: control.raise_format,
+}
+
+UNSTORED = (WindowFull,)
+"""Refusals that leave no result behind: the client may send the same number again."""
+
+
+class Model:
+    """The namespace as its rules say it behaves; see docs/namespace.md."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.results = Results()
+        self.version = 0
+        self.wall_ns = 0
+        self.cluster_ns = 0
+
+    def apply(self, wall_ns: int, cluster_ns: int, commands: list[c.Command]) -> list[Result]:
+        """Apply one entry; return the result of each command, in order."""
+        assert wall_ns >= self.wall_ns, "wall time fell"
+        assert cluster_ns >= self.cluster_ns, "cluster time fell"
+        self.wall_ns, self.cluster_ns = wall_ns, cluster_ns
+        events: list[Event] = []
+        results = [self._command(command, events) for command in commands]
+        if events:
+            self.state.events.append((self.version, tuple(events)))
+        return results
+
+    def read(self, caller: Caller, read: Read) -> ReadValue:
+        """Answer a read; raise what docs/namespace.md says."""
+        return reads.run(self.state, self.version, self.cluster_ns, caller, read)
+
+    # ------------------------------------------------------------------ one command
+
+    def _command(self, command: c.Command, events: list[Event]) -> Result:
+        first = self.version = self.version + 1
+        try:
+            sender = admit(command, self.state.sessions, self.results)
+        except NokvError as error:
+            return Result(first, error.code)
+        if isinstance(sender, Result):
+            return sender
+        op = command.op
+        if isinstance(op, c.OpenSession) and op.nonce in self.results.openings:
+            return self.results.openings[op.nonce]
+        if isinstance(op, c.Atomic) and 0 < len(op.ops) <= ATOMIC_MAX:
+            self.version += len(op.ops) - 1
+        before = self.state.copy()
+        step = Step(
+            self.state,
+            self.wall_ns,
+            self.cluster_ns,
+            command.caller,
+            sender,
+            command.seq,
+            first,
+        )
+        try:
+            value = self._execute(step, command)
+        except NokvError as error:
+            self.state = before
+            result = Result(self.version, error.code)
+            if isinstance(error, UNSTORED):
+                return result
+        else:
+            result = Result(self.version, value=value)
+            events += step.events
+            if isinstance(op, c.OpenSession):
+                self.results.openings[op.nonce] = result
+            if isinstance(op, c.Swept):
+                self.results.forget(before.sessions[op.target])
+        if sender is not None:
+            self.results.kept[command.session, command.seq] = result
+        self.state.tree.check()
+        return result
+
+    def _execute(self, step: Step, command: c.Command) -> ResultValue:
+        op = command.op
+        if not isinstance(op, c.Atomic):
+            check_arguments(op)
+            check_predicates(step, command.predicates)
+            return HANDLERS[type(op)](step, op)  # type: ignore[no-any-return]
+        if not op.ops:
+            message = "an Atomic without operations"
+            raise InvalidArgument(message)
+        if len(op.ops) > ATOMIC_MAX:
+            message = "an Atomic over its limit"
+            raise TooLarge(message)
+        for inner in op.ops:
+            check_arguments(inner)
+        check_predicates(step, command.predicates)
+        values: list[InnerValue] = []
+        for number, inner in enumerate(op.ops):
+            inner_step = replace(step, version=step.version + number)
+            values.append(HANDLERS[type(inner)](inner_step, inner))
+        return AtomicDone(step.version, tuple(values))

@@ -1,0 +1,237 @@
+"""The reads: functions of the present tree, or of the copy that a pin keeps."""
+
+from __future__ import annotations
+
+from nokv.errors import (
+    CursorTooOld,
+    InvalidArgument,
+    IsADirectory,
+    NoAttribute,
+    NotFound,
+    NotSupported,
+    VersionNotPinned,
+)
+from nokv.types import reads as r
+from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
+from nokv.types.values import ROOT_VIEW, Caller, StoredChunk, StoredExtent, StoredObject
+from nokv_model import access
+from nokv_model.access import R, Resolver, X, check_name
+from nokv_model.arguments import check_xattr_name
+from nokv_model.body import Content, window
+from nokv_model.sessions import Session
+from nokv_model.state import State
+from nokv_model.tree import Tree, file_type
+
+
+def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Read) -> r.ReadValue:
+    """Answer a read; NotSupported for those that show storage, which the model has none of."""
+    match read:
+        case r.StatFs():
+            return r.StatFsReply(*state.tree.totals())
+        case r.ReadEvents():
+            return _events(state, version, read)
+        case r.GetSession():
+            return _session(state, read.session).reply()
+        case r.ListSessions():
+            return _sessions(state, cluster_ns, read)
+        case r.GetVolume():
+            return _volume(state)
+        case r.BodyMap():
+            return _body_map(state, caller, read)
+        case r.GetUsage():
+            return _usage(Resolver(state.tree, caller), read)
+    at_version = getattr(read, "at_version", r.PRESENT)
+    return _of_tree(Resolver(tree_at(state, at_version), caller), read)
+
+
+def tree_at(state: State, at_version: int) -> Tree:
+    """Return the present tree, or the one a pin keeps; raise VersionNotPinned without one."""
+    if at_version == r.PRESENT:
+        return state.tree
+    for (_, pinned, _), (_, tree) in state.pins.items():
+        if pinned == at_version:
+            return tree
+    message = f"no pin at version {at_version}"
+    raise VersionNotPinned(message)
+
+
+# ---------------------------------------------------------------- of one tree
+
+
+def _of_tree(resolver: Resolver, read: r.Read) -> r.ReadValue:
+    match read:
+        case r.GetAttr():
+            return r.AttrReply(resolver.tree.attr(resolver.resolve(read.at)))
+        case r.Lookup():
+            return _lookup(resolver, read)
+        case r.ReadLink():
+            inode = resolver.resolve(read.at)
+            if not inode.is_symlink:
+                message = "it is no symbolic link"
+                raise InvalidArgument(message)
+            return r.BytesReply(inode.target)
+        case r.ReadDir():
+            return _read_dir(resolver, read)
+        case r.GetXattr():
+            return _get_xattr(resolver, read)
+        case r.ListXattr():
+            inode = resolver.resolve(read.at)
+            names = sorted(n for n in inode.xattrs if _shown(resolver.caller, n))
+            return r.NamesReply(tuple(names))
+        case r.Access():
+            return _access(resolver, read)
+        case _:
+            message = f"the model does not answer {type(read).__name__}"
+            raise NotSupported(message)
+
+
+def _lookup(resolver: Resolver, read: r.Lookup) -> r.AttrReply:
+    check_name(read.name)
+    parent = resolver.parent(read.parent)
+    access.require(resolver.caller, parent, X)
+    if read.name not in parent.entries:
+        message = "no such name"
+        raise NotFound(message)
+    return r.AttrReply(resolver.tree.attr(resolver.tree.inodes[parent.entries[read.name]]))
+
+
+def _read_dir(resolver: Resolver, read: r.ReadDir) -> r.DirPage:
+    if not 1 <= read.limit <= PAGE_MAX:
+        message = "a page out of range"
+        raise InvalidArgument(message)
+    tree, directory = resolver.tree, resolver.parent(read.at)
+    access.require(resolver.caller, directory, R)
+    names = sorted(name for name in directory.entries if name > read.after)
+    page = names[: read.limit]
+    entries = []
+    for name in page:
+        inode = tree.inodes[directory.entries[name]]
+        attr = tree.attr(inode) if read.plus else None
+        entries.append(r.DirEntry(name, inode.number, file_type(inode.mode), ROOT_VIEW, attr))
+    after = page[-1] if page else read.after
+    return r.DirPage(tuple(entries), len(page) < len(names), tree.attr(directory), after)
+
+
+def _shown(caller: Caller, name: bytes) -> bool:
+    return name.startswith(b"user.") or access.is_root(caller)
+
+
+def _get_xattr(resolver: Resolver, read: r.GetXattr) -> r.BytesReply:
+    check_xattr_name(read.name)
+    inode = resolver.resolve(read.at)
+    if read.name.startswith(b"user."):
+        access.require(resolver.caller, inode, R)
+    if not _shown(resolver.caller, read.name) or read.name not in inode.xattrs:
+        message = "no such attribute"
+        raise NoAttribute(message)
+    return r.BytesReply(inode.xattrs[read.name])
+
+
+def _access(resolver: Resolver, read: r.Access) -> r.AttrReply:
+    if read.mask & ~0o7:
+        message = "unknown access bits"
+        raise InvalidArgument(message)
+    inode = resolver.resolve(read.at)
+    access.require(resolver.caller, inode, read.mask)
+    return r.AttrReply(resolver.tree.attr(inode))
+
+
+def _usage(resolver: Resolver, read: r.GetUsage) -> r.UsageReply:
+    return r.UsageReply(*resolver.tree.usage(resolver.parent(read.at)))
+
+
+# ---------------------------------------------------------------- bodies
+
+
+def _body_map(state: State, caller: Caller, read: r.BodyMap) -> r.BodyMapReply:
+    if read.offset < 0 or read.length < 0:
+        message = "a negative range"
+        raise InvalidArgument(message)
+    tree = tree_at(state, read.at_version)
+    inode = Resolver(tree, caller).resolve(read.at)
+    if inode.is_directory:
+        message = "it is a directory"
+        raise IsADirectory(message)
+    if not inode.is_regular:
+        message = "only a regular file has a body"
+        raise InvalidArgument(message)
+    access.require(caller, inode, R)
+    end = read.offset + read.length
+    chunks = stored_chunks(state, inode.content, read.offset, end)
+    return r.BodyMapReply(tree.attr(inode), chunks, 0)
+
+
+def stored_chunks(state: State, content: Content, start: int, end: int) -> tuple[r.ChunkAt, ...]:
+    """Return the chunks that [start, end) touches, whole."""
+    first, last = start // CHUNK_BYTES, max(start, end - 1) // CHUNK_BYTES
+    found = []
+    for index in sorted({run.offset // CHUNK_BYTES for run in content}):
+        if first <= index <= last and start < end:
+            base = index * CHUNK_BYTES
+            runs = window(content, base, base + CHUNK_BYTES)
+            found.append(r.ChunkAt(index, _stored(state, runs, base)))
+    return tuple(found)
+
+
+def _stored(state: State, runs: Content, base: int) -> StoredChunk:
+    names = sorted({run.object for run in runs if run.object is not None})
+    objects = tuple(StoredObject(*name, *state.objects[name]) for name in names)
+    extents = tuple(
+        StoredExtent(
+            run.offset - base,
+            run.length,
+            -1 if run.object is None else names.index(run.object),
+            run.object_offset,
+            0,
+            run.data,
+        )
+        for run in runs
+    )
+    return StoredChunk(objects, extents)
+
+
+# ---------------------------------------------------------------- sessions, events, volume
+
+
+def _session(state: State, number: int) -> Session:
+    if number not in state.sessions:
+        message = f"no session {number}"
+        raise NotFound(message)
+    return state.sessions[number]
+
+
+def _sessions(state: State, cluster_ns: int, read: r.ListSessions) -> r.SessionsReply:
+    numbers = sorted(number for number in state.sessions if number > read.after)
+    page = tuple(state.sessions[number].reply() for number in numbers[: read.limit])
+    return r.SessionsReply(page, len(page) < len(numbers), cluster_ns)
+
+
+def _events(state: State, version: int, read: r.ReadEvents) -> r.EventsReply:
+    if read.cursor < state.first_event:
+        message = f"events up to {state.first_event} were trimmed"
+        raise CursorTooOld(message)
+    records = [record for record in state.events if record[0] > read.cursor]
+    page = records[: read.limit]
+    events = tuple(e for _, inner in page for e in inner if e.version > read.cursor)
+    more = len(page) < len(records)
+    cursor = page[-1][0] if more else version
+    return r.EventsReply(events, cursor, more)
+
+
+def _volume(state: State) -> r.VolumeReply:
+    if state.volume is None:
+        message = "no volume yet"
+        raise NotFound(message)
+    v = state.volume.volume
+    return r.VolumeReply(
+        v.volume,
+        v.kind,
+        v.endpoint,
+        v.bucket,
+        v.prefix,
+        v.region,
+        v.inline_max,
+        v.chunk_bytes,
+        v.block_bytes,
+        state.volume.owner_epoch,
+    )
