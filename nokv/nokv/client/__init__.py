@@ -1,1 +1,1 @@
-"""Routing, sessions, files, publish and watch."""
+"""The client: routing, sessions, files, publish; and a thin synchronous facade. See DESIGN.md."""

@@ -1,0 +1,118 @@
+"""What a session still reads from: its floor, and leases for handles that stay open long.
+
+The collector keeps every body that was current at or after the floor of some session. A read in
+flight holds the version that was the newest when it began, a handle the version it was opened at;
+the floor is the smallest of these, else the newest version seen, and never decreases. A handle
+that stays open longer than `lease_after_ns` asks for a lease on its one body and holds the floor
+until the lease is known to be applied, so that one slow reader does not stop collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from nokv.types.limits import LEASES_MAX
+from nokv.types.values import Lease
+
+
+class Hold:
+    """One reader's claim: everything current at `version` and later stays readable."""
+
+    __slots__ = ("begun_ns", "lease", "lease_frame", "leased", "version")
+
+    def __init__(self, version: int, begun_ns: int) -> None:
+        self.version = version
+        """Never below the floor that was announced while this hold counts towards it."""
+        self.begun_ns = begun_ns
+        self.lease: Lease | None = None
+        """Wanted, or held once `leased`."""
+        self.lease_frame = 0
+        """The first marks frame that carried the lease; 0 before."""
+        self.leased = False
+
+
+class Floors:
+    """The holds of one session.
+
+    Args:
+        floor: the version of the session's opening.
+        lease_after_ns: age at which a handle asks for a lease.
+    """
+
+    def __init__(self, floor: int, lease_after_ns: int) -> None:
+        self.floor = floor
+        """What was announced; never decreases. Replies at an older version are discarded."""
+        self.seen = floor
+        """The newest version that any answer has shown; never below `floor`."""
+        self._lease_after_ns: Final = lease_after_ns
+        self._holds: set[Hold] = set()
+
+    def note(self, version: int) -> None:
+        """Take note of an answer's version."""
+        self.seen = max(self.seen, version)
+
+    def begin(self, now_ns: int) -> Hold:
+        """Return a hold of the newest version that was seen; end it with `end`."""
+        hold = Hold(self.seen, now_ns)
+        self._holds.add(hold)
+        return hold
+
+    def move(self, hold: Hold, version: int) -> bool:
+        """Let `hold` mean the answer's version; False if the answer is older than the floor."""
+        assert hold in self._holds
+        if version < self.floor:
+            return False
+        self.note(version)
+        hold.version = version
+        return True
+
+    def end(self, hold: Hold) -> None:
+        """Give a hold up, and its lease."""
+        self._holds.discard(hold)
+
+    @contextmanager
+    def reading(self, now_ns: int) -> Iterator[Hold]:
+        """Hold for the length of a block."""
+        hold = self.begin(now_ns)
+        try:
+            yield hold
+        finally:
+            self.end(hold)
+
+    def want_lease(self, hold: Hold, view: int, inode: int, body: int) -> None:
+        """Name the body that a long-lived handle reads, so that it may become a lease."""
+        assert hold in self._holds
+        hold.lease = Lease(view, inode, body, hold.version)
+
+    def marks(self, frame: int, now_ns: int) -> tuple[int, tuple[Lease, ...]]:
+        """Return the floor and the leases that marks frame number `frame` carries."""
+        sent = [hold for hold in self._holds if hold.lease_frame]
+        due = [
+            hold
+            for hold in self._holds
+            if not hold.lease_frame
+            and hold.lease is not None
+            and now_ns - hold.begun_ns >= self._lease_after_ns
+        ]
+        due.sort(key=lambda hold: hold.begun_ns)
+        for hold in due[: LEASES_MAX - len(sent)]:
+            hold.lease_frame = frame
+            sent.append(hold)
+        leases = {hold.lease for hold in sent if hold.lease is not None}
+        low = min((hold.version for hold in self._holds if not hold.leased), default=self.seen)
+        assert low >= self.floor, "a hold below the announced floor"
+        self.floor = low
+        return low, tuple(sorted(leases, key=lambda at: (at.view, at.inode, at.body, at.version)))
+
+    def applied(self, frame: int) -> None:
+        """All marks up to this frame are applied: the leases that they carry are held."""
+        for hold in self._holds:
+            if 0 < hold.lease_frame <= frame:
+                hold.leased = True
+
+    @property
+    def waiting_for_lease(self) -> bool:
+        """Whether some lease was sent and is not known to be applied."""
+        return any(hold.lease_frame and not hold.leased for hold in self._holds)
