@@ -1,0 +1,125 @@
+"""From an address to an inode: path_resolution(7) inside one view (docs/namespace.md: names).
+
+Works on anything records are read from: the store, an entry's transaction, a pinned version.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nokv.errors import NameTooLong, NotADirectory, NotFound, PermissionDenied, Stale, TooManyLinks
+from nokv.state import keys
+from nokv.state.access import X, may
+from nokv.state.context import DIRECTORY, S_IFMT, SYMLINK, is_directory, root_of, tree_root
+from nokv.state.families import Family
+from nokv.state.pinned import Source
+from nokv.state.records import Inode, body_of, born_of, decode_dentry, decode_inode
+from nokv.types.limits import NAME_BYTES_MAX, SYMLINK_HOPS_MAX
+from nokv.types.values import At, Caller
+
+
+class Found(msgspec.Struct, frozen=True, gc=False):
+    """What an address shows."""
+
+    view: int
+    ino: int
+    inode: Inode
+    version: int
+    """Of the command that wrote the record last."""
+
+
+def resolve(source: Source, caller: Caller, session_id: int, at: At) -> Found:
+    """Return what the address shows; its path was checked before (`arguments.check_at`).
+
+    `session_id` opens the session's own staged trees. Raises Stale, NotADirectory,
+    PermissionDenied, NotFound, TooManyLinks, NameTooLong.
+    """
+    view, ino = at.view, at.inode
+    root = root_of(source, view)
+    value = source.get(Family.INODE, keys.pack2(view, ino)) if 0 < ino < 2**64 else None
+    if value is None:
+        message = f"no inode {view}:{ino}"
+        raise Stale(message)
+    if ino != root:
+        _check_tree(source, session_id, view, ino, root)
+    if at.path:
+        ino, value = _walk(source, caller, at, root, value)
+    return Found(view, ino, decode_inode(body_of(value)), born_of(value))
+
+
+def resolve_parent(source: Source, caller: Caller, session_id: int, at: At) -> Found:
+    """Return the directory that the address shows. Raises also NotADirectory if it is none."""
+    found = resolve(source, caller, session_id, at)
+    if not is_directory(found.inode):
+        message = "the parent is not a directory"
+        raise NotADirectory(message)
+    return found
+
+
+def _check_tree(source: Source, session_id: int, view: int, ino: int, root: int) -> None:
+    """Raise Stale for an inode that no name of the view reaches, but for the session's stages."""
+    top, inode = tree_root(source, view, ino)
+    if top != root and (not inode.stage or inode.stage != session_id):
+        message = f"inode {view}:{ino} lies in a tree that was removed, or is not this session's"
+        raise Stale(message)
+
+
+def _walk(source: Source, caller: Caller, at: At, root: int, value: bytes) -> tuple[int, bytes]:
+    """Walk the components from (at.inode, its record); return the last inode and its record."""
+    get, view, ino = source.get, at.view, at.inode
+    todo = list(reversed(at.path))
+    hops = 0
+    inode = decode_inode(body_of(value))
+    while True:
+        name = todo.pop()
+        if inode.mode & S_IFMT != DIRECTORY:
+            message = f"what stands before {name!r} is not a directory"
+            raise NotADirectory(message)
+        if not may(inode, caller, X):
+            message = f"uid {caller.uid} may not look up {name!r}"
+            raise PermissionDenied(message)
+        directory = ino
+        if name == b"..":
+            ino = inode.parent or ino
+        elif name != b".":
+            ino = _step(source, view, ino, name)
+        if ino != directory:
+            row = get(Family.INODE, keys.pack2(view, ino))
+            assert row is not None, f"inode {view}:{ino} is named and does not exist"
+            value = row
+            if not todo and not at.follow:
+                return ino, value
+            inode = decode_inode(body_of(value))
+            if inode.mode & S_IFMT == SYMLINK:
+                hops += 1
+                if hops > SYMLINK_HOPS_MAX:
+                    message = f"more than {SYMLINK_HOPS_MAX} symbolic links"
+                    raise TooManyLinks(message)
+                todo += _components(inode.target)
+                ino = root if inode.target.startswith(b"/") else directory
+                row = get(Family.INODE, keys.pack2(view, ino))
+                assert row is not None, "the directory of a link does not exist"
+                value = row
+                inode = decode_inode(body_of(value))
+        if not todo:
+            return ino, value
+
+
+def _step(source: Source, view: int, directory: int, name: bytes) -> int:
+    if len(name) > NAME_BYTES_MAX:  # only a link's target can hold such a name
+        message = f"a link leads through a name of {len(name)} bytes"
+        raise NameTooLong(message)
+    value = source.get(Family.DENTRY, keys.pack2(view, directory) + name)
+    if value is None:
+        message = f"no entry {name!r}"
+        raise NotFound(message)
+    return decode_dentry(body_of(value)).inode
+
+
+def _components(target: bytes) -> list[bytes]:
+    """Return a link target's names, the last one first."""
+    names = [name for name in target.split(b"/") if name]
+    if target.endswith(b"/"):
+        names.append(b".")
+    names.reverse()
+    return names
