@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nokv.errors import Stale
+from nokv.errors import NameTooLong, Stale
 from nokv.state import keys
 from nokv.state.effects import Effect
 from nokv.state.families import Family
@@ -117,7 +117,8 @@ class Context:
             value = self.txn.get(Family.USAGE, key)
             old = decode_usage(body_of(value)) if value is not None else Usage(0, 0)
             new = Usage(old.entries + entries, old.size_bytes + size)
-            assert new.entries >= 0 and new.size_bytes >= 0, f"usage of inode {ino} below zero"
+            assert new.entries >= 0, f"entries below inode {ino}: {new.entries}"
+            assert new.size_bytes >= 0, f"bytes below inode {ino}: {new.size_bytes}"
             self.txn.put(Family.USAGE, key, encode(new))
 
     def usage(self, view: int, directory: int) -> Usage:
@@ -225,26 +226,34 @@ def load_usage(source: Source, view: int, directory: int) -> Usage:
 def chain(source: Source, view: int, directory: int) -> tuple[int, ...]:
     """Return the directory and its ancestors, up to the root of its tree, both included.
 
-    The last one is the view's root, or the root of a staged or detached tree.
+    The last one is the view's root, or the root of a staged or detached tree. A renamed tree can
+    get deeper than DEPTH_MAX, as nobody knows its height: NameTooLong then.
     """
     found = [directory]
     ino = directory
     while ino := need_inode(source, view, ino).parent:
         found.append(ino)
-        assert len(found) <= DEPTH_MAX + 1, "deeper than DEPTH_MAX, or a cycle"
+        if len(found) > DEPTH_MAX + 1:
+            raise _too_deep(view, directory)
     return tuple(found)
 
 
 def tree_root(source: Source, view: int, ino: int) -> tuple[int, Inode]:
     """Return the root of the tree that holds an inode, with its record."""
-    inode = need_inode(source, view, ino)
+    start, inode = ino, need_inode(source, view, ino)
     steps = 0
     while inode.parent:
         ino = inode.parent
         inode = need_inode(source, view, ino)
         steps += 1
-        assert steps <= DEPTH_MAX + 1, "deeper than DEPTH_MAX, or a cycle"
+        if steps > DEPTH_MAX + 1:
+            raise _too_deep(view, start)
     return ino, inode
+
+
+def _too_deep(view: int, ino: int) -> NameTooLong:
+    message = f"inode {view}:{ino} lies more than {DEPTH_MAX} directories deep"
+    return NameTooLong(message, hint="move the tree up")
 
 
 def is_directory(inode: Inode) -> bool:
