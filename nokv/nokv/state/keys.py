@@ -67,6 +67,12 @@ def pin(view: int, version: int, pin_id: int) -> bytes:
     return pack2(view, version) + pack(pin_id)
 
 
+def pin_parts(key: bytes) -> tuple[int, int, int]:
+    """(view, version, pin id) of a PIN key."""
+    view, version = U64X2.unpack_from(key)
+    return view, version, int.from_bytes(key[16:], "big")
+
+
 def session(session_id: int) -> bytes:
     """SESSION: the record."""
     return pack(session_id) + RECORD

@@ -1,0 +1,187 @@
+"""Staged trees: built out of sight in bounded commands, made visible by one small one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from nokv.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    Stale,
+    WindowFull,
+)
+from nokv.state import access
+from nokv.state.context import (
+    DIRECTORY,
+    REGULAR,
+    S_IFMT,
+    Context,
+    is_directory,
+    load_attr,
+    load_dentry,
+    load_inode,
+    need_inode,
+    root_of,
+)
+from nokv.state.detach import detach_tree
+from nokv.state.ops_session import need_session
+from nokv.state.publish_arguments import check_name
+from nokv.state.records import Dentry, Inode, Session
+from nokv.state.resolve import Found, resolve_parent
+from nokv.state.tree import drop_name, touch_directory
+from nokv.types.commands import StageBegin, StageDrop, StageMode, StageSwap
+from nokv.types.events import EventKind
+from nokv.types.results import Done, Made, Published
+
+STAGES_MAX = 64
+"""Open staged roots of one session."""
+
+
+def check_begin(op: StageBegin) -> None:
+    """Raise InvalidArgument for a type that can't be staged."""
+    if op.mode & S_IFMT not in (DIRECTORY, REGULAR) or op.mode & ~(S_IFMT | 0o7777):
+        message = f"mode {op.mode:o} is no directory's or regular file's"
+        raise InvalidArgument(message)
+
+
+def check_swap(op: StageSwap) -> None:
+    """Raise for a bad name or mode."""
+    check_name(op.name)
+    if op.stage_mode not in (StageMode.CREATE, StageMode.REPLACE):
+        message = f"stage mode {op.stage_mode}"
+        raise InvalidArgument(message)
+
+
+def stage_begin(ctx: Context, op: StageBegin) -> Made:
+    """Make a hidden root, counted by statfs alone."""
+    root_of(ctx.txn, op.view)
+    session = need_session(ctx)
+    if len(session.stages) >= STAGES_MAX:
+        message = f"the session has {STAGES_MAX} staged trees"
+        raise WindowFull(message, hint="swap or drop one of them")
+    now = ctx.wall_ns
+    ino = ctx.new_inode()
+    inode = Inode(
+        op.mode,
+        ctx.caller.uid,
+        ctx.caller.gid,
+        2 if op.mode & S_IFMT == DIRECTORY else 0,
+        0,
+        now,
+        now,
+        now,
+        0,
+        stage=ctx.session_id,
+    )
+    ctx.store_inode(op.view, ino, inode)
+    ctx.counters.files += 1
+    ctx.session = replace(session, stages=(*session.stages, (op.view, ino)))
+    attr = load_attr(ctx.txn, op.view, ino)
+    assert attr is not None
+    return Made(attr)
+
+
+def _own_stage(ctx: Context, session: Session, view: int, stage: int) -> Inode:
+    inode = load_inode(ctx.txn, view, stage)
+    if (view, stage) not in session.stages or inode is None:
+        message = f"{view}:{stage} is no staged tree of this session"
+        raise Stale(message)
+    assert inode.stage == ctx.session_id, "a session's list and the inode disagree"
+    return inode
+
+
+def _without(session: Session, view: int, stage: int) -> Session:
+    return replace(session, stages=tuple(s for s in session.stages if s != (view, stage)))
+
+
+def stage_drop(ctx: Context, op: StageDrop) -> Done:
+    """Give a staged tree up."""
+    session = need_session(ctx)
+    inode = _own_stage(ctx, session, op.view, op.stage)
+    detach_tree(ctx, op.view, op.stage, inode)
+    ctx.session = _without(session, op.view, op.stage)
+    return Done()
+
+
+def stage_swap(ctx: Context, op: StageSwap) -> Published:
+    """Make a staged tree visible, and detach what the name showed before."""
+    session = need_session(ctx)
+    staged = _own_stage(ctx, session, op.view, op.stage)
+    parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
+    if parent.view != op.view or parent.ino == op.stage:
+        message = "a staged tree enters its own view, outside itself"
+        raise Stale(message)
+    access.need(parent.inode, ctx.caller, access.X)
+    dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
+    if dentry is not None:
+        if op.stage_mode == StageMode.CREATE:
+            message = f"{op.name!r} exists"
+            raise AlreadyExists(message)
+        _replace_target(ctx, op, staged, parent, dentry)
+    else:
+        access.may_create(parent.inode, ctx.caller)
+    directory = is_directory(staged)
+    before = need_inode(ctx.txn, parent.view, parent.ino)
+    touch_directory(ctx, parent.view, parent.ino, before, children=1, nlink=1 if directory else 0)
+    after = replace(
+        staged,
+        parent=parent.ino,
+        stage=0,
+        nlink=staged.nlink if directory else 1,
+        generation=staged.generation if directory else ctx.version,
+        ctime_ns=ctx.wall_ns,
+    )
+    ctx.store_inode(op.view, op.stage, after)
+    ctx.put_dentry(op.view, parent.ino, op.name, Dentry(staged.mode >> 12, op.stage))
+    inside = ctx.usage(op.view, op.stage)
+    ctx.add_usage(op.view, parent.ino, inside.entries + 1, inside.size_bytes + after.size)
+    ctx.session = _without(session, op.view, op.stage)
+    ctx.emit(
+        EventKind.MOVE_IN if directory else EventKind.PUBLISH,
+        op.view,
+        parent.ino,
+        op.name,
+        op.stage,
+        size=after.size,
+        generation=ctx.version,
+    )
+    attr = load_attr(ctx.txn, op.view, op.stage)
+    return Published(op.stage, ctx.version, after.size, 0, attr)
+
+
+def _replace_target(
+    ctx: Context, op: StageSwap, staged: Inode, parent: Found, dentry: Dentry
+) -> None:
+    """Take what the name shows away: a file by its name, a directory as a whole."""
+    view, target = parent.view, need_inode(ctx.txn, parent.view, dentry.inode)
+    access.may_delete(parent.inode, target, ctx.caller)
+    if is_directory(staged) and not is_directory(target):
+        message = f"{op.name!r} is not a directory"
+        raise NotADirectory(message)
+    if not is_directory(staged) and is_directory(target):
+        message = f"{op.name!r} is a directory"
+        raise IsADirectory(message)
+    ctx.delete_dentry(view, parent.ino, op.name)
+    if not is_directory(target):
+        ctx.add_usage(view, parent.ino, -1, -target.size)
+        touch_directory(ctx, view, parent.ino, parent.inode, children=-1)
+        drop_name(ctx, view, dentry.inode, target, parent.ino, op.name)
+        return
+    access.need_owner(target, ctx.caller)
+    inside = ctx.usage(view, dentry.inode)
+    ctx.add_usage(view, parent.ino, -1 - inside.entries, -inside.size_bytes)
+    touch_directory(ctx, view, parent.ino, parent.inode, children=-1, nlink=-1)
+    detach_tree(ctx, view, dentry.inode, target)
+
+
+CHECKS: dict[type, Callable[[Any], None]] = {StageBegin: check_begin, StageSwap: check_swap}
+HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
+    StageBegin: stage_begin,
+    StageDrop: stage_drop,
+    StageSwap: stage_swap,
+}
