@@ -14,7 +14,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.lock
+BUILD_LOCK := requirements/build.lock
 STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet
+
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+	--no-header --python-version 3.11 $(if $(UPGRADE),--upgrade)
 
 # Worker processes of pytest, and seeds a campaign tries for each simulation.
 JOBS ?= 2
@@ -30,15 +35,17 @@ help:
 venv: $(STAMP)
 
 # pip changes the environment only here, so one stamp says that it is as the lock wants it.
-$(STAMP): $(LOCK) pyproject.toml deploy/system-packages.sh
+$(STAMP): $(LOCK) $(BUILD_LOCK) pyproject.toml deploy/system-packages.sh
 	@PYTHON="$$(sh deploy/system-packages.sh build)" && \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		echo "== creating $(VENV) with $$PYTHON"; \
 		rm -rf $(VENV) && "$$PYTHON" -m venv $(VENV); \
 	fi
 	@echo "== installing $(LOCK)"
-	@$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r $(LOCK)
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@$(PIP_INSTALL) --require-hashes --only-binary :all: -r $(BUILD_LOCK)
+	@$(PIP_INSTALL) --require-hashes --only-binary :all: --no-binary pysyncobj \
+		--no-build-isolation -r $(LOCK)
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 ## make test         lint, types and every test
@@ -96,9 +103,8 @@ campaign: venv
 ## make lock         resolve the lock again from pyproject.toml (UPGRADE=1 takes newer versions)
 .PHONY: lock
 lock: venv
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
-		--python-version 3.11 --extra server --extra dev $(if $(UPGRADE),--upgrade) \
-		--output-file $(LOCK) pyproject.toml
+	@$(UV_COMPILE) --extra server --extra dev --output-file $(LOCK) pyproject.toml
+	@$(UV_COMPILE) --constraints $(LOCK) --output-file $(BUILD_LOCK) requirements/build.in
 
 ## make clean        remove what the targets above made
 .PHONY: clean

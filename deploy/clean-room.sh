@@ -40,20 +40,17 @@ mountpoint -q "$room/proc" || mount -t proc proc "$room/proc"
 mountpoint -q "$room/dev" || mount --bind /dev "$room/dev"
 mountpoint -q "$room/dev/shm" || mount -t tmpfs tmpfs "$room/dev/shm"
 
-# The network as this machine has it: names, certificates, and how pip and apt reach their sources.
+# The network as this machine has it: names, and how pip and apt reach their sources. The certificates
+# get a name of their own, because the packages installed inside write the usual one.
 cp -L /etc/resolv.conf /etc/hosts "$room/etc/"
-for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
-    if [ -e "$file" ]; then
-        mkdir -p "$room${file%/*}"
-        cp -L "$file" "$room$file"
-    fi
-done
+[ ! -e /etc/pip.conf ] || cp -L /etc/pip.conf "$room/etc/"
+certificates=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
+[ ! -e "$certificates" ] || cp -L "$certificates" "$room/etc/clean-room.crt"
 cp /etc/apt/apt.conf.d/*proxy* "$room/etc/apt/apt.conf.d/" 2>/dev/null || true
 
 inside() {
     env -i HOME=/tmp LANG=C.UTF-8 TERM="${TERM:-dumb}" PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-        ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} \
-        ${PIP_CERT:+PIP_CERT="$PIP_CERT"} \
+        PIP_CERT=/etc/clean-room.crt ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} \
         ${https_proxy:+https_proxy="$https_proxy"} ${http_proxy:+http_proxy="$http_proxy"} \
         chroot "$room" /bin/sh -euc "$1"
 }
