@@ -23,7 +23,9 @@ from nokv_replication.errors import (
     TooFarBehind,
     TooLarge,
 )
+from nokv_replication.group import Group
 from nokv_replication.ports import Clock, Disk, Machine, Network
+from nokv_replication.roster import initialise
 from nokv_replication.types import (
     Applied,
     Committed,
@@ -48,6 +50,7 @@ __all__ = [
     "DiskFailed",
     "Diverged",
     "Fatal",
+    "Group",
     "GroupConfig",
     "HandshakeRefused",
     "Identity",
@@ -73,4 +76,5 @@ __all__ = [
     "Times",
     "TooFarBehind",
     "TooLarge",
+    "initialise",
 ]

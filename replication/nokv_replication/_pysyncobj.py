@@ -162,7 +162,7 @@ class _Journal:
 
 
 class _NoSerializer:
-    """No dumps: the library then sends `serialized=None`, which the transport turns into `TooFar`."""
+    """No dumps: the library sends `serialized=None`, which `core_send` turns into `TooFar`."""
 
     def getTransmissionData(self, _node: Peer) -> None:  # noqa: N802
         return None

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Incarnation, NodeId
-from nokv_replication.errors import LogDamaged, ProtocolError
+from nokv_replication.errors import HandshakeRefused, LogDamaged, ProtocolError
 from nokv_replication.types import Times
 
 FRAME_MAX_BYTES = 8 << 20
@@ -77,11 +77,7 @@ def decode_entry(command: bytes, index: int) -> Entry:
     return entry
 
 
-class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    pass
-
-
-class Append(_Body, tag=1):
+class Append(msgspec.Struct, tag=1, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Entries after (prev_index, prev_term); the i-th has index prev_index + 1 + i."""
 
     term: Count
@@ -91,7 +87,7 @@ class Append(_Body, tag=1):
     entries: Annotated[list[tuple[Count, bytes]], msgspec.Meta(max_length=ENTRIES_MAX)]
 
 
-class Ack(_Body, tag=2):
+class Ack(msgspec.Struct, tag=2, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Answer to the append frame `sequence` of `term`: durable here before it is sent.
 
     `success`: the log equals the leader's up to `next_index` - 1. `reset`: it does not; continue
@@ -110,7 +106,7 @@ class Ack(_Body, tag=2):
     free_bytes: Count
 
 
-class RequestVote(_Body, tag=3):
+class RequestVote(msgspec.Struct, tag=3, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A candidate of `term` asks for a vote."""
 
     term: Count
@@ -118,13 +114,13 @@ class RequestVote(_Body, tag=3):
     last_term: Count
 
 
-class Vote(_Body, tag=4):
+class Vote(msgspec.Struct, tag=4, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The vote of `term`, durable at the voter."""
 
     term: Count
 
 
-class PreVote(_Body, tag=5):
+class PreVote(msgspec.Struct, tag=5, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Would you vote for this log in a term after `term`? Changes nothing at the voter."""
 
     term: Count
@@ -133,35 +129,37 @@ class PreVote(_Body, tag=5):
     round: Count
 
 
-class PreVoteGranted(_Body, tag=6):
+class PreVoteGranted(
+    msgspec.Struct, tag=6, frozen=True, array_like=True, forbid_unknown_fields=True
+):
     """Yes to `round`."""
 
     term: Count
     round: Count
 
 
-class Probe(_Body, tag=7):
+class Probe(msgspec.Struct, tag=7, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Is `term` still yours? The ReadIndex round `nonce` (Raft thesis, section 6.4)."""
 
     term: Count
     nonce: Count
 
 
-class ProbeOk(_Body, tag=8):
+class ProbeOk(msgspec.Struct, tag=8, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Yes: no newer term was known here when this was sent, and that is durable."""
 
     term: Count
     nonce: Count
 
 
-class ReadAsk(_Body, tag=9):
+class ReadAsk(msgspec.Struct, tag=9, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A follower asks its leader for a confirmed read index."""
 
     term: Count
     nonce: Count
 
 
-class ReadAnswer(_Body, tag=10):
+class ReadAnswer(msgspec.Struct, tag=10, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The read index of `nonce`; `ok` False when the asked node cannot confirm that it leads."""
 
     term: Count
@@ -170,20 +168,20 @@ class ReadAnswer(_Body, tag=10):
     index: Count
 
 
-class Stale(_Body, tag=11):
+class Stale(msgspec.Struct, tag=11, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Your term is over; mine is `term`."""
 
     term: Count
 
 
-class TooFar(_Body, tag=12):
+class TooFar(msgspec.Struct, tag=12, frozen=True, array_like=True, forbid_unknown_fields=True):
     """You need entries that my log, starting after `base_index`, no longer holds."""
 
     term: Count
     base_index: Count
 
 
-class Mismatch(_Body, tag=13):
+class Mismatch(msgspec.Struct, tag=13, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Your results up to `index` differ from the leader's, whose running hash is `fingerprint`."""
 
     term: Count
@@ -229,11 +227,14 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 _frame_decoder = msgspec.msgpack.Decoder(Frame)
-_hello_decoder = msgspec.msgpack.Decoder(Hello)
+Refusal = Annotated[str, msgspec.Meta(max_length=512)]
+"""Instead of a hello: why the connection is refused, for the other side's operator."""
+
+_hello_decoder: msgspec.msgpack.Decoder[Hello | Refusal] = msgspec.msgpack.Decoder(Hello | Refusal)
 
 
-def encode(message: Frame | Hello) -> bytes:
-    """Return the bytes of a frame or hello."""
+def encode(message: Frame | Hello | str) -> bytes:
+    """Return the bytes of a frame, hello or refusal."""
     return _encoder.encode(message)
 
 
@@ -263,9 +264,18 @@ def decode_frame(data: bytes) -> Frame:
 
 
 def decode_hello(data: bytes) -> Hello:
-    """Return the hello in `data`; raises `ProtocolError`."""
+    """Return the hello in `data`.
+
+    Raises:
+        HandshakeRefused: the peer refuses this node, and says why.
+        ProtocolError: it is no hello.
+    """
     try:
-        return _hello_decoder.decode(data)
+        hello = _hello_decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError) as error:
         message = f"undecodable hello of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
+    if isinstance(hello, str):
+        message = f"the peer refuses this node: {hello}"
+        raise HandshakeRefused(message)
+    return hello

@@ -153,7 +153,7 @@ class Log:
             handle=handle,
             capacity_bytes=capacity,
             salt=header.salt,
-            base_index=first.index,
+            base_index=first.entry_index,
             base_term=first.term,
             used_bytes=first.end,
         )
@@ -207,11 +207,11 @@ class Log:
 
     def _replay(self, segment: Segment, record: records.Record) -> None:
         if record.type == RecordType.ENTRY:
-            if record.index != self.last_index + 1:
+            if record.entry_index != self.last_index + 1:
                 raise self._damaged(segment_name(segment.sequence), record.offset)
-            self._remember(record.index, record.term, segment, record.offset, record.payload)
+            self._remember(record.entry_index, record.term, segment, record.offset, record.payload)
         elif record.type == RecordType.TRUNCATE:
-            self._cut(record.index)
+            self._cut(record.entry_index)
         elif record.type == RecordType.HARD_STATE:
             self._hard_state = msgspec.msgpack.decode(record.payload, type=HardState)
         elif record.type == RecordType.MEMBERS:
@@ -284,7 +284,7 @@ class Log:
             data = self._disk.pread(segment.handle, size, offset)
         record = records.decode_at(memoryview(data), 0, segment.salt)
         expected = (index, self._terms[position])
-        if record is None or (record.index, record.term) != expected:
+        if record is None or (record.entry_index, record.term) != expected:
             raise self._damaged(segment_name(sequence), offset)
         return bytes(record.payload)
 

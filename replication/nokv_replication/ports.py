@@ -25,7 +25,7 @@ class Network(Protocol):
 
     The owner of the connections calls `Group.hello`, `Group.greet`, `Group.connected`,
     `Group.receive` and `Group.disconnected`. A connection that breaks loses an unknown tail of the
-    frames sent; nothing of it arrives after a newer connection (a larger epoch) was announced.
+    frames sent; nothing of it arrives after a newer connection (another epoch) was announced.
     """
 
     def send(self, peer: int, frame: bytes) -> None:

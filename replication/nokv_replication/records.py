@@ -6,8 +6,8 @@ never zero: zeros mark the end. The checksum (Castagnoli, RFC 3720 appendix B.4)
 itself and starts from the segment's random salt, so that a record stored inside a payload is never
 mistaken for one of the log.
 
-The high bit of the type marks the first record of a *batch*: everything before it was synced when it
-was written. A bad record followed by such a mark lies in synced data and is damage; a bad record
+The high bit of the type marks the first record of a *batch*: everything before it was synced when
+it was written. A bad record followed by such a mark lies in synced data and is damage; a bad record
 followed by none lies in the one batch that was never synced, and is a torn tail.
 """
 
@@ -72,7 +72,7 @@ class Record(NamedTuple):
     end: int
     type: RecordType
     batch_start: bool
-    index: int
+    entry_index: int
     term: int
     payload: memoryview
 

@@ -1,0 +1,766 @@
+"""`Group`: one replica of one Raft group, synchronous, on the ports it is given.
+
+The owner calls `step` whenever frames, proposals or reads arrived (`wake` tells it) and at
+`next_deadline_ns`. A step drains what arrived, lets the library tick, applies what is committed,
+appends one entry with all waiting proposals, syncs the log once, and releases its answers.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgspec
+
+from nokv_replication._pysyncobj import Core
+from nokv_replication.appends import AppendFilter
+from nokv_replication.apply import Applier
+from nokv_replication.bootstrap import Identity, Members
+from nokv_replication.elections import PreVotes
+from nokv_replication.errors import (
+    HandshakeRefused,
+    NotLeader,
+    OutcomeUnknown,
+    ProtocolError,
+    ReplicationError,
+    StartRefused,
+    Stopped,
+)
+from nokv_replication.frames import (
+    Ack,
+    Append,
+    Body,
+    EntryKind,
+    Mismatch,
+    PreVote,
+    PreVoteGranted,
+    Probe,
+    ProbeOk,
+    ReadAnswer,
+    ReadAsk,
+    RequestVote,
+    Stale,
+    TooFar,
+    Vote,
+    decode_entry,
+    decode_frame,
+    decode_hello,
+    encode,
+    encode_entry,
+)
+from nokv_replication.log import Log
+from nokv_replication.outbox import Outbox
+from nokv_replication.peers import Peers
+from nokv_replication.ports import Clock, Disk, Machine, Network
+from nokv_replication.proposals import Proposals
+from nokv_replication.reads import Reads
+from nokv_replication.roster import Roster
+from nokv_replication.timekeeping import Timekeeper
+from nokv_replication.types import (
+    Counters,
+    GroupConfig,
+    PeerStatus,
+    ProposeDone,
+    ReadDone,
+    Role,
+    Status,
+    Times,
+)
+
+_FREE_BYTES_PERIOD_NS = 1_000_000_000
+
+RoleChange = Callable[[Role, int], None]
+"""Called with the new role and term, inside `step`."""
+
+
+class Group:
+    """One replica. All methods on one thread; callbacks run inside `step`, and must not step.
+
+    `wake` is called when something arrived that a step should handle; the owner sets it.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        addresses: dict[int, str],
+        config: GroupConfig,
+        machine: Machine,
+        disk: Disk,
+        network: Network,
+        clock: Clock,
+        rng: Random,
+        on_role_change: RoleChange | None = None,
+        free_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        """Open log and machine and check that they belong together.
+
+        Raises:
+            ConfigurationError: the addresses do not fit the identity.
+            StartRefused: log, machine and identity do not belong together.
+            LogDamaged: the log lost synced records.
+            DiskFailed: the disk failed.
+        """
+        self._identity = identity
+        self._config = config
+        self._disk = disk
+        self._clock = clock
+        self._rng = rng
+        self._on_role_change = on_role_change
+        self._free_bytes_source = free_bytes
+        self._zero_ns = clock.monotonic_ns()
+        self._now_ns = 0
+        self.counters = Counters()
+        self._log = Log.open(disk, config, identity, rng)
+        self._roster = Roster(identity, addresses, self._log.members)
+        self._applier = Applier(machine, self._log, config, clock, self.counters)
+        self._check_start()
+        others = [node for node in sorted(addresses) if node != identity.node]
+        self._quorum = len(addresses) // 2 + 1
+        Core.enter(self._now_ns, rng)
+        self._core = Core(identity.node, others, config, self._log, self)
+        self._core.start_at(self._applier.applied.index)
+        self._peers = Peers(others, self._core, self._log, config, self.counters)
+        self._filter = AppendFilter(self._core, self._log, self.counters)
+        self._pre_votes = PreVotes(self._core, self._log, config, self.counters)
+        self._reads = Reads(config, self.counters, self._send)
+        self._timekeeper = Timekeeper()
+        self._proposals = Proposals(config, self.counters)
+        self._outbox = Outbox(identity.node, self._log, network, clock, self.counters)
+        self.wake: Callable[[], None] = lambda: None
+        self._inbox: deque[tuple[int, int, Body | None]] = deque()
+        self._role = Role.FOLLOWER
+        self._term = self._core.term()
+        self._leader: int | None = None
+        self._waiting_for_time = False
+        # When this node, leading, last appended an entry.
+        self._last_append_ns = 0
+        # Term in which this node, leading, proposed the list of members.
+        self._members_term = 0
+        self._accept_entries = True
+        self._send_now = False
+        self._too_far_base: int | None = None
+        self._free_bytes = 0
+        self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
+        self._more_to_prepare = False
+        self._stopped = False
+        self._failed = False
+
+    def _check_start(self) -> None:
+        """Compare machine and log: the machine is the truth for what it applied durably.
+
+        The log may reach further back and further on. One that ends before the machine's position,
+        or disagrees with it, has lost its tail, and starts anew after that position; one that
+        begins behind it leaves a gap that nothing here can fill.
+        """
+        log, applied = self._log, self._applier.applied
+        if log.base_index > applied.index:
+            message = (
+                f"the log starts after entry {log.base_index}, the state machine stands at"
+                f" {applied.index}: the entries between are gone. The state was restored from an"
+                " older copy; replace this node by a new incarnation"
+            )
+            raise StartRefused(message)
+        if applied.config:
+            founded = msgspec.msgpack.decode(applied.config, type=Members)
+            synced = self._roster.members
+            cluster = self._identity.cluster
+            if synced is None or founded.digest(cluster) != synced.digest(cluster):
+                message = (
+                    "the state machine belongs to a group with other members than the log's: the"
+                    " data directory was mixed up; put the right state beside the right log"
+                )
+                raise StartRefused(message)
+        lost_tail = log.last_index < applied.index
+        if lost_tail or log.term_at(applied.index) != applied.term:
+            log.reset(applied.index, applied.term)
+
+    # ------------------------------------------------------------------ connections
+
+    def hello(self, epoch: int) -> bytes:
+        """Return this node's first frame on a connection with that epoch."""
+        return encode(self._roster.hello(epoch))
+
+    def greet(self, data: bytes) -> tuple[int, int]:
+        """Check a peer's first frame; return its node id and the epoch it proposes.
+
+        Raises:
+            HandshakeRefused: the peer does not belong here; tell it why and close.
+            ProtocolError: it is no hello.
+        """
+        try:
+            hello = decode_hello(data)
+        except HandshakeRefused as refusal:
+            self._roster.note_refusal(refusal)
+            raise
+        node = self._roster.greet(hello)
+        if self._roster.members is None:
+            self.wake()
+        return node, hello.epoch
+
+    def connected(self, peer: int, epoch: int) -> None:
+        """Announce a connection that was greeted; its `epoch` was never used before."""
+        state = self._peers[peer]
+        assert epoch > 0
+        assert state.epoch == 0, "the old connection must be reported as lost first"
+        state.epoch = epoch
+        state.received_sequence = 0
+        self._inbox.append((peer, 1, None))
+        self.wake()
+
+    def disconnected(self, peer: int) -> None:
+        """Announce that the connection is gone."""
+        self._peers[peer].epoch = 0
+        self._inbox.append((peer, 0, None))
+        self.wake()
+
+    def receive(self, peer: int, data: bytes) -> None:
+        """Take one frame of the present connection of a peer; it is handled by the next step.
+
+        Raises:
+            ProtocolError: close the connection; nothing else happened.
+        """
+        frame = decode_frame(data)
+        state = self._peers[peer]
+        if (frame.sender, frame.epoch) != (peer, state.epoch):
+            message = f"a frame of node {frame.sender}, epoch {frame.epoch}, from node {peer}"
+            raise ProtocolError(message)
+        if frame.sequence <= state.received_sequence:
+            message = f"node {peer} repeats frame {frame.sequence}"
+            raise ProtocolError(message)
+        state.received_sequence = frame.sequence
+        self.counters.frames_received += 1
+        self._inbox.append((peer, frame.sequence, frame.body))
+        self.wake()
+
+    # ------------------------------------------------------------------ requests
+
+    def propose(self, payload: bytes, done: ProposeDone) -> None:
+        """Order a payload; `done` is called once, in a step, or here when it is refused at once."""
+        self.counters.proposals += 1
+        refusal = self._refusal(len(payload))
+        if refusal is not None:
+            done(refusal)
+            return
+        self._proposals.add(payload, done)
+        self.wake()
+
+    def _refusal(self, size_bytes: int) -> ReplicationError | None:
+        if self._stopped:
+            return Stopped("this group was stopped")
+        if self._role != Role.LEADER:
+            self.counters.failed_not_leader += 1
+            return NotLeader(self._leader)
+        return self._proposals.refusal(size_bytes, self._applier.waiting)
+
+    def read_index(self, done: ReadDone) -> None:
+        """Call `done(index)` when the machine holds everything acknowledged before this call.
+
+        It is called between two entries, in a step, at leader and follower alike; reading the
+        machine inside the callback is linearizable. On failure it gets a `Refused` value.
+        """
+        if self._stopped:
+            done(Stopped("this group was stopped"))
+            return
+        self._reads.add(done)
+        self.wake()
+
+    def set_waiting(self, waiting: bool) -> None:  # noqa: FBT001 - a switch with one meaning
+        """Say whether something in the machine waits for `cluster_ns`: then the leader ticks."""
+        self._waiting_for_time = waiting
+
+    def set_accepting(self, accepting: bool) -> None:  # noqa: FBT001
+        """Stop (or go on) storing new entries as a follower, for want of disk space."""
+        self._accept_entries = accepting
+
+    def cluster_ns(self) -> int:
+        """Return the group's time: at the leader up to this step, else as last applied."""
+        if self._role == Role.LEADER:
+            return self._timekeeper.cluster_ns
+        return self._applier.applied.times.cluster_ns
+
+    def stop(self) -> None:
+        """Commit the machine, fail what waits, close the log. A stopped group is not used again."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._fail_proposals(Stopped("this group was stopped"))
+        self._reads.stop(Stopped("this group was stopped"))
+        self._applier.deliver()
+        if not self._failed:
+            if self._applier.between_entries and self._applier.applied.index:
+                self._applier.commit()
+            self._outbox.sync()
+        self._log.close()
+
+    # ------------------------------------------------------------------ the step
+
+    def step(self) -> None:
+        """Do all that is due. An exception is final: the process must exit.
+
+        Raises:
+            Fatal: see its children; `OSError`s and the machine's own exceptions come as they are.
+        """
+        assert not self._stopped
+        assert not self._failed, "this group has failed; the process must exit"
+        self._failed = True
+        now_ns = self._clock.monotonic_ns() - self._zero_ns
+        assert now_ns >= self._now_ns
+        self._now_ns = now_ns
+        self.counters.steps += 1
+        Core.enter(now_ns, self._rng)
+        self._drain()
+        if self._roster.members is None:
+            self._found()
+        else:
+            self._replicate()
+        self._failed = False
+
+    def _found(self) -> None:
+        """Sync the list of first members once it is complete; until then do nothing else."""
+        members = self._roster.candidate()
+        if members is None:
+            return
+        self._log.set_members(msgspec.msgpack.encode(members))
+        self._outbox.sync()
+        self._roster.found(members)
+
+    def _replicate(self) -> None:
+        core, log, applier = self._core, self._log, self._applier
+        self._note_role()
+        core.tick()
+        self._peers.restore_held()
+        self._note_role()
+        if self._role == Role.LEADER:
+            self._timekeeper.advance(self._now_ns)
+            self._reads.repeat_lost(self._peers.connected(), self._now_ns)
+        # Before this step's own entries: what is counted as held here was synced by a step before.
+        limit = min(core.commit_index(), log.synced_index)
+        applier.run(limit, self._on_entry)
+        core.set_applied(applier.applied.index)
+        self._proposals.applied(applier.applied.index)
+        if self._leads():
+            self._append()
+        self._route_reads()
+        if self._role == Role.LEADER and (self._send_now or self._peers.has_unsent()):
+            self._send_now = False
+            core.send_appends()
+            self._peers.restore_held()
+        self._outbox.release_appends()
+        applier.deliver()
+        self._outbox.sync_and_release()
+        if applier.between_entries:
+            self._reads.finish(applier.applied.index)
+        if applier.commit_if_due():
+            dropped = log.drop_to(applier.durable_index, self._config.log_keep_bytes)
+            self.counters.segments_dropped += dropped
+        self._more_to_prepare = log.prepare()
+
+    def _on_entry(self, applied_index: int) -> None:
+        if self._reads.waiting_for_apply:
+            self._reads.finish(applied_index)
+
+    def next_deadline_ns(self) -> int:
+        """Return when the next `step` is due, on the clock's monotonic time."""
+        return self._zero_ns + self._next_deadline_ns()
+
+    def _next_deadline_ns(self) -> int:
+        now, core, applier = self._now_ns, self._core, self._applier
+        if self._inbox or (self._proposals and self._founded and self._leads()):
+            return now
+        if self._roster.members is None:
+            return now + self._config.heartbeat_ns
+        limit = min(core.commit_index(), self._log.synced_index)
+        if not applier.between_entries or applier.applied.index < limit:
+            return now
+        if self._quorum == 1 and core.commit_index() < self._log.synced_index:
+            return now
+        if self._more_to_prepare:
+            return now + self._config.heartbeat_ns // 10
+        deadlines = [now + self._config.election_max_ns]
+        if core.is_leader():
+            deadlines.append(core.heartbeat_deadline_ns())
+            if self._waiting_for_time:
+                deadlines.append(self._last_append_ns + self._config.tick_interval_ns)
+        else:
+            retry = self._pre_votes.retry_at_ns()
+            deadline = core.election_deadline_ns()
+            deadlines.append(deadline if retry is None else max(deadline, retry))
+        maybe = (self._reads.next_deadline_ns(), self._commit_due_ns())
+        deadlines.extend(due for due in maybe if due is not None)
+        return max(now, min(deadlines))
+
+    def _commit_due_ns(self) -> int | None:
+        due = self._applier.commit_due_ns()
+        return None if due is None else due - self._zero_ns
+
+    # ------------------------------------------------------------------ frames in
+
+    def _drain(self) -> None:
+        inbox = self._inbox
+        while inbox:
+            peer, sequence, body = inbox.popleft()
+            if body is not None:
+                # Before the list is synced this node neither votes nor stores.
+                if self._roster.members is not None:
+                    self._handle(peer, sequence, body)
+            elif sequence:
+                self._core.connected(peer)
+                self._peers.reconnected(self._peers[peer], self._now_ns)
+            else:
+                self._core.disconnected(peer)
+                self._peers[peer].forget_inflight()
+
+    def _handle(self, peer: int, sequence: int, body: Body) -> None:
+        handler = self._HANDLERS[type(body)]
+        handler(self, peer, sequence, body)
+
+    def _on_append(self, peer: int, sequence: int, body: Append) -> None:
+        if body.term < self._core.term():
+            self.counters.appends_stale += 1
+            self._send(peer, Stale(self._core.term()))
+            return
+        self._pre_votes.contact(self._now_ns)
+        self._filter.handle(peer, sequence, body, accept_entries=self._accept_entries)
+
+    def _on_ack(self, peer: int, _sequence: int, body: Ack) -> None:
+        if not self._peers.is_current(body):
+            self.counters.acks_stale += 1
+            return
+        state = self._peers[peer]
+        state.applied_index = max(state.applied_index, body.applied_index)
+        state.free_bytes = body.free_bytes
+        self._timekeeper.hear(peer, body.wall_ns, self._now_ns)
+        mine = self._applier.fingerprint_at(body.applied_index)
+        if mine is not None and mine != body.fingerprint:
+            self._send(peer, Mismatch(self._core.term(), body.applied_index, mine))
+        self._peers.on_ack(state, body, self._now_ns)
+
+    def _on_request_vote(self, peer: int, _sequence: int, body: RequestVote) -> None:
+        if body.term < self._core.term():
+            self._send(peer, Stale(self._core.term()))
+            return
+        self._core.deliver(
+            peer,
+            {
+                "type": "request_vote",
+                "term": body.term,
+                "last_log_index": body.last_index,
+                "last_log_term": body.last_term,
+            },
+        )
+
+    def _on_vote(self, peer: int, _sequence: int, body: Vote) -> None:
+        state = self._peers[peer]
+        if body.term > state.vote_term:
+            state.vote_term = body.term
+            self._core.deliver(peer, {"type": "response_vote", "term": body.term})
+
+    def _on_pre_vote(self, peer: int, _sequence: int, body: PreVote) -> None:
+        if body.term < self._core.term():
+            self._send(peer, Stale(self._core.term()))
+        elif self._pre_votes.grants(body, self._now_ns):
+            self._send(peer, PreVoteGranted(body.term, body.round))
+
+    def _on_pre_vote_granted(self, peer: int, _sequence: int, body: PreVoteGranted) -> None:
+        if body.term == self._core.term():
+            self._pre_votes.granted(peer, body.round)
+
+    def _on_probe(self, peer: int, _sequence: int, body: Probe) -> None:
+        if self._confirms(body):
+            self._send(peer, ProbeOk(body.term, body.nonce))
+
+    def _confirms(self, probe: Probe) -> bool:
+        """Rule 3: only the term this node is in; the answer leaves after this step's sync."""
+        return probe.term == self._core.term() and not self._core.is_leader()
+
+    def _on_probe_ok(self, peer: int, _sequence: int, body: ProbeOk) -> None:
+        if self._core.is_leader() and body.term == self._core.term():
+            self._reads.on_probe_ok(peer, body.term, body.nonce)
+
+    def _on_read_ask(self, peer: int, _sequence: int, body: ReadAsk) -> None:
+        if self._core.is_leader() and body.term == self._core.term():
+            self._reads.add_remote(peer, body.nonce)
+        else:
+            self._send(peer, ReadAnswer(body.term, body.nonce, ok=False, index=0))
+
+    def _on_read_answer(self, peer: int, _sequence: int, body: ReadAnswer) -> None:
+        self._reads.on_answer(peer, body)
+        if body.ok and self._too_far_base is not None and body.index > self._too_far_base:
+            self._reads.refuse_unreachable()
+
+    def _on_stale(self, _peer: int, _sequence: int, body: Stale) -> None:
+        if body.term > self._core.term():
+            self._core.adopt_term(body.term)
+
+    def _on_too_far(self, peer: int, _sequence: int, body: TooFar) -> None:
+        if body.term < self._core.term():
+            return
+        self._pre_votes.contact(self._now_ns)
+        if body.base_index > self._log.last_index and peer == self._core.leader():
+            self._too_far_base = body.base_index
+            self._reads.refuse_unreachable()
+
+    def _on_mismatch(self, _peer: int, _sequence: int, body: Mismatch) -> None:
+        if body.term == self._core.term():
+            self._applier.check_fingerprint(body.index, body.fingerprint)
+
+    _HANDLERS: dict[type, Callable[["Group", int, int, Any], None]] = {  # noqa: RUF012
+        Append: _on_append,
+        Ack: _on_ack,
+        RequestVote: _on_request_vote,
+        Vote: _on_vote,
+        PreVote: _on_pre_vote,
+        PreVoteGranted: _on_pre_vote_granted,
+        Probe: _on_probe,
+        ProbeOk: _on_probe_ok,
+        ReadAsk: _on_read_ask,
+        ReadAnswer: _on_read_answer,
+        Stale: _on_stale,
+        TooFar: _on_too_far,
+        Mismatch: _on_mismatch,
+    }
+
+    # ------------------------------------------------------------------ frames out
+
+    def _send(self, peer: int, body: Body) -> None:
+        self._outbox.put(self._peers[peer], body)
+
+    def core_send(self, peer: int, message: dict[str, Any]) -> None:
+        """Take a message of the library for a peer (`CoreOwner`)."""
+        kind = message["type"]
+        if kind == "append_entries":
+            self._send_append(peer, message)
+        elif kind == "next_node_idx":
+            self._send_ack(peer, message)
+        elif kind == "request_vote":
+            body = RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
+            self._send(peer, body)
+        elif kind == "response_vote":
+            self._send(peer, Vote(message["term"]))
+        else:
+            message_text = f"the library sent {kind!r}"
+            raise AssertionError(message_text)
+
+    def _send_append(self, peer: int, message: dict[str, Any]) -> None:
+        if "prevLogIdx" not in message:
+            # The library would send its dump: the peer needs what this log no longer holds.
+            self._core.set_next_index(peer, self._log.last_index + 1)
+            self._send(peer, TooFar(self._core.term(), self._log.base_index))
+            return
+        assert "transmission" not in message
+        prev_index = message["prevLogIdx"]
+        prev = None if prev_index is None else (prev_index, message["prevLogTerm"])
+        state = self._peers[peer]
+        body = self._peers.make_append(state, prev, message["entries"], self._now_ns)
+        self._send(peer, body)
+
+    def _send_ack(self, peer: int, message: dict[str, Any]) -> None:
+        answering = self._filter.answering
+        assert answering is not None
+        term, sequence = answering
+        next_index, success, reset = self._filter.rewrite_answer(message)
+        if success:
+            self._too_far_base = None
+        applier = self._applier
+        ack = Ack(
+            term=term,
+            sequence=sequence,
+            success=success,
+            reset=reset,
+            next_index=next_index,
+            applied_index=applier.applied.index,
+            fingerprint=applier.fingerprint(),
+            wall_ns=max(0, self._clock.wall_ns()),
+            free_bytes=self._own_free_bytes(),
+        )
+        self._send(peer, ack)
+
+    def _own_free_bytes(self) -> int:
+        if self._now_ns - self._free_bytes_ns >= _FREE_BYTES_PERIOD_NS:
+            self._free_bytes_ns = self._now_ns
+            if self._free_bytes_source is not None:
+                self._free_bytes = self._free_bytes_source()
+            else:
+                droppable = self._log.droppable_bytes(self._applier.durable_index)
+                self._free_bytes = self._disk.free_bytes() + droppable
+        return self._free_bytes
+
+    # ------------------------------------------------------------------ leading
+
+    def core_may_stand(self) -> bool:
+        """Decide, the election timer having fired, whether to stand (`CoreOwner`)."""
+        if self._quorum == 1:
+            self.counters.elections_started += 1
+            return True
+        if self._pre_votes.won(self._quorum, self._now_ns):
+            return True
+        question = self._pre_votes.next_round(self._now_ns)
+        if question is not None:
+            for peer in self._peers.connected():
+                self._send(peer, question)
+        return False
+
+    def core_make_noop(self) -> bytes:
+        """Return a new leader's first entry: nothing is stamped yet, so the last times again."""
+        times = self._last_times()
+        self._timekeeper.begin_term(times, self._now_ns)
+        return encode_entry(times, [], EntryKind.NOOP)
+
+    def _last_times(self) -> Times:
+        log, applied = self._log, self._applier.applied
+        if log.last_index == log.base_index:
+            return applied.times
+        return decode_entry(log.entry(log.last_index), log.last_index).times
+
+    def _leads(self) -> bool:
+        """Rule 1: leader, and an entry of its own term is committed."""
+        return self._role == Role.LEADER and self._core.commit_index() >= self._core.noop_index()
+
+    def _note_role(self) -> None:
+        core = self._core
+        role, term, leader = core.role(), core.term(), core.leader()
+        if leader != self._leader:
+            self._leader = leader
+            self.counters.leader_changes += leader is not None
+        if (role, term) == (self._role, self._term):
+            return
+        was_leader = self._role == Role.LEADER
+        self._role, self._term = role, term
+        if was_leader:
+            self.counters.step_downs += 1
+            self._fail_proposals(NotLeader(leader))
+            self._reads.step_down(leader)
+        if role == Role.LEADER:
+            self.counters.elections_won += 1
+            self._last_append_ns = self._now_ns
+            self._peers.begin_term(self._now_ns)
+            self._send_now = True
+        if self._on_role_change is not None:
+            self._on_role_change(role, term)
+
+    def _fail_proposals(self, error: ReplicationError) -> None:
+        """Leadership is over: what was appended is unknown, what waited is settled."""
+        self._applier.abandon(
+            OutcomeUnknown("leadership was lost before the entry was committed; ask the new leader")
+        )
+        self._proposals.fail(error)
+
+    @property
+    def _founded(self) -> bool:
+        """Whether the list of members is applied: nothing is ordered before it."""
+        return bool(self._applier.applied.config)
+
+    def _append(self) -> None:
+        """Append one entry: the members at first, then all waiting proposals, or a due tick."""
+        times = self._timekeeper.stamp(self._clock.wall_ns(), self._now_ns, self._quorum)
+        if times is None:
+            return
+        if not self._founded:
+            self._append_members(times)
+        elif self._proposals:
+            payloads, callbacks, size = self._proposals.take()
+            self._append_entry(times, payloads, EntryKind.COMMANDS)
+            index = self._log.last_index
+            self._applier.wait(index, self._term, callbacks)
+            self._proposals.appended(index, size)
+        elif self._waiting_for_time and (
+            self._now_ns - self._last_append_ns >= self._config.tick_interval_ns
+        ):
+            self._append_entry(times, [], EntryKind.TICK)
+
+    def _append_members(self, times: Times) -> None:
+        """Propose the list of members, unless an earlier leader's list may still be applied."""
+        members = self._roster.members
+        assert members is not None
+        all_older_applied = self._applier.applied.index >= self._core.noop_index()
+        if all_older_applied and self._members_term != self._term:
+            self._members_term = self._term
+            self._append_entry(times, [msgspec.msgpack.encode(members)], EntryKind.MEMBERS)
+
+    def _append_entry(self, times: Times, payloads: list[bytes], kind: EntryKind) -> None:
+        command = encode_entry(times, payloads, kind)
+        assert len(command) <= self._config.entry_max_bytes
+        before = self._log.last_index
+        self._core.append(command)
+        assert self._log.last_index == before + 1
+        self._last_append_ns = self._now_ns
+        self.counters.entries_appended += 1
+
+    def _route_reads(self) -> None:
+        reads, core = self._reads, self._core
+        if self._leads():
+            if reads.arrived:
+                commit = core.commit_index()
+                reads.start_round(core.term(), commit, self._peers.connected(), self._now_ns)
+            answered = reads.confirm(core.term(), self._quorum)
+            if any(p.epoch and p.commit_sent < answered for p in self._peers.all.values()):
+                self._send_now = True
+        elif self._role != Role.LEADER and reads.arrived:
+            if self._leader is None or not self._peers[self._leader].epoch:
+                reads.refuse_arrived(self._leader, core.term())
+            else:
+                reads.refuse_remote(core.term())
+                reads.ask(core.term(), self._leader, self._now_ns)
+        reads.expire(self._now_ns)
+
+    # ------------------------------------------------------------------ status
+
+    def status(self) -> Status:
+        """Return a picture of this replica; call between steps."""
+        core, log, applier = self._core, self._log, self._applier
+        members = self._roster.members
+        self.counters.wall_clamped = self._timekeeper.clamped
+        return Status(
+            cluster=self._identity.cluster,
+            node=self._identity.node,
+            role=self._role,
+            ready=members is not None,
+            leads=self._leads(),
+            term=core.term(),
+            leader=self._leader,
+            commit_index=core.commit_index(),
+            applied_index=applier.applied.index,
+            durable_index=applier.durable_index,
+            first_index=log.first_index,
+            last_index=log.last_index,
+            log_bytes=log.size_bytes,
+            droppable_bytes=log.droppable_bytes(applier.durable_index),
+            free_bytes=self._own_free_bytes(),
+            cluster_ns=self.cluster_ns(),
+            members=members.addresses() if members is not None else {},
+            peers=tuple(self._peer_status(node) for node in self._peers.all),
+            counters=msgspec.structs.replace(self.counters),
+            log_sync=self._outbox.histogram(),
+            problem=self._problem(),
+        )
+
+    def _peer_status(self, node: int) -> PeerStatus:
+        peer, leads = self._peers[node], self._role == Role.LEADER
+        match = self._core.match_index(node) if leads else 0
+        wall_ns = self._clock.wall_ns()
+        return PeerStatus(
+            node=node,
+            connected=peer.epoch > 0,
+            match_index=match,
+            lag_entries=self._log.last_index - match if leads else 0,
+            inflight_bytes=peer.inflight_bytes,
+            applied_index=peer.applied_index if leads else 0,
+            free_bytes=peer.free_bytes if leads else 0,
+            wall_skew_ns=self._timekeeper.skew_ns(node, wall_ns, self._now_ns) if leads else 0,
+        )
+
+    def _problem(self) -> str:
+        if self._too_far_base is not None:
+            return (
+                f"this node needs the entries after {self._log.last_index}, its peers hold those"
+                f" after {self._too_far_base} only: it serves nothing. Stop it and replace it by a"
+                " new incarnation"
+            )
+        if self._roster.members is None:
+            return "waiting for the other first members: " + (
+                self._roster.last_refusal or "not all have been reached yet"
+            )
+        if self._role == Role.LEADER and self._timekeeper.clamped_now:
+            return "this node's clock is more than 10 s from its peers': check time synchronisation"
+        return self._roster.last_refusal

@@ -1,0 +1,76 @@
+"""Frames of a step on their way out, and the log's sync that most of them wait for."""
+
+import bisect
+
+from nokv_replication.frames import Append, Body, Frame, encode
+from nokv_replication.log import Log
+from nokv_replication.peers import Peer
+from nokv_replication.ports import Clock, Network
+from nokv_replication.types import Counters, SyncHistogram
+
+_BOUNDS_NS = tuple(round(1e3 * 2**n) for n in range(4, 24))
+"""16 us to 8.4 s, doubling."""
+
+
+class Outbox:
+    """Holds the frames of one step and syncs the log.
+
+    Appends leave before the sync: they promise nothing of this node, whose own copy is counted a
+    step later. Votes, acknowledgements and confirmations are promises: they leave after it.
+    """
+
+    def __init__(
+        self, node: int, log: Log, network: Network, clock: Clock, counters: Counters
+    ) -> None:
+        self._node = node
+        self._log = log
+        self._network = network
+        self._clock = clock
+        self._counters = counters
+        self._early: list[tuple[Peer, Body]] = []
+        self._late: list[tuple[Peer, Body]] = []
+        self._sync_counts = [0] * (len(_BOUNDS_NS) + 1)
+        self._sync_total_ns = 0
+
+    def put(self, peer: Peer, body: Body) -> None:
+        """Hold a frame until its time in this step."""
+        (self._early if isinstance(body, Append) else self._late).append((peer, body))
+
+    def release_appends(self) -> None:
+        """Send the appends."""
+        self._flush(self._early)
+
+    def sync_and_release(self) -> None:
+        """Make the log durable, then send everything else.
+
+        Raises:
+            DiskFailed: nothing that depends on the sync was sent.
+        """
+        self.sync()
+        self._flush(self._late)
+
+    def sync(self) -> None:
+        """Sync the log if it is dirty, and time it."""
+        if not self._log.dirty:
+            return
+        started_ns = self._clock.monotonic_ns()
+        self._log.sync()
+        took_ns = self._clock.monotonic_ns() - started_ns
+        self._counters.log_syncs += 1
+        self._sync_counts[bisect.bisect_left(_BOUNDS_NS, took_ns)] += 1
+        self._sync_total_ns += took_ns
+
+    def _flush(self, frames: list[tuple[Peer, Body]]) -> None:
+        for peer, body in frames:
+            if peer.epoch:
+                peer.sent_sequence += 1
+                self._counters.frames_sent += 1
+                frame = Frame(self._node, peer.epoch, peer.sent_sequence, body)
+                self._network.send(peer.node, encode(frame))
+        frames.clear()
+
+    def histogram(self) -> SyncHistogram:
+        """Return the durations of the syncs so far."""
+        return SyncHistogram(
+            bounds_ns=_BOUNDS_NS, counts=tuple(self._sync_counts), total_ns=self._sync_total_ns
+        )

@@ -1,0 +1,203 @@
+"""The leader's side of replication: what is on its way to each peer, and which answers count."""
+
+from collections import deque
+
+import msgspec
+
+from nokv_replication._pysyncobj import Core
+from nokv_replication.frames import ENTRIES_MAX, ENTRIES_MAX_BYTES, Ack, Append
+from nokv_replication.log import Log
+from nokv_replication.types import Counters, GroupConfig
+
+_ENTRY_OVERHEAD_BYTES = 16
+
+
+class Peer(msgspec.Struct):
+    """What this node knows of one peer; sequence numbers live as long as the process."""
+
+    node: int
+    epoch: int = 0
+    """Connection in use, 0 while there is none."""
+    sent_sequence: int = 0
+    received_sequence: int = 0
+    """Of the connection in use; frames must come with growing numbers."""
+    reset_at: int = 0
+    """Resets that answer frames up to this sequence number are of the past."""
+    inflight: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
+    """(last index, bytes) of append frames not yet acknowledged."""
+    inflight_bytes: int = 0
+    progress_ns: int = 0
+    """When `inflight` last shrank or began."""
+    held_index: int = 0
+    """Next index to restore after a send pass that a full window ended, 0 for none."""
+    commit_sent: int = 0
+    """Largest commit index sent on this connection in this term."""
+    applied_index: int = 0
+    free_bytes: int = 0
+    vote_term: int = 0
+    """Term of the vote counted last; a duplicate must not count twice."""
+
+    def forget_inflight(self) -> None:
+        """Drop the window: the frames are lost, or a newer answer makes them moot."""
+        self.inflight.clear()
+        self.inflight_bytes = 0
+
+
+class Peers:
+    """The peers of one leader, with a window of bytes on the way to each."""
+
+    def __init__(
+        self, nodes: list[int], core: Core, log: Log, config: GroupConfig, counters: Counters
+    ) -> None:
+        self._core = core
+        self._log = log
+        self._config = config
+        self._counters = counters
+        self.all = {node: Peer(node) for node in nodes}
+
+    def __getitem__(self, node: int) -> Peer:
+        return self.all[node]
+
+    def connected(self) -> list[int]:
+        """Return the ids of connected peers, in order."""
+        return [node for node, peer in self.all.items() if peer.epoch]
+
+    def begin_term(self, now_ns: int) -> None:
+        """Start to lead: nothing is on its way in this term."""
+        for peer in self.all.values():
+            peer.forget_inflight()
+            peer.commit_sent = 0
+            peer.held_index = 0
+            peer.progress_ns = now_ns
+
+    def reconnected(self, peer: Peer, now_ns: int) -> None:
+        """Send again what the broken connection may have lost."""
+        peer.forget_inflight()
+        peer.commit_sent = 0
+        peer.progress_ns = now_ns
+        match = self._core.match_index(peer.node)
+        if self._core.is_leader() and match > 0:
+            self._core.set_next_index(peer.node, match + 1)
+
+    # ------------------------------------------------------------------ sending
+
+    def make_append(
+        self,
+        peer: Peer,
+        prev: tuple[int, int] | None,
+        entries: list[tuple[bytes, int, int]],
+        now_ns: int,
+    ) -> Append:
+        """Return the frame for a library append, cut to the window and the frame size.
+
+        `prev` is (index, term) of the entry before, None where the library ran past the log.
+        """
+        core, log = self._core, self._log
+        if prev is None:
+            # The library's next index lies beyond this log, which it never repairs by itself.
+            self._counters.next_index_repairs += 1
+            core.set_next_index(peer.node, log.last_index + 1)
+            prev, entries = (log.last_index, log.last_term), []
+        if entries and peer.inflight_bytes >= self._config.inflight_bytes:
+            # A plain heartbeat instead; setting the next index to the end stops the library's
+            # loop, `restore_held` puts it back after the pass.
+            self._counters.window_full += 1
+            peer.held_index = self._resume_index(peer, entries[0][1], now_ns)
+            core.set_next_index(peer.node, log.last_index + 1)
+            match = max(core.match_index(peer.node), log.base_index)
+            prev, entries = (match, log.term_at(match)), []
+        if entries:
+            entries = self._fit(entries)
+            last = entries[-1][1]
+            core.set_next_index(peer.node, last + 1)
+            size = sum(len(command) for command, _, _ in entries)
+            if not peer.inflight:
+                peer.progress_ns = now_ns
+            peer.inflight.append((last, size))
+            peer.inflight_bytes += size
+        commit_index = core.commit_index()
+        peer.commit_sent = max(peer.commit_sent, commit_index)
+        wire = [(term, command) for command, _, term in entries]
+        return Append(core.term(), prev[0], prev[1], commit_index, wire)
+
+    def _resume_index(self, peer: Peer, next_index: int, now_ns: int) -> int:
+        if now_ns - peer.progress_ns < self._config.election_max_ns:
+            return next_index
+        # Nothing came back for so long that what is on its way is taken for lost.
+        peer.forget_inflight()
+        peer.progress_ns = now_ns
+        match = self._core.match_index(peer.node)
+        return match + 1 if match > 0 else next_index
+
+    @staticmethod
+    def _fit(entries: list[tuple[bytes, int, int]]) -> list[tuple[bytes, int, int]]:
+        size = 0
+        for count, (command, _, _) in enumerate(entries):
+            size += len(command) + _ENTRY_OVERHEAD_BYTES
+            if count and (size > ENTRIES_MAX_BYTES or count >= ENTRIES_MAX):
+                return entries[:count]
+        return entries
+
+    def restore_held(self) -> None:
+        """Put back the next index of peers whose window was full; after each send pass."""
+        for peer in self.all.values():
+            if peer.held_index:
+                if self._core.is_leader():
+                    self._core.set_next_index(peer.node, peer.held_index)
+                peer.held_index = 0
+
+    def has_unsent(self) -> bool:
+        """Whether a connected peer with room in its window lacks entries."""
+        last, limit = self._log.last_index, self._config.inflight_bytes
+        return any(
+            peer.epoch and peer.inflight_bytes < limit and self._core.next_index(peer.node) <= last
+            for peer in self.all.values()
+        )
+
+    # ------------------------------------------------------------------ answers
+
+    def is_current(self, ack: Ack) -> bool:
+        """Whether an acknowledgement speaks of this node's present leadership.
+
+        The library's own message has no term: one sent in an older term would count entries that
+        were overwritten since as replicated.
+        """
+        return self._core.is_leader() and ack.term == self._core.term()
+
+    def on_ack(self, peer: Peer, ack: Ack, now_ns: int) -> None:
+        """Hand a current acknowledgement to the library, filtered."""
+        core, log = self._core, self._log
+        if ack.next_index > log.last_index + 1 and ack.success:
+            self._counters.acks_stale += 1
+            return
+        reset = ack.reset
+        if reset and ack.sequence <= peer.reset_at:
+            # It answers a frame sent before the last reset was obeyed: what it complains of has
+            # been sent again already. Obeying each would resend the log many times over.
+            self._counters.resets_ignored += 1
+            reset = False
+        elif reset:
+            peer.reset_at = peer.sent_sequence
+            peer.forget_inflight()
+        if ack.success:
+            self._shrink_window(peer, ack.next_index - 1, now_ns)
+        before = core.next_index(peer.node)
+        core.deliver(
+            peer.node,
+            {
+                "type": "next_node_idx",
+                "next_node_idx": min(max(ack.next_index, 1), log.last_index + 1),
+                "reset": reset,
+                "success": ack.success,
+            },
+        )
+        if ack.success and not reset and core.next_index(peer.node) < before:
+            # The library goes back to the acknowledged index and sends again what is on its way.
+            core.set_next_index(peer.node, before)
+
+    @staticmethod
+    def _shrink_window(peer: Peer, match_index: int, now_ns: int) -> None:
+        inflight = peer.inflight
+        while inflight and inflight[0][0] <= match_index:
+            peer.inflight_bytes -= inflight.popleft()[1]
+            peer.progress_ns = now_ns

@@ -1,0 +1,151 @@
+"""How the first members of a group find each other, and who is refused afterwards.
+
+Each node knows its own incarnation and learns the others' from their handshakes. Once all are known
+the list is synced; only then does the node vote or stand. From then on a peer of another
+incarnation, or with another list, is refused for good.
+"""
+
+from random import Random
+
+import msgspec
+
+from nokv_replication.bootstrap import FORMAT, Identity, Member, Members, check_addresses
+from nokv_replication.errors import HandshakeRefused, StartRefused
+from nokv_replication.frames import Hello
+from nokv_replication.log import Log
+from nokv_replication.ports import Disk
+from nokv_replication.types import GroupConfig
+
+
+class Roster:
+    """The first members, learnt from handshakes until all are known; fixed ever after."""
+
+    def __init__(self, identity: Identity, addresses: dict[int, str], synced: bytes) -> None:
+        check_addresses(identity, addresses)
+        self._identity = identity
+        self._addresses = addresses
+        self._incarnations = {identity.node: identity.incarnation}
+        # Digests announced by peers whose list is complete while ours is not.
+        self._foreign_digests: dict[int, bytes] = {}
+        # The synced list; None while some incarnation is unknown or the list is not durable.
+        self.members: Members | None = None
+        self._digest = b""
+        self.refusals = 0
+        self.last_refusal = ""
+        if synced:
+            self._adopt(msgspec.msgpack.decode(synced, type=Members))
+
+    def _adopt(self, members: Members) -> None:
+        mine = {member.node: member.incarnation for member in members.members}
+        if mine.get(self._identity.node) != self._identity.incarnation:
+            message = "the log's list of members does not have this node's incarnation"
+            raise StartRefused(message)
+        if set(mine) != set(self._addresses):
+            message = (
+                f"the group was founded by nodes {sorted(mine)}, the configuration names"
+                f" {sorted(self._addresses)}: put the founders' list back"
+            )
+            raise StartRefused(message)
+        self._incarnations = mine
+        self.members = members
+        self._digest = members.digest(self._identity.cluster)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the synced list, b"" before."""
+        return self._digest
+
+    def candidate(self) -> Members | None:
+        """Return the full list when every first member's incarnation is known.
+
+        Raises:
+            StartRefused: a peer has synced another list: a member was replaced while the group
+                was being founded.
+        """
+        if set(self._incarnations) != set(self._addresses):
+            return None
+        members = Members(
+            tuple(
+                Member(node, self._incarnations[node], self._addresses[node])
+                for node in sorted(self._addresses)
+            )
+        )
+        digest = members.digest(self._identity.cluster)
+        for node, other in self._foreign_digests.items():
+            if other != digest:
+                message = (
+                    f"node {node} was founded with another list of members than the one this node"
+                    " collected: a data directory was wiped meanwhile. Initialise all anew"
+                )
+                raise StartRefused(message)
+        return members
+
+    def found(self, members: Members) -> None:
+        """Take the list that has just been synced as the group's."""
+        self._adopt(members)
+
+    def greet(self, hello: Hello) -> int:
+        """Check a peer's hello; return its node id.
+
+        Raises:
+            HandshakeRefused: it does not belong to this group.
+        """
+        try:
+            self._check(hello)
+        except HandshakeRefused as refusal:
+            self.note_refusal(refusal)
+            raise
+        if self.members is None:
+            self._incarnations[hello.node] = hello.incarnation
+            if hello.digest:
+                self._foreign_digests[hello.node] = hello.digest
+        return hello.node
+
+    def note_refusal(self, refusal: HandshakeRefused) -> None:
+        """Keep the latest refusal, of a peer or by one, for the operator."""
+        self.refusals += 1
+        self.last_refusal = str(refusal)
+
+    def _check(self, hello: Hello) -> None:
+        if hello.format != FORMAT:
+            message = f"peer speaks format {hello.format}, this node {FORMAT}"
+            raise HandshakeRefused(message)
+        if hello.cluster != self._identity.cluster:
+            message = f"peer belongs to cluster {hello.cluster!r}, not {self._identity.cluster!r}"
+            raise HandshakeRefused(message)
+        if hello.node == self._identity.node or hello.node not in self._addresses:
+            message = f"node {hello.node} is no peer of node {self._identity.node}"
+            raise HandshakeRefused(message)
+        if self.members is None:
+            return
+        if hello.incarnation != self._incarnations[hello.node]:
+            message = (
+                f"node {hello.node} comes back as another incarnation: its data directory was wiped"
+                " or replaced, so it has forgotten what it promised. It must not rejoin under its"
+                " old name"
+            )
+            raise HandshakeRefused(message)
+        if hello.digest and hello.digest != self._digest:
+            message = f"node {hello.node} was founded with another list of members"
+            raise HandshakeRefused(message)
+
+    def hello(self, epoch: int) -> Hello:
+        """Return this node's hello for a connection."""
+        identity = self._identity
+        return Hello(
+            format=FORMAT,
+            cluster=identity.cluster,
+            node=identity.node,
+            incarnation=identity.incarnation,
+            digest=self._digest,
+            epoch=epoch,
+        )
+
+
+def initialise(disk: Disk, config: GroupConfig, identity: Identity, rng: Random) -> None:
+    """Found a node's log in an empty folder. A crash in it may be repeated; done twice is done.
+
+    Raises:
+        DiskFailed: an operation of the disk failed.
+    """
+    Log.create(disk, config, identity, rng)
