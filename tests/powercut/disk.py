@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.powercut.server import unmount
+from tests.powercut.server import mount, unmount
 
 ROOT = Path(__file__).parents[2]
 
 
+@functools.cache
 def why_unusable() -> str:
-    """Return why this machine cannot mount the disk, or an empty string."""
+    """Return why this machine cannot mount the disk, or an empty string. Tries it once."""
     if sys.platform != "linux":
         return "the power-cut disk needs Linux"
-    if os.geteuid() != 0:
-        return "the power-cut disk is mounted by root"
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR))
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        return f"the power-cut disk needs /dev/fuse: {error}"
+        return f"the power-cut disk needs /dev/fuse and root: {error}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            mount(Path(folder), fd)
+            os.close(fd)
+            fd = -1
+            unmount(Path(folder))
+    except OSError as error:
+        return f"the power-cut disk cannot be mounted here: {error}"
+    finally:
+        if fd >= 0:
+            os.close(fd)
     return ""
 
 

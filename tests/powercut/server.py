@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import random
+import resource
 import select
 import stat
 import struct
@@ -42,6 +43,7 @@ _FOPEN_KEEP_CACHE = 2
 _BIG_WRITES, _MAX_PAGES = 1 << 5, 1 << 22
 _FATTR_MODE, _FATTR_UID, _FATTR_GID, _FATTR_SIZE = 1, 2, 4, 8
 _RENAME_NOREPLACE = 1
+_FALLOC_KEEP_SIZE = 1
 _WRITE_CACHE = 1
 """Write-back of a shared mapping: it comes when the kernel likes, so it is no event."""
 
@@ -96,6 +98,7 @@ class Server:
             10: self.unlink,
             11: self.rmdir,
             12: self.rename,
+            13: self.link,
             14: self.open,
             15: self.read,
             16: self.write,
@@ -305,6 +308,15 @@ class Server:
             raise OSError(errno.ENOTEMPTY, "directory is not empty")
         self.remove(ino, body.rstrip(b"\0"))
 
+    def link(self, ino: int, body: bytes) -> bytes:
+        node, parent = self.volume.nodes[struct.unpack_from("<Q", body)[0]], self.volume.nodes[ino]
+        name = body[8:].rstrip(b"\0")
+        if name in parent.entries:
+            raise FileExistsError(errno.EEXIST, "name is taken")
+        self.event("link " + os.fsdecode(name) + " in", parent)
+        self.volume.set_names([(parent, name, node)])
+        return self.entry(node)
+
     def rename(self, ino: int, body: bytes) -> None:
         self.move(ino, struct.unpack_from("<Q", body)[0], 0, body[8:])
 
@@ -357,9 +369,9 @@ class Server:
     def fallocate(self, ino: int, body: bytes) -> None:
         _, offset, length, mode = struct.unpack_from("<QQQI", body)
         node = self.volume.nodes[ino]
-        if mode != 0:
+        if mode & ~_FALLOC_KEEP_SIZE:
             raise OSError(errno.EOPNOTSUPP, "fallocate mode")
-        if offset + length > node.size:
+        if mode == 0 and offset + length > node.size:
             self.event("allocate", node)
             self.volume.truncate(node, offset + length)
 
@@ -383,6 +395,9 @@ class Server:
 
 
 def main() -> int:
+    # The model keeps a descriptor for every file.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     server = Server(Path(sys.argv[1]), Path(sys.argv[2]))
     server.power_on()
     print(json.dumps("ready"), flush=True)

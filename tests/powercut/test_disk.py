@@ -168,6 +168,11 @@ def test_it_is_a_file_system(disk: PowerCutDisk) -> None:
         (root / "a").rmdir()
     assert caught.value.errno == errno.ENOTEMPTY
     (root / "a" / "b").rmdir()
+    (root / "second").hardlink_to(root / "moved")
+    with pytest.raises(FileExistsError):
+        (root / "second").hardlink_to(root / "moved")
+    assert (root / "second").read_bytes() == b"x" * 10
+    (root / "second").unlink()
     (root / "moved").unlink()
     assert names(root / "a") == []
     fd = os.open(root / "log", os.O_RDWR | os.O_CREAT)

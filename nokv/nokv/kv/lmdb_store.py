@@ -24,9 +24,9 @@ MAP_BYTES = 1 << 40
 READERS_MAX = 32
 """Read transactions at a time, over all processes: images, digests, stale reads by name."""
 
-DIRTY_BYTES_MAX = 128 << 20
+DIRTY_BYTES_MAX = 96 << 20
 """The caller commits at the latest when `LmdbKV.dirty_bytes` reaches this: it bounds the anonymous
-memory of the write transaction, and with it the time that a commit takes."""
+memory of the write transaction, which keeps what it once had. Less costs commits (DESIGN.md)."""
 
 FORMAT = 1
 """Layout of the environment: one named B-tree a family, and one for the store's own rows."""
@@ -66,6 +66,8 @@ def _sync_directory(path: Path) -> None:
 def _raise(what: str, error: Exception) -> NoReturn:
     if isinstance(error, lmdb.BadValsizeError):
         raise AssertionError(f"{what}: a key is not of 1 to {KEY_BYTES_MAX} bytes") from error
+    if isinstance(error, lmdb.MapFullError):
+        raise StoreFailed(f"{what}: {error}", errno.ENOSPC) from error
     code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
     raise StoreFailed(f"{what}: {error}", code) from error
 
@@ -268,7 +270,7 @@ class LmdbKV:
         if self._failed:
             raise StoreFailed(_REFUSED)
         try:
-            value: bytes | None = self._txn.get(key, db=self._dbs[family])
+            value: bytes | None = self._cursors[family].get(key)
         except lmdb.Error as error:
             self._fail("read", error)
         return value

@@ -12,6 +12,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from nokv.kv import lmdb_store
 from nokv.kv.digest import SCAN_END, combine, digest
 from nokv.kv.errors import StoreBusy, StoreFailed
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV, open_reader
@@ -233,7 +234,19 @@ def test_a_failed_commit_stops_the_store(path: Path) -> None:
     again.close()
 
 
+def test_a_full_map_stops_the_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    kv = LmdbKV(path)
+    with pytest.raises(StoreFailed, match="write") as caught:
+        kv.write(Family.CHUNK, rows(30, size=100_000))
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(StoreFailed, match="only a new process"):
+        kv.commit()
+    kv.close()
+
+
 def test_errors_tell_their_kind() -> None:
+    assert isinstance(StoreBusy("what"), StoreFailed)
     assert StoreFailed("what").errno == errno.EIO
-    assert StoreFailed("what", lmdb.MapFullError.__dict__.get("code", -30792)).errno == errno.EIO
+    assert StoreFailed("what", -30792).errno == errno.EIO
     assert StoreBusy("what").errno == errno.EBUSY
