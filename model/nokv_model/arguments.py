@@ -165,8 +165,10 @@ def _check_publish(op: c.Publish) -> None:
     if op.name:
         check_name(op.name)
     _require(op.publish_mode in set(c.PublishMode), "no such publish mode")
+    _require(op.name or op.publish_mode != c.PublishMode.CREATE, "a handle's file exists already")
     _permissions(op.mode)
     _check_size(op.size)
     check_body(op)
+    _require(0 <= op.if_generation <= UINT63_MAX, "a generation out of range")
     _require(len(op.sha256) in {0, SHA256_BYTES}, "a SHA-256 of another length")
     _time(op.mtime_ns)

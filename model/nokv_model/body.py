@@ -150,7 +150,7 @@ def runs_of_stored(index: int, chunk: StoredChunk) -> Content:
 # ---------------------------------------------------------------- arguments of a publish
 
 
-def _require(condition: bool, message: str) -> None:  # noqa: FBT001  the condition is the argument
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise InvalidArgument(message)
 
@@ -177,6 +177,7 @@ def _check_chunk(chunk: ChunkMap) -> None:
         _require(0 <= part.chunk < 2**32, "a part's chunk out of range")
         _require(0 <= part.block < 2**16, "a part's block out of range")
         _require(0 <= part.piece < 2**16, "a part's piece out of range")
+    _require(chunk.extents, "a chunk without extents")
     _require(len(chunk.extents) <= EXTENTS_PER_CHUNK_MAX, "too many extents")
     position = 0
     for extent in chunk.extents:
@@ -194,6 +195,7 @@ def _check_chunk(chunk: ChunkMap) -> None:
 def _check_source(chunk: ChunkMap, extent: Extent) -> None:
     if extent.part == -1:
         _require(len(extent.data) == extent.length, "inline data of another length")
+        _require(extent.part_offset == 0, "inline data has no offset")
         return
     _require(0 <= extent.part < len(chunk.parts), "an extent of no part")
     length = chunk.parts[extent.part].length

@@ -49,7 +49,10 @@ def check_predicates(step: Step, predicates: tuple[c.Predicate, ...]) -> None:
 
 
 def open_session(step: Step, op: c.OpenSession) -> SessionOpened:
-    """Open a session; its nonce is new."""
+    """Open a session, or answer as the opening of the same nonce did."""
+    for known in step.state.sessions.values():
+        if known.nonce == op.nonce:
+            return SessionOpened(known.number, known.ttl_ns, known.opened)
     assert step.state.volume is not None
     number = step.state.volume.owner_epoch << 32 | step.state.next_session
     step.state.next_session += 1
@@ -136,7 +139,7 @@ def init_volume(step: Step, op: c.InitVolume) -> Done:
 def session_marks(step: Step, op: c.SessionMarks) -> Done:
     """Apply the marks of many sessions."""
     for frame in op.frames:
-        apply_marks(step.state.sessions, frame)
+        apply_marks(step.state.sessions, frame, step.version)
     return Done()
 
 

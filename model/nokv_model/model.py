@@ -92,8 +92,6 @@ class Model:
         if isinstance(sender, Result):
             return sender
         op = command.op
-        if isinstance(op, c.OpenSession) and op.nonce in self.results.openings:
-            return self.results.openings[op.nonce]
         if isinstance(op, c.Atomic) and 0 < len(op.ops) <= ATOMIC_MAX:
             self.version += len(op.ops) - 1
         before = self.state.copy()
@@ -116,8 +114,6 @@ class Model:
         else:
             result = Result(self.version, value=value)
             events += step.events
-            if isinstance(op, c.OpenSession):
-                self.results.openings[op.nonce] = result
             if isinstance(op, c.Swept):
                 self.results.forget(before.sessions[op.target])
         if sender is not None:

@@ -119,6 +119,7 @@ def link(step: Step, op: Link) -> Made:
         message = "the file has too many names"
         raise LinkLimit(message)
     step.attach(parent, op.name, source)
+    step.state.linked.add(source.number)
     step.touch(source)
     step.event(EventKind.LINK, source, (parent, op.name))
     return Made(step.tree.attr(source))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nokv.errors import (
     AlreadyExists,
+    CrossesView,
     GenerationMismatch,
-    InvalidArgument,
     IsADirectory,
     NotADirectory,
     NotFound,
@@ -44,14 +44,14 @@ def publish(step: Step, op: Publish) -> Published:
     assert step.session is not None
     if op.upload:
         step.session.check_upload(op.upload)
-    inode, created = _target(step, op)
+    parent, inode, created = _target(step, op)
     old_size = inode.size
     inode.size, content = content_after(op, step.session_number, inode.size, inode.content)
     if op.publish_mode in WHOLE:
-        body = step.new_body() if content else 0
+        body = step.new_body() if op.chunks else 0
         inode.sha256 = op.sha256
     else:
-        body = inode.body or step.new_body()
+        body = inode.body or (step.new_body() if op.chunks else 0)
         inode.sha256 = b""
     step.set_content(inode, content, body=body)
     inode.generation = step.version
@@ -65,20 +65,20 @@ def publish(step: Step, op: Publish) -> Published:
         for part in chunk.parts:
             name = ObjectName(step.session_number, op.upload, part.chunk, part.block, part.piece)
             step.state.objects[name] = (part.length, part.sums)
-    step.event_of(EventKind.PUBLISH, inode)
+    if parent is not None:
+        step.event(EventKind.PUBLISH, inode, (parent, op.name))
+    else:
+        step.event_of(EventKind.PUBLISH, inode)
     offset = old_size if op.publish_mode == PublishMode.APPEND else 0
     return Published(inode.number, step.version, inode.size, offset, step.tree.attr(inode))
 
 
-def _target(step: Step, op: Publish) -> tuple[Inode, bool]:
-    """Return the file to publish, and whether this command made it."""
+def _target(step: Step, op: Publish) -> tuple[Inode | None, Inode, bool]:
+    """Return (parent, file, whether this command made it); no parent for a handle."""
     if not op.name:
         inode = step.resolver.resolve(op.parent)
-        if op.publish_mode == PublishMode.CREATE:
-            message = "a handle names a file that exists"
-            raise InvalidArgument(message)
         _require_publishable(step, op, inode)
-        return inode, False
+        return None, inode, False
     parent = step.resolver.parent(op.parent)
     access.require(step.caller, parent, X)
     if op.name in parent.entries:
@@ -87,7 +87,7 @@ def _target(step: Step, op: Publish) -> tuple[Inode, bool]:
             message = "the name is taken"
             raise AlreadyExists(message)
         _require_publishable(step, op, inode)
-        return inode, False
+        return parent, inode, False
     if op.publish_mode in {PublishMode.PATCH, PublishMode.APPEND}:
         message = "no such file"
         raise NotFound(message)
@@ -97,7 +97,7 @@ def _target(step: Step, op: Publish) -> tuple[Inode, bool]:
     access.require_writable_parent(step.caller, parent)
     inode = step.make(FileType.REGULAR << 12 | op.mode, parent)
     step.attach(parent, op.name, inode)
-    return inode, True
+    return parent, inode, True
 
 
 def _require_publishable(step: Step, op: Publish, inode: Inode) -> None:
@@ -149,6 +149,9 @@ def stage_swap(step: Step, op: StageSwap) -> Published:
     """Make a staged tree or file visible under a name."""
     root = _staged_root(step, op.view, op.stage)
     parent = step.resolver.parent(op.parent)
+    if step.tree.owner_session(parent):
+        message = "a staged tree enters the view's own tree only"
+        raise CrossesView(message)
     access.require(step.caller, parent, X)
     if op.name in parent.entries:
         _require_replaceable(step, op, root, parent)
@@ -161,8 +164,8 @@ def stage_swap(step: Step, op: StageSwap) -> Published:
     if root.is_regular:
         root.generation = step.version
     kind = EventKind.MOVE_IN if root.is_directory else EventKind.PUBLISH
-    step.event_of(kind, root)
-    return Published(root.number, root.generation, root.size, 0, step.tree.attr(root))
+    step.event(kind, root, (parent, op.name), generation=step.version)
+    return Published(root.number, step.version, root.size, 0, step.tree.attr(root))
 
 
 def _require_replaceable(step: Step, op: StageSwap, root: Inode, parent: Inode) -> None:

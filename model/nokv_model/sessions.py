@@ -90,8 +90,6 @@ class Results:
     """What was answered: the first result of each sequence number that is not acknowledged."""
 
     kept: dict[tuple[int, int], Result] = field(default_factory=dict)
-    openings: dict[bytes, Result] = field(default_factory=dict)
-    """By nonce: a repeated opening is the same one."""
 
     def acknowledge(self, session: Session, acked: int) -> None:
         """Drop every result up to `acked`, which the client has received."""
@@ -103,7 +101,6 @@ class Results:
     def forget(self, session: Session) -> None:
         """Drop all that is known of a session."""
         self.acknowledge(session, 2**63)
-        del self.openings[session.nonce]
 
 
 def admit(
@@ -142,15 +139,20 @@ def admit(
     return session
 
 
-def apply_marks(sessions: dict[int, Session], frame: Marks) -> None:
-    """Apply one frame of marks, unless it is old or its session has ended."""
+def apply_marks(sessions: dict[int, Session], frame: Marks, version: int) -> None:
+    """Apply one frame of marks, unless it is old or its session has ended.
+
+    What it says of versions and uploads that do not exist yet counts as the newest there is.
+    """
     session = sessions.get(frame.session)
     if session is None or session.died or frame.number <= session.marks_number:
         return
     session.marks_number = frame.number
     # A batch applies leases before floors: a lease must name a version at or above the old floor.
     session.leases = tuple(
-        lease for lease in frame.leases if lease in session.leases or lease.version >= session.floor
+        lease
+        for lease in frame.leases
+        if lease in session.leases or session.floor <= lease.version <= version
     )
-    session.floor = max(session.floor, frame.floor)
-    session.watermark = max(session.watermark, frame.watermark)
+    session.floor = max(session.floor, min(frame.floor, version))
+    session.watermark = max(session.watermark, min(frame.watermark, session.next_upload))

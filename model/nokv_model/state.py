@@ -46,6 +46,9 @@ class State:
     loosened: set[int] = field(default_factory=set)
     """Files that lost a name with a detached tree: the reaper counts it down when it comes by."""
 
+    linked: set[int] = field(default_factory=set)
+    """Files that had several names at some time."""
+
     def copy(self) -> State:
         """Return an independent copy; pins and past contents never change and are shared."""
         return State(
@@ -61,6 +64,7 @@ class State:
             list(self.events),
             self.first_event,
             set(self.loosened),
+            set(self.linked),
         )
 
     def show(self, body: int, version: int, cluster_ns: int, content: Content) -> None:

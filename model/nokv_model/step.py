@@ -121,6 +121,7 @@ class Step:
         place: tuple[Inode, bytes],
         to: tuple[Inode, bytes] | None = None,
         names: tuple[bytes, ...] = (),
+        generation: int | None = None,
     ) -> None:
         """Record what happened, unless it happened inside a staged tree."""
         parent, name = place
@@ -137,7 +138,7 @@ class Step:
                 to_chain=self.tree.chain(to[0]) if to else (),
                 to_name=to[1] if to else b"",
                 size=inode.size,
-                generation=inode.generation,
+                generation=inode.generation if generation is None else generation,
                 session=self.session_number,
                 seq=self.seq,
                 names=names,
@@ -146,8 +147,7 @@ class Step:
         )
 
     def event_of(self, kind: EventKind, inode: Inode) -> None:
-        """Record a change of an inode itself: its place is one of its names."""
-        if not inode.names and inode.number in self.tree.staged:
-            return
-        number, name = min(inode.names, default=(inode.number, b""))
-        self.event(kind, inode, (self.tree.inodes[number], name))
+        """Record a change of an inode itself: its place is a directory that names it."""
+        if inode.number not in self.tree.staged:
+            parent = self.tree.parent(inode) or inode.number
+            self.event(kind, inode, (self.tree.inodes[parent], b""))
