@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from nokv.errors import (
     AlreadyExists,
+    CrossesView,
     InvalidArgument,
     IsADirectory,
     NotADirectory,
@@ -27,6 +28,7 @@ from nokv.state.context import (
     load_inode,
     need_inode,
     root_of,
+    tree_root,
 )
 from nokv.state.detach import detach_tree
 from nokv.state.ops_session import need_session
@@ -113,9 +115,10 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     session = need_session(ctx)
     staged = _own_stage(ctx, session, op.view, op.stage)
     parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
-    if parent.view != op.view or parent.ino == op.stage:
-        message = "a staged tree enters its own view, outside itself"
-        raise Stale(message)
+    root = root_of(ctx.txn, op.view)
+    if parent.view != op.view or tree_root(ctx.txn, op.view, parent.ino)[0] != root:
+        message = "a staged tree enters its own view's tree, not another staged one"
+        raise CrossesView(message)
     access.need(parent.inode, ctx.caller, access.X)
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
     if dentry is not None:
