@@ -43,8 +43,7 @@ $(STAMP): $(LOCK) $(BUILD_LOCK) pyproject.toml deploy/system-packages.sh
 	fi
 	@echo "== installing $(LOCK)"
 	@$(PIP_INSTALL) --require-hashes --only-binary :all: -r $(BUILD_LOCK)
-	@$(PIP_INSTALL) --require-hashes --only-binary :all: --no-binary pysyncobj \
-		--no-build-isolation -r $(LOCK)
+	@$(PIP_INSTALL) --require-hashes --no-build-isolation --use-pep517 -r $(LOCK)
 	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
