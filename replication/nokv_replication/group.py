@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 
 from nokv_replication._pysyncobj import Core
-from nokv_replication.appends import AppendFilter
 from nokv_replication.apply import Applier
-from nokv_replication.bootstrap import Identity, Members
+from nokv_replication.bootstrap import Identity
 from nokv_replication.elections import PreVotes
 from nokv_replication.errors import (
     HandshakeRefused,
@@ -23,39 +22,26 @@ from nokv_replication.errors import (
     OutcomeUnknown,
     ProtocolError,
     ReplicationError,
-    StartRefused,
     Stopped,
 )
 from nokv_replication.frames import (
     Ack,
-    Append,
     Body,
-    EntryKind,
-    Mismatch,
-    PreVote,
-    PreVoteGranted,
-    Probe,
-    ProbeOk,
-    ReadAnswer,
-    ReadAsk,
     RequestVote,
-    Stale,
     TooFar,
     Vote,
-    decode_entry,
     decode_frame,
     decode_hello,
     encode,
-    encode_entry,
 )
+from nokv_replication.leadership import Leadership
 from nokv_replication.log import Log
 from nokv_replication.outbox import Outbox
 from nokv_replication.peers import Peers
 from nokv_replication.ports import Clock, Disk, Machine, Network
-from nokv_replication.proposals import Proposals
 from nokv_replication.reads import Reads
-from nokv_replication.roster import Roster
-from nokv_replication.timekeeping import Timekeeper
+from nokv_replication.receiver import Receiver
+from nokv_replication.roster import Roster, check_start
 from nokv_replication.types import (
     Counters,
     GroupConfig,
@@ -64,7 +50,6 @@ from nokv_replication.types import (
     ReadDone,
     Role,
     Status,
-    Times,
 )
 
 _FREE_BYTES_PERIOD_NS = 1_000_000_000
@@ -114,66 +99,50 @@ class Group:
         self._log = Log.open(disk, config, identity, rng)
         self._roster = Roster(identity, addresses, self._log.members)
         self._applier = Applier(machine, self._log, config, clock, self.counters)
-        self._check_start()
+        check_start(self._log, self._applier.applied, identity, self._roster)
         others = [node for node in sorted(addresses) if node != identity.node]
         self._quorum = len(addresses) // 2 + 1
         Core.enter(self._now_ns, rng)
         self._core = Core(identity.node, others, config, self._log, self)
         self._core.start_at(self._applier.applied.index)
         self._peers = Peers(others, self._core, self._log, config, self.counters)
-        self._filter = AppendFilter(self._core, self._log, self.counters)
         self._pre_votes = PreVotes(self._core, self._log, config, self.counters)
         self._reads = Reads(config, self.counters, self._send)
-        self._timekeeper = Timekeeper()
-        self._proposals = Proposals(config, self.counters)
+        self._leadership = Leadership(
+            self._core,
+            self._log,
+            self._applier,
+            self._roster,
+            clock,
+            config,
+            self.counters,
+            self._quorum,
+        )
+        self._timekeeper = self._leadership.timekeeper
+        self._proposals = self._leadership.proposals
+        self._receiver = Receiver(
+            self._core,
+            self._log,
+            self._peers,
+            self._applier,
+            self._pre_votes,
+            self._reads,
+            self._timekeeper,
+            self.counters,
+            self._send,
+        )
         self._outbox = Outbox(identity.node, self._log, network, clock, self.counters)
         self.wake: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[int, int, Body | None]] = deque()
         self._role = Role.FOLLOWER
         self._term = self._core.term()
         self._leader: int | None = None
-        self._waiting_for_time = False
-        # When this node, leading, last appended an entry.
-        self._last_append_ns = 0
-        # Term in which this node, leading, proposed the list of members.
-        self._members_term = 0
-        self._accept_entries = True
         self._send_now = False
-        self._too_far_base: int | None = None
         self._free_bytes = 0
         self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
         self._more_to_prepare = False
         self._stopped = False
         self._failed = False
-
-    def _check_start(self) -> None:
-        """Compare machine and log: the machine is the truth for what it applied durably.
-
-        The log may reach further back and further on. One that ends before the machine's position,
-        or disagrees with it, has lost its tail, and starts anew after that position; one that
-        begins behind it leaves a gap that nothing here can fill.
-        """
-        log, applied = self._log, self._applier.applied
-        if log.base_index > applied.index:
-            message = (
-                f"the log starts after entry {log.base_index}, the state machine stands at"
-                f" {applied.index}: the entries between are gone. The state was restored from an"
-                " older copy; replace this node by a new incarnation"
-            )
-            raise StartRefused(message)
-        if applied.config:
-            founded = msgspec.msgpack.decode(applied.config, type=Members)
-            synced = self._roster.members
-            cluster = self._identity.cluster
-            if synced is None or founded.digest(cluster) != synced.digest(cluster):
-                message = (
-                    "the state machine belongs to a group with other members than the log's: the"
-                    " data directory was mixed up; put the right state beside the right log"
-                )
-                raise StartRefused(message)
-        lost_tail = log.last_index < applied.index
-        if lost_tail or log.term_at(applied.index) != applied.term:
-            log.reset(applied.index, applied.term)
 
     # ------------------------------------------------------------------ connections
 
@@ -267,11 +236,11 @@ class Group:
 
     def set_waiting(self, waiting: bool) -> None:  # noqa: FBT001 - a switch with one meaning
         """Say whether something in the machine waits for `cluster_ns`: then the leader ticks."""
-        self._waiting_for_time = waiting
+        self._leadership.waiting_for_time = waiting
 
     def set_accepting(self, accepting: bool) -> None:  # noqa: FBT001
         """Stop (or go on) storing new entries as a follower, for want of disk space."""
-        self._accept_entries = accepting
+        self._receiver.accept_entries = accepting
 
     def cluster_ns(self) -> int:
         """Return the group's time: at the leader up to this step, else as last applied."""
@@ -340,7 +309,7 @@ class Group:
         core.set_applied(applier.applied.index)
         self._proposals.applied(applier.applied.index)
         if self._leads():
-            self._append()
+            self._leadership.append(self._now_ns)
         self._route_reads()
         if self._role == Role.LEADER and (self._send_now or self._peers.has_unsent()):
             self._send_now = False
@@ -366,7 +335,7 @@ class Group:
 
     def _next_deadline_ns(self) -> int:
         now, core, applier = self._now_ns, self._core, self._applier
-        if self._inbox or (self._proposals and self._founded and self._leads()):
+        if self._inbox or (self._proposals and self._leadership.founded and self._leads()):
             return now
         if self._roster.members is None:
             return now + self._config.heartbeat_ns
@@ -380,8 +349,9 @@ class Group:
         deadlines = [now + self._config.election_max_ns]
         if core.is_leader():
             deadlines.append(core.heartbeat_deadline_ns())
-            if self._waiting_for_time:
-                deadlines.append(self._last_append_ns + self._config.tick_interval_ns)
+            tick_ns = self._leadership.tick_due_ns()
+            if tick_ns is not None and self._leads():
+                deadlines.append(tick_ns)
         else:
             retry = self._pre_votes.retry_at_ns()
             deadline = core.election_deadline_ns()
@@ -403,123 +373,13 @@ class Group:
             if body is not None:
                 # Before the list is synced this node neither votes nor stores.
                 if self._roster.members is not None:
-                    self._handle(peer, sequence, body)
+                    self._receiver.handle(peer, sequence, body, self._now_ns)
             elif sequence:
                 self._core.connected(peer)
                 self._peers.reconnected(self._peers[peer], self._now_ns)
             else:
                 self._core.disconnected(peer)
                 self._peers[peer].forget_inflight()
-
-    def _handle(self, peer: int, sequence: int, body: Body) -> None:
-        handler = self._HANDLERS[type(body)]
-        handler(self, peer, sequence, body)
-
-    def _on_append(self, peer: int, sequence: int, body: Append) -> None:
-        if body.term < self._core.term():
-            self.counters.appends_stale += 1
-            self._send(peer, Stale(self._core.term()))
-            return
-        self._pre_votes.contact(self._now_ns)
-        self._filter.handle(peer, sequence, body, accept_entries=self._accept_entries)
-
-    def _on_ack(self, peer: int, _sequence: int, body: Ack) -> None:
-        if not self._peers.is_current(body):
-            self.counters.acks_stale += 1
-            return
-        state = self._peers[peer]
-        state.applied_index = max(state.applied_index, body.applied_index)
-        state.free_bytes = body.free_bytes
-        self._timekeeper.hear(peer, body.wall_ns, self._now_ns)
-        mine = self._applier.fingerprint_at(body.applied_index)
-        if mine is not None and mine != body.fingerprint:
-            self._send(peer, Mismatch(self._core.term(), body.applied_index, mine))
-        self._peers.on_ack(state, body, self._now_ns)
-
-    def _on_request_vote(self, peer: int, _sequence: int, body: RequestVote) -> None:
-        if body.term < self._core.term():
-            self._send(peer, Stale(self._core.term()))
-            return
-        self._core.deliver(
-            peer,
-            {
-                "type": "request_vote",
-                "term": body.term,
-                "last_log_index": body.last_index,
-                "last_log_term": body.last_term,
-            },
-        )
-
-    def _on_vote(self, peer: int, _sequence: int, body: Vote) -> None:
-        state = self._peers[peer]
-        if body.term > state.vote_term:
-            state.vote_term = body.term
-            self._core.deliver(peer, {"type": "response_vote", "term": body.term})
-
-    def _on_pre_vote(self, peer: int, _sequence: int, body: PreVote) -> None:
-        if body.term < self._core.term():
-            self._send(peer, Stale(self._core.term()))
-        elif self._pre_votes.grants(body, self._now_ns):
-            self._send(peer, PreVoteGranted(body.term, body.round))
-
-    def _on_pre_vote_granted(self, peer: int, _sequence: int, body: PreVoteGranted) -> None:
-        if body.term == self._core.term():
-            self._pre_votes.granted(peer, body.round)
-
-    def _on_probe(self, peer: int, _sequence: int, body: Probe) -> None:
-        if self._confirms(body):
-            self._send(peer, ProbeOk(body.term, body.nonce))
-
-    def _confirms(self, probe: Probe) -> bool:
-        """Rule 3: only the term this node is in; the answer leaves after this step's sync."""
-        return probe.term == self._core.term() and not self._core.is_leader()
-
-    def _on_probe_ok(self, peer: int, _sequence: int, body: ProbeOk) -> None:
-        if self._core.is_leader() and body.term == self._core.term():
-            self._reads.on_probe_ok(peer, body.term, body.nonce)
-
-    def _on_read_ask(self, peer: int, _sequence: int, body: ReadAsk) -> None:
-        if self._core.is_leader() and body.term == self._core.term():
-            self._reads.add_remote(peer, body.nonce)
-        else:
-            self._send(peer, ReadAnswer(body.term, body.nonce, ok=False, index=0))
-
-    def _on_read_answer(self, peer: int, _sequence: int, body: ReadAnswer) -> None:
-        self._reads.on_answer(peer, body)
-        if body.ok and self._too_far_base is not None and body.index > self._too_far_base:
-            self._reads.refuse_unreachable()
-
-    def _on_stale(self, _peer: int, _sequence: int, body: Stale) -> None:
-        if body.term > self._core.term():
-            self._core.adopt_term(body.term)
-
-    def _on_too_far(self, peer: int, _sequence: int, body: TooFar) -> None:
-        if body.term < self._core.term():
-            return
-        self._pre_votes.contact(self._now_ns)
-        if body.base_index > self._log.last_index and peer == self._core.leader():
-            self._too_far_base = body.base_index
-            self._reads.refuse_unreachable()
-
-    def _on_mismatch(self, _peer: int, _sequence: int, body: Mismatch) -> None:
-        if body.term == self._core.term():
-            self._applier.check_fingerprint(body.index, body.fingerprint)
-
-    _HANDLERS: dict[type, Callable[["Group", int, int, Any], None]] = {  # noqa: RUF012
-        Append: _on_append,
-        Ack: _on_ack,
-        RequestVote: _on_request_vote,
-        Vote: _on_vote,
-        PreVote: _on_pre_vote,
-        PreVoteGranted: _on_pre_vote_granted,
-        Probe: _on_probe,
-        ProbeOk: _on_probe_ok,
-        ReadAsk: _on_read_ask,
-        ReadAnswer: _on_read_answer,
-        Stale: _on_stale,
-        TooFar: _on_too_far,
-        Mismatch: _on_mismatch,
-    }
 
     # ------------------------------------------------------------------ frames out
 
@@ -556,12 +416,12 @@ class Group:
         self._send(peer, body)
 
     def _send_ack(self, peer: int, message: dict[str, Any]) -> None:
-        answering = self._filter.answering
+        answering = self._receiver.filter.answering
         assert answering is not None
         term, sequence = answering
-        next_index, success, reset = self._filter.rewrite_answer(message)
+        next_index, success, reset = self._receiver.filter.rewrite_answer(message)
         if success:
-            self._too_far_base = None
+            self._receiver.too_far_base = None
         applier = self._applier
         ack = Ack(
             term=term,
@@ -602,16 +462,8 @@ class Group:
         return False
 
     def core_make_noop(self) -> bytes:
-        """Return a new leader's first entry: nothing is stamped yet, so the last times again."""
-        times = self._last_times()
-        self._timekeeper.begin_term(times, self._now_ns)
-        return encode_entry(times, [], EntryKind.NOOP)
-
-    def _last_times(self) -> Times:
-        log, applied = self._log, self._applier.applied
-        if log.last_index == log.base_index:
-            return applied.times
-        return decode_entry(log.entry(log.last_index), log.last_index).times
+        """Return this node's first entry as leader (`CoreOwner`)."""
+        return self._leadership.make_noop(self._now_ns)
 
     def _leads(self) -> bool:
         """Rule 1: leader, and an entry of its own term is committed."""
@@ -633,7 +485,6 @@ class Group:
             self._reads.step_down(leader)
         if role == Role.LEADER:
             self.counters.elections_won += 1
-            self._last_append_ns = self._now_ns
             self._peers.begin_term(self._now_ns)
             self._send_now = True
         if self._on_role_change is not None:
@@ -645,47 +496,6 @@ class Group:
             OutcomeUnknown("leadership was lost before the entry was committed; ask the new leader")
         )
         self._proposals.fail(error)
-
-    @property
-    def _founded(self) -> bool:
-        """Whether the list of members is applied: nothing is ordered before it."""
-        return bool(self._applier.applied.config)
-
-    def _append(self) -> None:
-        """Append one entry: the members at first, then all waiting proposals, or a due tick."""
-        times = self._timekeeper.stamp(self._clock.wall_ns(), self._now_ns, self._quorum)
-        if times is None:
-            return
-        if not self._founded:
-            self._append_members(times)
-        elif self._proposals:
-            payloads, callbacks, size = self._proposals.take()
-            self._append_entry(times, payloads, EntryKind.COMMANDS)
-            index = self._log.last_index
-            self._applier.wait(index, self._term, callbacks)
-            self._proposals.appended(index, size)
-        elif self._waiting_for_time and (
-            self._now_ns - self._last_append_ns >= self._config.tick_interval_ns
-        ):
-            self._append_entry(times, [], EntryKind.TICK)
-
-    def _append_members(self, times: Times) -> None:
-        """Propose the list of members, unless an earlier leader's list may still be applied."""
-        members = self._roster.members
-        assert members is not None
-        all_older_applied = self._applier.applied.index >= self._core.noop_index()
-        if all_older_applied and self._members_term != self._term:
-            self._members_term = self._term
-            self._append_entry(times, [msgspec.msgpack.encode(members)], EntryKind.MEMBERS)
-
-    def _append_entry(self, times: Times, payloads: list[bytes], kind: EntryKind) -> None:
-        command = encode_entry(times, payloads, kind)
-        assert len(command) <= self._config.entry_max_bytes
-        before = self._log.last_index
-        self._core.append(command)
-        assert self._log.last_index == before + 1
-        self._last_append_ns = self._now_ns
-        self.counters.entries_appended += 1
 
     def _route_reads(self) -> None:
         reads, core = self._reads, self._core
@@ -716,7 +526,7 @@ class Group:
             node=self._identity.node,
             role=self._role,
             ready=members is not None,
-            leads=self._leads(),
+            leads=self._leads() and self._leadership.founded,
             term=core.term(),
             leader=self._leader,
             commit_index=core.commit_index(),
@@ -751,11 +561,11 @@ class Group:
         )
 
     def _problem(self) -> str:
-        if self._too_far_base is not None:
+        if self._receiver.too_far_base is not None:
             return (
                 f"this node needs the entries after {self._log.last_index}, its peers hold those"
-                f" after {self._too_far_base} only: it serves nothing. Stop it and replace it by a"
-                " new incarnation"
+                f" after {self._receiver.too_far_base} only: it serves nothing. Stop it and"
+                " replace it by a new incarnation"
             )
         if self._roster.members is None:
             return "waiting for the other first members: " + (

@@ -14,7 +14,7 @@ from nokv_replication.errors import HandshakeRefused, StartRefused
 from nokv_replication.frames import Hello
 from nokv_replication.log import Log
 from nokv_replication.ports import Disk
-from nokv_replication.types import GroupConfig
+from nokv_replication.types import Applied, GroupConfig
 
 
 class Roster:
@@ -149,3 +149,34 @@ def initialise(disk: Disk, config: GroupConfig, identity: Identity, rng: Random)
         DiskFailed: an operation of the disk failed.
     """
     Log.create(disk, config, identity, rng)
+
+
+def check_start(log: Log, applied: Applied, identity: Identity, roster: Roster) -> None:
+    """Compare machine and log: the machine is the truth for what it applied durably.
+
+    The log may reach further back and further on. One that ends before the machine's position, or
+    disagrees with it, has lost its tail and starts anew after that position; one that begins
+    behind it leaves a gap that nothing here can fill.
+
+    Raises:
+        StartRefused: they do not belong together.
+    """
+    if log.base_index > applied.index:
+        message = (
+            f"the log starts after entry {log.base_index}, the state machine stands at"
+            f" {applied.index}: the entries between are gone. The state was restored from an"
+            " older copy; replace this node by a new incarnation"
+        )
+        raise StartRefused(message)
+    if applied.config:
+        founded = msgspec.msgpack.decode(applied.config, type=Members)
+        synced = roster.members
+        if synced is None or founded.digest(identity.cluster) != synced.digest(identity.cluster):
+            message = (
+                "the state machine belongs to a group with other members than the log's: the"
+                " data directory was mixed up; put the right state beside the right log"
+            )
+            raise StartRefused(message)
+    lost_tail = log.last_index < applied.index
+    if lost_tail or log.term_at(applied.index) != applied.term:
+        log.reset(applied.index, applied.term)
