@@ -35,7 +35,8 @@ def from_publish(chunk: ChunkMap, session: int, upload: int, born: int) -> Store
 def slice_extent(extent: StoredExtent, start: int, end: int) -> StoredExtent:
     """Return the part of an extent that covers [start, end) of the chunk."""
     skip = start - extent.offset
-    assert 0 <= skip < extent.length and start < end <= extent.offset + extent.length
+    assert 0 <= skip < extent.length, "a slice begins inside its extent"
+    assert start < end <= extent.offset + extent.length, "a slice ends inside its extent"
     length = end - start
     if extent.object < 0:
         data = extent.data[skip : skip + length]

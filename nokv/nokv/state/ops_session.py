@@ -1,4 +1,4 @@
-"""Sessions: opening, expiry, uploads, marks and pins (design section 4, "sessions fence writers")."""
+"""Sessions: opening, expiry, uploads, marks and pins ("sessions fence writers")."""
 
 from __future__ import annotations
 

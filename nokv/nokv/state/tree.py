@@ -62,13 +62,22 @@ def delete_backlink(ctx: Context, view: int, ino: int, directory: int, name: byt
     ctx.txn.delete(Family.BACKLINK, keys.backlink(view, ino, directory, name))
 
 
-def drop_name(ctx: Context, view: int, ino: int, inode: Inode, directory: int, name: bytes) -> None:
+def drop_name(
+    ctx: Context,
+    view: int,
+    ino: int,
+    inode: Inode,
+    directory: int,
+    name: bytes,
+    *,
+    death: int | None = None,
+) -> None:
     """Do what follows for a file when one of its names has gone; the last takes the inode along.
 
     The name's record, its usage and its directory are the caller's.
     """
     if inode.nlink <= 1:
-        destroy(ctx, view, ino, inode)
+        destroy(ctx, view, ino, inode, death=death)
         return
     delete_backlink(ctx, view, ino, directory, name)
     left = names_of(ctx.txn, view, ino)
@@ -80,15 +89,19 @@ def drop_name(ctx: Context, view: int, ino: int, inode: Inode, directory: int, n
     ctx.store_inode(view, ino, after)
 
 
-def destroy(ctx: Context, view: int, ino: int, inode: Inode) -> None:
-    """Remove an inode that no name shows: record, attributes, body, and its counts."""
-    drop_body(ctx, view, ino, inode)
+def destroy(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | None = None) -> None:
+    """Remove an inode that no name shows: record, attributes, body, and its counts.
+
+    `death` is the version at which history lets it end: this command's, or the earlier one at
+    which its tree was detached.
+    """
+    drop_body(ctx, view, ino, inode, death=death)
     prefix = keys.inode(view, ino)
     if inode.xattr_bytes:
         rows = ctx.txn.scan(Family.XATTR, prefix, keys.after_prefix(prefix))
         for key in [key for key, _ in rows]:
-            ctx.txn.delete(Family.XATTR, key)
-    ctx.txn.delete(Family.INODE, prefix)
+            ctx.txn.delete(Family.XATTR, key, death=death)
+    ctx.txn.delete(Family.INODE, prefix, death=death)
     ctx.counters.files -= 1
     ctx.counters.size_bytes -= inode.size
     assert ctx.counters.files >= 0, "fewer than no inodes"

@@ -1,0 +1,119 @@
+"""Reads for the worker and the operator: drops, sessions, what waits, what fsck compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from nokv.errors import NotFound
+from nokv.state import keys
+from nokv.state.collect import counters_of, get_drops, sessions_of
+from nokv.state.families import Family
+from nokv.state.pinned import Source
+from nokv.state.records import Session, body_of, decode_chunk, decode_session
+from nokv.types.limits import PAGE_MAX
+from nokv.types.reads import (
+    BodiesReply,
+    BodyRow,
+    DroppedObject,
+    GetDrops,
+    GetPending,
+    GetSession,
+    ListBodies,
+    ListSessions,
+    PendingReply,
+    SessionReply,
+    SessionsReply,
+)
+from nokv.types.values import Caller
+
+_LIVE = b"\x00"
+_PAST = b"\x01"
+
+
+def get_session(source: Source, _caller: Caller, request: GetSession) -> SessionReply:
+    """Answer `GetSession`; NotFound for one that was never there or is forgotten."""
+    in_range = 0 < request.session < 2**64
+    row = source.get(Family.SESSION, keys.session(request.session)) if in_range else None
+    if row is None:
+        message = f"no session {request.session:x}"
+        raise NotFound(message)
+    return _session_reply(source, request.session, decode_session(row))
+
+
+def list_sessions(source: Source, _caller: Caller, request: ListSessions) -> SessionsReply:
+    """Answer `ListSessions`."""
+    limit = max(1, min(request.limit, PAGE_MAX))
+    found = list(islice(sessions_of(source, max(0, request.after)), limit + 1))
+    replies = tuple(_session_reply(source, sid, s) for sid, s in found[:limit])
+    return SessionsReply(replies, len(found) > limit, counters_of(source).cluster_ns)
+
+
+def _session_reply(source: Source, session_id: int, s: Session) -> SessionReply:
+    start, end = keys.consumed(session_id, 0), keys.consumed(session_id, 2**64 - 1)
+    consumed = tuple(
+        (int.from_bytes(key[-8:], "big"), int.from_bytes(value, "big"))
+        for key, value in source.scan(Family.SESSION, start, end)
+    )
+    return SessionReply(
+        session_id,
+        not s.died,
+        s.ttl_ns,
+        s.opened,
+        s.acked,
+        s.watermark,
+        s.next_upload,
+        s.floor,
+        s.number,
+        s.died,
+        s.died_cluster_ns if s.died else s.abandoned_cluster_ns,
+        consumed,
+    )
+
+
+def get_pending(source: Source, _caller: Caller, _request: GetPending) -> PendingReply:
+    """Answer `GetPending`, O(1)."""
+    c = counters_of(source)
+    return PendingReply(c.drops, c.history, c.jobs, c.sessions)
+
+
+def list_bodies(source: Source, _caller: Caller, request: ListBodies) -> BodiesReply:
+    """Answer `ListBodies`: current chunk records, then those in history."""
+    limit = max(1, min(request.limit, PAGE_MAX))
+    rows: list[BodyRow] = []
+    after = request.after
+    if not after.startswith(_PAST):
+        start = after[1:] + b"\x00" if after.startswith(_LIVE) else b""
+        for key, value in islice(source.scan(Family.CHUNK, start, b"\xff" * 33), limit):
+            rows.append(_body_row(key, value, live=True))
+            after = _LIVE + key
+        if len(rows) == limit:
+            return BodiesReply(tuple(rows), more=True, after=after)
+        after = _PAST
+    examined = len(rows)
+    for key, value in source.scan(Family.HISTORY, after[1:] + b"\x00", b"\xff" * 33):
+        examined += 1
+        after = _PAST + key
+        family, record, _ = keys.history_parts(key)
+        if family == Family.CHUNK:
+            rows.append(_body_row(record, value, live=False))
+        if examined >= limit:
+            return BodiesReply(tuple(rows), more=True, after=after)
+    return BodiesReply(tuple(rows), more=False, after=after)
+
+
+def _body_row(key: bytes, value: bytes, *, live: bool) -> BodyRow:
+    view, ino, body, index = keys.chunk_parts(key)
+    objects = decode_chunk(body_of(value)).objects
+    names = tuple(DroppedObject(o.session, o.upload, o.chunk, o.block, o.piece) for o in objects)
+    return BodyRow(view, ino, body, index, live, names, tuple(o.length for o in objects))
+
+
+HANDLERS: dict[type, Callable[[Source, Caller, Any], Any]] = {
+    GetDrops: get_drops,
+    GetSession: get_session,
+    ListSessions: list_sessions,
+    GetPending: get_pending,
+    ListBodies: list_bodies,
+}
