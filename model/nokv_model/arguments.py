@@ -30,6 +30,7 @@ ID_MAX = 2**32 - 2
 UPLOADS_LEASED_MAX = 4096
 NONCE_BYTES = 16
 SHA256_BYTES = 32
+STEP_MAX = 65_536
 
 DEVICES = frozenset({FileType.CHARACTER, FileType.BLOCK})
 NODES = DEVICES | {FileType.REGULAR, FileType.FIFO, FileType.SOCKET}
@@ -105,6 +106,8 @@ def check_arguments(op: c.Op | c.InnerOp) -> None:
             _require(SESSION_TTL_NS_MIN <= op.ttl_ns <= SESSION_TTL_NS_MAX, "a ttl out of range")
         case c.LeaseUploads():
             _require(1 <= op.count <= UPLOADS_LEASED_MAX, "too many uploads, or none")
+        case c.Reap() | c.TrimEvents():
+            _require(1 <= op.limit <= STEP_MAX, "a step out of range")
         case _:
             pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nokv.errors import (
+    AlreadyExists,
     GenerationMismatch,
     InvalidArgument,
     NotFound,
@@ -121,7 +122,7 @@ def init_volume(step: Step, op: c.InitVolume) -> Done:
     """Make the volume and its root directory."""
     if step.state.volume is not None:
         message = "the volume exists"
-        raise InvalidArgument(message)
+        raise AlreadyExists(message)
     step.state.volume = op
     step.tree.inodes[ROOT_INODE] = Inode(
         number=ROOT_INODE,
@@ -139,7 +140,7 @@ def init_volume(step: Step, op: c.InitVolume) -> Done:
 def session_marks(step: Step, op: c.SessionMarks) -> Done:
     """Apply the marks of many sessions."""
     for frame in op.frames:
-        apply_marks(step.state.sessions, frame, step.version)
+        apply_marks(step.state.sessions, frame, step.version, step.cluster_ns)
     return Done()
 
 
@@ -149,15 +150,20 @@ def swept(step: Step, op: c.Swept) -> Done:
     if session is None:
         message = f"no session {op.target}"
         raise NotFound(message)
-    if not session.died or op.begun_cluster_ns < session.died_cluster_ns + TOMBSTONE_NS:
-        message = "the session lives, or died too recently"
-        raise InvalidArgument(message)
-    del step.state.sessions[op.target]
+    if not session.died:
+        message = "the session lives"
+        raise NotPermitted(message)
+    old = step.cluster_ns >= session.died_cluster_ns + TOMBSTONE_NS
+    if old and op.begun_cluster_ns >= session.died_cluster_ns:
+        del step.state.sessions[op.target]
     return Done()
 
 
 def trim_events(step: Step, op: c.TrimEvents) -> Reaped:
     """Drop the oldest event records."""
+    if not 0 <= op.below <= step.version:
+        message = "events that are not yet"
+        raise InvalidArgument(message)
     old = [key for key, _ in step.state.events if key < op.below]
     removed = old[: op.limit]
     step.state.events = step.state.events[len(removed) :]

@@ -114,7 +114,7 @@ class Model:
         else:
             result = Result(self.version, value=value)
             events += step.events
-            if isinstance(op, c.Swept):
+            if isinstance(op, c.Swept) and op.target not in self.state.sessions:
                 self.results.forget(before.sessions[op.target])
         if sender is not None:
             self.results.kept[command.session, command.seq] = result

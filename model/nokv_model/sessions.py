@@ -36,6 +36,8 @@ class Session:
     consumed: set[int] = field(default_factory=set)
     died: int = 0
     died_cluster_ns: int = 0
+    abandoned_cluster_ns: int = 0
+    """When the watermark rose last."""
 
     def copy(self) -> Session:
         """Return an independent copy."""
@@ -54,7 +56,7 @@ class Session:
             floor=self.floor,
             marks_number=self.marks_number,
             died=self.died,
-            died_cluster_ns=self.died_cluster_ns,
+            died_cluster_ns=self.died_cluster_ns if self.died else self.abandoned_cluster_ns,
             consumed=ranges(self.consumed),
         )
 
@@ -139,7 +141,7 @@ def admit(
     return session
 
 
-def apply_marks(sessions: dict[int, Session], frame: Marks, version: int) -> None:
+def apply_marks(sessions: dict[int, Session], frame: Marks, version: int, cluster_ns: int) -> None:
     """Apply one frame of marks, unless it is old or its session has ended.
 
     What it says of versions and uploads that do not exist yet counts as the newest there is.
@@ -155,4 +157,6 @@ def apply_marks(sessions: dict[int, Session], frame: Marks, version: int) -> Non
         if lease in session.leases or session.floor <= lease.version <= version
     )
     session.floor = max(session.floor, min(frame.floor, version))
-    session.watermark = max(session.watermark, min(frame.watermark, session.next_upload))
+    watermark = min(frame.watermark, session.next_upload)
+    if watermark > session.watermark:
+        session.watermark, session.abandoned_cluster_ns = watermark, cluster_ns
