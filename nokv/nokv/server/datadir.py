@@ -17,6 +17,7 @@ import msgspec
 
 from nokv.errors import DataDirectoryError
 from nokv.types.values import Volume
+from nokv_replication import Identity
 
 FORMAT: Final = 1
 """Of `node.json` and of the join file."""
@@ -49,6 +50,9 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What a worker proves itself by."""
     members: tuple[MemberAddress, ...]
     """The first members, ordered by node."""
+    root_uid: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 2)] = 0
+    root_gid: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 2)] = 0
+    """Who owns the volume's root directory at first: whoever ran `nokv init`."""
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +63,11 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     incarnation: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
     """Random: a directory that was wiped and made again is another node."""
     cluster: ClusterFile
+
+
+def replication_identity(node: NodeFile) -> Identity:
+    """Return the node's identity as replication writes it into the log."""
+    return Identity(node.cluster.cluster, node.node, node.incarnation)
 
 
 def log_path(data_dir: Path) -> Path:

@@ -7,7 +7,10 @@ token, so it is readable by its owner only and should be removed afterwards.
 
 from __future__ import annotations
 
+import os
+import random
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -24,13 +27,19 @@ from nokv.server.datadir import (
     NodeFile,
     log_path,
     make_directory,
+    replication_identity,
+    state_path,
     write_durably,
 )
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES_CAP, INLINE_BYTES_MAX
 from nokv.types.values import Volume
+from nokv_replication import DiskFailed, GroupConfig
+from nokv_replication.bootstrap import NODES_MAX
+from nokv_replication.disk import OsDisk
+from nokv_replication.roster import initialise
 
-NODES_MAX: Final = 7
-"""First members of a cluster, as replication has it."""
+_SEEDED: Final = random.Random(secrets.randbits(128))
+"""Draws the log's salts."""
 
 
 class StoreSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +78,8 @@ def init_cluster(
         volume=_volume(store),
         worker_token=secrets.token_hex(32),
         members=_members(members),
+        root_uid=os.getuid(),
+        root_gid=os.getgid(),
     )
     identity = _identity(cluster, node, config)
     if len(cluster.members) > 1 and join_file is None:
@@ -77,7 +88,7 @@ def init_cluster(
     _refuse_initialised(Path(config.data_dir))
     if join_file is not None:
         write_durably(join_file, msgspec.json.format(msgspec.json.encode(cluster), indent=2))
-    _write(Path(config.data_dir), identity)
+    _write(Path(config.data_dir), identity, config)
     return identity
 
 
@@ -106,7 +117,7 @@ def join(
     _members(cluster.members)
     identity = _identity(cluster, node, config)
     _refuse_initialised(Path(config.data_dir))
-    _write(Path(config.data_dir), identity)
+    _write(Path(config.data_dir), identity, config)
     return identity
 
 
@@ -124,13 +135,21 @@ def _refuse_initialised(data_dir: Path) -> None:
     if (data_dir / IDENTITY_FILE).exists():
         message = f"{data_dir} is initialised already"
         raise DataDirectoryError(message, hint="start it with nokv serve, or choose another one")
-    if log_path(data_dir).exists():
-        message = f"{data_dir} holds a log but no identity"
+    if state_path(data_dir).exists():
+        message = f"{data_dir} holds a state but no identity"
         raise DataDirectoryError(message, hint="restore node.json, or choose an empty directory")
+    # A log alone is what an init leaves that was cut short: no node ever served it.
+    shutil.rmtree(log_path(data_dir), ignore_errors=True)
 
 
-def _write(data_dir: Path, identity: NodeFile) -> None:
-    make_directory(data_dir)
+def _write(data_dir: Path, identity: NodeFile, config: NodeConfig) -> None:
+    """Found the log, then write the identity: it is what says that all of it is there."""
+    make_directory(log_path(data_dir))
+    group = GroupConfig(segment_bytes=config.log.segment_bytes)
+    try:
+        initialise(OsDisk(log_path(data_dir)), group, replication_identity(identity), _SEEDED)
+    except DiskFailed as error:
+        raise DataDirectoryError(f"{log_path(data_dir)}: {error}") from error
     write_durably(
         data_dir / IDENTITY_FILE, msgspec.json.format(msgspec.json.encode(identity), indent=2)
     )

@@ -1,0 +1,264 @@
+"""What only the leader does: ends sessions, logs their marks, reaps, trims, starts the volume.
+
+All of it goes through the log as commands of the node itself. None of it is needed for safety by
+anybody but sessions: a deposed leader's proposals fail, and the next one begins anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+from nokv.errors import NokvError, from_wire
+from nokv.server.config import SessionsConfig
+from nokv.server.sessions import SessionAges
+from nokv.types.commands import (
+    COMMAND_FORMAT,
+    Checkpoint,
+    Command,
+    ExpireSession,
+    InitVolume,
+    Op,
+    Reap,
+    SessionMarks,
+    TrimEvents,
+)
+from nokv.types.limits import COMMAND_BYTES_MAX
+from nokv.types.results import Reaped, Result
+from nokv.types.values import Caller, Marks
+from nokv.wire.codec import encode_command, result_codec
+from nokv_replication import Committed, Outcome, Refused
+
+log = logging.getLogger("nokv.leader")
+
+MS: Final = 1_000_000
+TICK_MS: Final = 100
+TRIM_PERIOD_NS: Final = 10_000 * MS
+EXPIRE_IN_FLIGHT_MAX: Final = 64
+_MARKS_BYTES: Final = COMMAND_BYTES_MAX // 4
+"""Marks of one command; what does not fit goes into the next."""
+
+Propose = Callable[[bytes, Callable[[Outcome], None]], None]
+
+
+class MachineView(Protocol):
+    """What the duties ask of the state, between entries."""
+
+    @property
+    def version(self) -> int:
+        """Version of the last command."""
+        ...
+
+    def pending_work(self) -> bool:
+        """Whether a `Reap` would find something."""
+        ...
+
+    def initialised(self) -> bool:
+        """Whether the volume record exists."""
+        ...
+
+    def marks_of(self, session_id: int) -> Marks | None:
+        """The newest applied marks of a session."""
+        ...
+
+
+class LeaderDuties:
+    """One node's duties; active between `take_office` and `step_down`."""
+
+    def __init__(
+        self,
+        *,
+        machine: MachineView,
+        ages: SessionAges,
+        propose: Propose,
+        cluster_ns: Callable[[], int],
+        config: SessionsConfig,
+        init_volume: Callable[[], InitVolume],
+    ) -> None:
+        self._machine = machine
+        self._ages = ages
+        self._propose_bytes = propose
+        self._cluster_ns = cluster_ns
+        self._config = config
+        self._init_volume = init_volume
+        self.active = False
+        self._office = 0
+        """Counts terms of office: an outcome of an older one is ignored."""
+        self._marks: dict[int, Marks] = {}
+        """Newest frame per session, not yet logged."""
+        self._marks_due_ns = 0
+        self._trim_due_ns = 0
+        self._busy: set[str] = set()
+        """Duties with a proposal in flight: one each."""
+        self._expiring = 0
+        self._history: deque[tuple[int, int]] = deque()
+        """(cluster time, version) once per trim period: how old which version is."""
+        self.expired_total = 0
+        self.reaps_total = 0
+        self.marks_total = 0
+
+    def take_office(self) -> None:
+        """Begin: this node leads, and an entry of its own term is applied."""
+        now_ns = self._cluster_ns()
+        self.active = True
+        self._office += 1
+        self._ages.take_office(now_ns)
+        self._marks.clear()
+        self._busy.clear()
+        self._expiring = 0
+        self._marks_due_ns = now_ns
+        self._trim_due_ns = now_ns
+        self._history.clear()
+        self.start_volume()
+
+    def step_down(self) -> None:
+        """Stop at once."""
+        self.active = False
+        self._office += 1
+        self._marks.clear()
+
+    # ------------------------------------------------------------ ticks
+
+    def tick(self) -> None:
+        """Do what is due; called every TICK_MS between entries."""
+        if not self.active:
+            return
+        now_ns = self._cluster_ns()
+        self.start_volume()
+        self._expire(now_ns)
+        if now_ns >= self._marks_due_ns:
+            self._marks_due_ns = now_ns + self._config.marks_interval_ms * MS
+            self._log_marks()
+        if self._machine.pending_work():
+            self._reap()
+        if now_ns >= self._trim_due_ns:
+            self._trim_due_ns = now_ns + TRIM_PERIOD_NS
+            self._trim(now_ns)
+
+    @property
+    def waits_for_time(self) -> bool:
+        """Whether cluster time must go on although nobody sends commands."""
+        return self._ages.live > 0
+
+    def start_volume(self) -> None:
+        """Make the volume, once in a cluster's life."""
+        if not self._machine.initialised():
+            self._propose("init", self._init_volume())
+
+    def _expire(self, now_ns: int) -> None:
+        for session in self._ages.take_overdue(now_ns, EXPIRE_IN_FLIGHT_MAX - self._expiring):
+            self._expiring += 1
+            log.info("session expires", extra={"fields": {"session": f"{session:016x}"}})
+            done = partial(self._expired, self._office, session)
+            self._propose_bytes(_internal(ExpireSession(session)), done)
+
+    def _expired(self, office: int, session: int, outcome: Outcome) -> None:
+        if office != self._office:
+            return
+        self._expiring -= 1
+        if isinstance(outcome, Committed):
+            self.expired_total += 1
+        elif isinstance(outcome, Refused):
+            self._ages.proposal_failed(session)
+
+    # ------------------------------------------------------------ marks
+
+    def take_marks(self, marks: Marks) -> None:
+        """Take a session's frame to be logged; one that is not newer, or says nothing, is dropped.
+
+        The frame that was applied is what counts: `RenewReply.marks_number` tells of it.
+        """
+        applied = self._machine.marks_of(marks.session)
+        if applied is None or marks.number <= applied.number:
+            return
+        pending = self._marks.get(marks.session)
+        if pending is not None and marks.number <= pending.number:
+            return
+        if (marks.floor, marks.watermark, marks.leases) == (
+            applied.floor,
+            applied.watermark,
+            applied.leases,
+        ):
+            self._marks.pop(marks.session, None)
+            return
+        self._marks[marks.session] = marks
+
+    def _log_marks(self) -> None:
+        if not self._marks or "marks" in self._busy:
+            return
+        frames: list[Marks] = []
+        room = _MARKS_BYTES
+        for marks in self._marks.values():
+            size_bytes = 64 + 40 * len(marks.leases)
+            if frames and size_bytes > room:
+                break
+            frames.append(marks)
+            room -= size_bytes
+        for marks in frames:
+            del self._marks[marks.session]
+        self.marks_total += len(frames)
+        self._propose("marks", SessionMarks(tuple(frames)))
+
+    # ------------------------------------------------------------ reaping and trimming
+
+    def _reap(self) -> None:
+        self._propose("reap", Reap(self._config.reap_limit), self._reaped)
+
+    def _reaped(self, result: Result) -> None:
+        self.reaps_total += 1
+        if isinstance(result.value, Reaped) and result.value.more and self.active:
+            self._reap()
+
+    def _trim(self, now_ns: int) -> None:
+        history, version = self._history, self._machine.version
+        history.append((now_ns, version))
+        keep_ns = self._config.events_keep_ms * MS
+        below = version - self._config.events_max
+        while len(history) > 1 and history[0][0] <= now_ns - keep_ns:
+            below = max(below, history.popleft()[1])
+        if below > 0:
+            self._propose("trim", TrimEvents(below, self._config.reap_limit))
+
+    # ------------------------------------------------------------ checkpoints
+
+    def checkpoint(self, told: Callable[[int | None], None]) -> None:
+        """Propose a checkpoint; `told(number)` when it is applied here, None if it was not."""
+        number = self._machine.version + 1
+        self._propose_bytes(
+            _internal(Checkpoint(number)),
+            lambda outcome: told(number if isinstance(outcome, Committed) else None),
+        )
+
+    # ------------------------------------------------------------ proposing
+
+    def _propose(self, duty: str, op: Op, then: Callable[[Result], None] | None = None) -> None:
+        """Propose a command of the node, unless the duty's last one is still on its way."""
+        if duty in self._busy:
+            return
+        self._busy.add(duty)
+        office = self._office
+
+        def done(outcome: Outcome) -> None:
+            if office != self._office:
+                return
+            self._busy.discard(duty)
+            if not isinstance(outcome, Committed):
+                return
+            result = result_codec.decode(outcome.result)
+            if result.code:
+                error: NokvError = from_wire(result.code, result.message, result.hint)
+                log.warning("%s failed: %s", duty, error)
+            elif then is not None:
+                then(result)
+
+        self._propose_bytes(_internal(op), done)
+
+
+def _internal(op: Op) -> bytes:
+    """Return a command of the node itself."""
+    data = encode_command(Command(COMMAND_FORMAT, 0, 0, 0, Caller(), op))
+    assert len(data) <= COMMAND_BYTES_MAX, "an internal command over the limit"
+    return data

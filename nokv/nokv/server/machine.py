@@ -1,0 +1,118 @@
+"""The state machine under replication's `Machine` port, and what follows from an applied entry.
+
+It knows whether an entry is half applied, bounds what the store's transaction holds, commits
+exactly at a checkpoint and holds the next commit until the checkpoint was opened for reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol
+
+from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV
+from nokv.state.effects import CheckpointReached, Effect, SessionDead, SessionLive
+from nokv.state.machine import StateMachine
+from nokv.state.records import Position
+from nokv.types.reads import GetVolume, VolumeReply
+from nokv.types.values import Caller
+from nokv_replication import Applied, Times
+
+DIRTY_CHECK_ENTRIES: Final = 8
+"""The transaction's size is looked at every so many entries; one entry's writes are bounded."""
+
+
+class Effects(Protocol):
+    """Who acts on what entries did. Called between entries, inside a step."""
+
+    def session_live(self, session: int, ttl_ns: int) -> None:
+        """A session was opened, or its opening repeated."""
+        ...
+
+    def session_dead(self, session: int) -> None:
+        """A session ended."""
+        ...
+
+    def checkpoint(self, number: int, applied_index: int, version: int) -> None:
+        """Everything up to here, and nothing more, is committed."""
+        ...
+
+
+class MachinePort:
+    """`nokv_replication.Machine` over a `StateMachine` and its LMDB store."""
+
+    def __init__(self, machine: StateMachine, kv: LmdbKV) -> None:
+        self.machine: Final = machine
+        self.kv: Final = kv
+        self.effects: Effects | None = None
+        self.between_entries = True
+        """Whether the state may be read."""
+        self.hold_until: Callable[[], bool] | None = None
+        """While it returns True no commit is made: a checkpoint waits to be opened."""
+        self.volume: VolumeReply | None = None
+        """The volume record, once it exists; it never changes."""
+        self.commits = 0
+        self._durable_index = machine.applied().index
+        self._entries = 0
+        self._look_for_volume()
+
+    def open(self) -> Applied:
+        """Return the position of the last commit."""
+        position, counters = self.machine.applied(), self.machine.counters
+        times = Times(counters.wall_ns, counters.cluster_ns)
+        return Applied(position.index, position.term, position.config, times)
+
+    def apply(self, applied: Applied, times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
+        """Apply one entry as a stepper; its effects follow when it ends."""
+        self.between_entries = False
+        position = Position(applied.index, applied.term, applied.config)
+        yield from self.machine.apply(position, times.wall_ns, times.cluster_ns, payloads)
+        self.between_entries = True
+        self._entries += 1
+        self._act(self.machine.take_effects())
+        if self.volume is None:
+            self._look_for_volume()
+        if not self._entries % DIRTY_CHECK_ENTRIES and self.kv.dirty_bytes >= DIRTY_BYTES_MAX:
+            self.hold_until = None
+            self.commit()
+
+    def _act(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, CheckpointReached):
+                self._checkpoint(effect.number)
+            elif self.effects is None:
+                continue
+            elif isinstance(effect, SessionLive):
+                self.effects.session_live(effect.session, effect.ttl_ns)
+            else:
+                assert isinstance(effect, SessionDead)
+                self.effects.session_dead(effect.session)
+
+    def _checkpoint(self, number: int) -> None:
+        self.hold_until = None
+        index = self.commit()
+        if self.effects is not None:
+            self.effects.checkpoint(number, index, self.machine.version)
+
+    def commit(self) -> int:
+        """Make the state durable, unless a checkpoint holds it; return the index it stands at."""
+        if self.hold_until is not None:
+            if self.hold_until():
+                return self._durable_index
+            self.hold_until = None
+        self._durable_index = self.machine.commit()
+        self.commits += 1
+        return self._durable_index
+
+    def fingerprint(self) -> bytes:
+        """Return the running hash of all results."""
+        return self.machine.fingerprint()
+
+    def digest(self) -> bytes:
+        """Refuse: here the worker digests a checkpoint from its own process."""
+        raise AssertionError("only the simulator digests inside a replica")
+
+    def _look_for_volume(self) -> None:
+        if self.machine.initialised():
+            _, value = self.machine.read(Caller(), GetVolume())
+            assert isinstance(value, VolumeReply)
+            self.volume = value

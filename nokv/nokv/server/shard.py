@@ -1,0 +1,400 @@
+"""The shard process: one thread, one uvloop, in it replication, state machine, RPC and HTTP.
+
+It holds the data directory's lock as long as it runs. Whatever casts doubt on what it has promised
+ends the process at once, with `EXIT_FATAL` and a log line: what was promised is on disk, and the
+next process starts from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.metadata
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvloop
+
+from nokv._guard import refuse_optimised
+from nokv.errors import ConfigError, DataDirectoryError, NokvError
+from nokv.kv.errors import StoreBusy, StoreFailed
+from nokv.kv.lmdb_store import LmdbKV
+from nokv.server import logs
+from nokv.server.config import MemberConfig, NodeConfig
+from nokv.server.datadir import (
+    MemberAddress,
+    NodeFile,
+    lock,
+    log_path,
+    read_identity,
+    replication_identity,
+    state_path,
+)
+from nokv.server.digests import Digests
+from nokv.server.http import HttpServer
+from nokv.server.leader import TICK_MS, LeaderDuties
+from nokv.server.machine import MachinePort
+from nokv.server.process import ProcessSpec, die_with_parent
+from nokv.server.rpc import RpcServer
+from nokv.server.service import Service, Space
+from nokv.server.sessions import SessionAges
+from nokv.server.views import NodeView
+from nokv.state.machine import Incompatible, StateMachine
+from nokv.types.commands import InitVolume
+from nokv.wire.address import format_address, parse_address
+from nokv_replication import (
+    ConfigurationError,
+    Fatal,
+    Group,
+    GroupConfig,
+    ReadOutcome,
+    Role,
+    Status,
+)
+from nokv_replication.disk import OsDisk
+from nokv_replication.driver import EXIT_FATAL, Driver, SystemClock
+from nokv_replication.tcp import TcpNetwork
+
+log = logging.getLogger("nokv.shard")
+
+EXIT_REFUSED: Final = 2
+"""The configuration, the data directory or the machine is refused: trying again cannot help."""
+
+HOUSEKEEPING_S: Final = 1.0
+"""Free space, freshness and dead readers are looked at so often."""
+
+_READER_CHECK_ROUNDS: Final = 30
+_MS: Final = 1_000_000
+
+
+def members_of(identity: NodeFile, config: NodeConfig) -> tuple[MemberAddress, ...]:
+    """Return where the members are reached: as `init` wrote, unless the configuration says else.
+
+    Raises ConfigError if the configuration names other nodes than the cluster has.
+    """
+    members = {member.node: member for member in identity.cluster.members}
+    if config.members:
+        named: dict[int, MemberConfig] = {int(key): m for key, m in config.members.items()}
+        if set(named) != set(members):
+            message = f"members: nodes {sorted(named)}; the cluster has {sorted(members)}"
+            raise ConfigError(message, hint="list every member of the cluster, or none")
+        members = {node: MemberAddress(node, m.peer, m.rpc) for node, m in named.items()}
+    own = members[identity.node]
+    members[identity.node] = MemberAddress(
+        own.node, config.peer.advertise or own.peer, config.rpc.advertise or own.rpc
+    )
+    return tuple(members[node] for node in sorted(members))
+
+
+def group_config(config: NodeConfig) -> GroupConfig:
+    """Return replication's settings."""
+    timing = config.timing
+    return GroupConfig(
+        heartbeat_ns=timing.heartbeat_ms * _MS,
+        election_min_ns=timing.election_min_ms * _MS,
+        election_max_ns=timing.election_max_ms * _MS,
+        commit_interval_ns=timing.commit_interval_ms * _MS,
+        segment_bytes=config.log.segment_bytes,
+        log_keep_bytes=config.log.keep_bytes,
+    )
+
+
+class Shard:
+    """One replica with everything around it, in the running loop."""
+
+    def __init__(self, config: NodeConfig, channel_end: socket.socket | None) -> None:
+        """Open the data directory. Raises DataDirectoryError, ConfigError, StoreFailed, Fatal."""
+        data_dir = Path(config.data_dir)
+        self.config: Final = config
+        self.identity: Final = read_identity(data_dir)
+        self._lock_fd = lock(data_dir)
+        self._loop = asyncio.get_running_loop()
+        self._channel_end = channel_end
+        self._rng = random.Random(secrets.randbits(128))
+        self.members: Final = members_of(self.identity, config)
+        try:
+            self.kv: Final = LmdbKV(state_path(data_dir))
+        except StoreBusy as error:
+            raise DataDirectoryError(f"{data_dir} is in use: {error}") from error
+        self.port: Final = MachinePort(StateMachine(self.kv), self.kv)
+        self._disk = OsDisk(log_path(data_dir))
+        addresses = {member.node: member.peer for member in self.members}
+        try:
+            network = TcpNetwork(self.identity.node, config.peer.listen, addresses, self._rng)
+            self.group: Final = Group(
+                identity=replication_identity(self.identity),
+                addresses=addresses,
+                config=group_config(config),
+                machine=self.port,
+                disk=self._disk,
+                network=network,
+                clock=SystemClock(),
+                rng=self._rng,
+                on_role_change=self._role_changed,
+                free_bytes=lambda: self.free_bytes,
+            )
+        except ConfigurationError as error:
+            raise ConfigError(str(error)) from error
+        self.free_bytes = self._disk.free_bytes()
+        """Free for state and log: file system, free pages of LMDB, log that may be dropped."""
+        self.role = Role.FOLLOWER
+        self.stopping = False
+        self.service: Final = self._make_service()
+        self.driver: Final = Driver(self.group, network)
+        self.rpc: Final = RpcServer(config.rpc, self.service)
+        self.http: Final = HttpServer(config.http, NodeView(self))
+        self._rounds = 0
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def _make_service(self) -> Service:
+        machine = self.port.machine
+        ages = SessionAges(machine.live_sessions())
+        self.digests = Digests(self.port, self._channel_end, time.monotonic)
+        self.duties = LeaderDuties(
+            machine=machine,
+            ages=ages,
+            propose=self.group.propose,
+            cluster_ns=self.group.cluster_ns,
+            config=self.config.sessions,
+            init_volume=self._init_volume,
+        )
+        self.ages = ages
+        self.space = Space(self.config.disk.reserve_bytes)
+        self.port.effects = self
+        service = Service(
+            group=self.group,
+            port=self.port,
+            identity=self.identity,
+            rpc_addresses={member.node: member.rpc for member in self.members},
+            duties=self.duties,
+            ages=ages,
+            digests=self.digests,
+            space=self.space,
+            build=build_version(),
+        )
+        service.leader_node = self.leader
+        return service
+
+    def _init_volume(self) -> InitVolume:
+        cluster = self.identity.cluster
+        # Session ids are epoch * 2**32 + counter and stay below 2**63.
+        epoch = 1 + secrets.randbelow((1 << 31) - 1)
+        return InitVolume(cluster.volume, epoch, 0o755, cluster.root_uid, cluster.root_gid)
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Listen everywhere and begin to step. Raises ConfigError if an address is taken."""
+        try:
+            await self.driver.start()
+            host, port = await self.rpc.start(*parse_address(self.config.rpc.listen))
+            http = await self.http.start()
+        except OSError as error:
+            message = f"cannot listen: {error.strerror or error}"
+            raise ConfigError(message, hint="is the port taken? see peer, rpc and http") from error
+        if self._channel_end is not None:
+            self._loop.add_reader(self._channel_end.fileno(), self._channel_readable)
+        self._loop.call_soon(self._tick)
+        self._loop.call_soon(self._keep_house)
+        fields = {"rpc": format_address(host, port), "http": http, "pid": os.getpid()}
+        log.info("node serves", extra={"fields": fields})
+
+    async def stop(self) -> None:
+        """Finish what is open, commit, and close."""
+        self.stopping = True
+        log.info("node stops")
+        await self.rpc.stop(self.config.timing.stop_ms / 1000)
+        await self.http.stop()
+        for timer in self._timers:
+            timer.cancel()
+        if self._channel_end is not None:
+            self._loop.remove_reader(self._channel_end.fileno())
+        self.port.hold_until = None
+        await self.driver.close()
+        self.kv.close()
+        os.close(self._lock_fd)
+
+    # ------------------------------------------------------------ leadership
+
+    def leader(self) -> int | None:
+        """Return who leads as far as this node knows."""
+        return self.identity.node if self.role == Role.LEADER else self.group.status().leader
+
+    def _role_changed(self, role: Role, term: int) -> None:
+        """Log it; duties begin once leadership is confirmed and the term's entry applied."""
+        was, self.role = self.role, role
+        fields = {"role": role.name.lower(), "term": term, "was": was.name.lower()}
+        log.info("role changes", extra={"fields": fields})
+        if self.duties.active:
+            self.duties.step_down()
+        if role == Role.LEADER:
+            self._loop.call_soon(self._ask_for_office, term)
+
+    def _ask_for_office(self, term: int) -> None:
+        def confirmed(outcome: ReadOutcome) -> None:
+            if isinstance(outcome, int) and self.role == Role.LEADER and not self.duties.active:
+                log.info("leader takes office", extra={"fields": {"term": term}})
+                self.duties.take_office()
+
+        if self.role == Role.LEADER and not self.stopping:
+            self.group.read_index(confirmed)
+
+    # ------------------------------------------------------------ effects of entries
+
+    def session_live(self, session: int, ttl_ns: int) -> None:
+        """A session was opened."""
+        self.ages.opened(session, ttl_ns, self.group.cluster_ns())
+
+    def session_dead(self, session: int) -> None:
+        """A session ended."""
+        self.ages.ended(session)
+
+    def checkpoint(self, number: int, applied_index: int, version: int) -> None:
+        """A checkpoint is committed."""
+        self.digests.reached(number, applied_index, version)
+
+    # ------------------------------------------------------------ timers
+
+    def _later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self._timers = [timer for timer in self._timers if timer.when() > self._loop.time()]
+        self._timers.append(self._loop.call_later(delay_s, callback))
+
+    def _tick(self) -> None:
+        if self.stopping:
+            return
+        self._later(TICK_MS / 1000, self._tick)
+        if self.role == Role.LEADER and not self.duties.active:
+            self._ask_for_office(self.group.status().term)
+        if self.port.between_entries:
+            self.duties.tick()
+        machine = self.port.machine
+        self.group.set_waiting(
+            self.duties.active and (self.duties.waits_for_time or machine.counters.drops > 0)
+        )
+
+    def _keep_house(self) -> None:
+        """Measure free space, confirm freshness, and free what dead readers hold."""
+        if self.stopping:
+            return
+        self._later(HOUSEKEEPING_S, self._keep_house)
+        status = self.group.status()
+        self._measure_space(status)
+        asked_s = time.monotonic()
+
+        def confirmed(outcome: ReadOutcome) -> None:
+            if isinstance(outcome, int):
+                self.service.freshness.confirmed(asked_s)
+
+        self.group.read_index(confirmed)
+        self._rounds += 1
+        if not self._rounds % _READER_CHECK_ROUNDS:
+            self.kv.reader_check()
+
+    def _measure_space(self, status: Status) -> None:
+        try:
+            disk_bytes = self._disk.free_bytes()
+        except OSError as error:
+            self.fail(error)
+            return
+        self.free_bytes = disk_bytes + self.kv.free_bytes() + status.droppable_bytes
+        # A peer that has not acknowledged anything yet has told nothing.
+        told = [peer.free_bytes for peer in status.peers if peer.match_index]
+        was_low = self.space.low
+        self.space.judge(self.free_bytes, told, len(self.members))
+        if self.space.low != was_low:
+            fields = {"free_bytes": self.free_bytes, "low": self.space.low}
+            log.warning("disk space is %s", "low" if self.space.low else "enough again",
+                        extra={"fields": fields})  # fmt: skip
+
+    def _channel_readable(self) -> None:
+        assert self._channel_end is not None
+        try:
+            self.digests.readable()
+        except (EOFError, OSError, msgspec.DecodeError) as error:
+            log.warning("the channel to the worker ended: %r", error)
+            self._loop.remove_reader(self._channel_end.fileno())
+
+    # ------------------------------------------------------------ failure
+
+    def fail(self, error: BaseException) -> None:
+        """End the process: nothing in memory may be trusted."""
+        log.critical("the shard process stops: %s", error, exc_info=error)
+        _exit_at_once(EXIT_FATAL)
+
+
+def build_version() -> str:
+    """Return the installed version of NoKV."""
+    try:
+        return importlib.metadata.version("nokv")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def _exit_at_once(code: int) -> None:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(code)
+
+
+async def _serve(spec: ProcessSpec) -> int:
+    loop = asyncio.get_running_loop()
+    end = socket.socket(fileno=spec.channel_fd) if spec.channel_fd >= 0 else None
+    if end is not None:
+        end.settimeout(0)
+    try:
+        shard = Shard(spec.config, end)
+    except (NokvError, StoreFailed, Incompatible, Fatal) as error:
+        log.critical("the node does not start: %s", error)
+        return EXIT_REFUSED if isinstance(error, NokvError) else EXIT_FATAL
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, StoreFailed | MemoryError | AssertionError):
+            shard.fail(error)
+        loop.default_exception_handler(context)
+
+    loop.set_exception_handler(on_exception)
+    try:
+        await shard.start()
+    except NokvError as error:
+        log.critical("the node does not start: %s", error)
+        return EXIT_REFUSED
+    # What is alive now stays alive: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    await stop.wait()
+    try:
+        await shard.stop()
+    except BaseException as error:  # noqa: BLE001 - a failed last commit is a crash like any other
+        shard.fail(error)
+    return 0
+
+
+def main() -> int:
+    """Run a shard process as the supervisor starts it; return the exit code."""
+    refuse_optimised()
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSpec)
+    die_with_parent(spec.parent)
+    identity = read_identity(Path(spec.config.data_dir))
+    logs.configure(
+        spec.config.logging.level, spec.config.logging.format, node=identity.node, process="shard"
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(spec))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
