@@ -324,9 +324,13 @@ class Reader:
     async def _get(self, name: str, fetch: Fetch) -> bytes:
         length = fetch.length
         whole = length == fetch.object.length
-        async with self._slots, self.budget.hold(length):
-            # Without a range where the whole object is wanted: some servers answer that faster.
-            data = await self._store.get(name, fetch.offset, None if whole else length)
+        async with self._slots:
+            await self.budget.acquire(length)
+            try:
+                # Without a range where the whole object is wanted: some servers are faster then.
+                data = await self._store.get(name, fetch.offset, None if whole else length)
+            finally:
+                self.budget.release(length)
         if len(data) != length:
             raise ObjectCorrupt(f"get {name}: {len(data)} bytes instead of {length}")
         verify(name, data, fetch.first, fetch.object.sums)

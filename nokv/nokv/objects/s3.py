@@ -155,8 +155,9 @@ class S3Store:
 
     async def _get_whole(self, blocks: Obstore, name: str, key: str) -> bytes:
         found = await self._obstore.get_async(blocks, key)
-        if found.meta["size"] > OBJECT_BYTES_MAX:
-            raise ObjectCorrupt(f"get {name}: {found.meta['size']} bytes are no block")
+        size = found.range[1]
+        if size > OBJECT_BYTES_MAX:
+            raise ObjectCorrupt(f"get {name}: {size} bytes are no block")
         return bytes(await found.bytes_async())
 
     async def _get_range(

