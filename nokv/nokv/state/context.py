@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nokv.errors import NameTooLong, Stale
 from nokv.state import keys
 from nokv.state.effects import Effect
@@ -110,9 +112,14 @@ class Context:
 
     def add_usage(self, view: int, directory: int, entries: int, size: int) -> None:
         """Add to the usage of a directory and of all above it, up to its tree's root."""
+        if entries or size:
+            self.add_usage_to(view, chain(self.txn, view, directory), entries, size)
+
+    def add_usage_to(self, view: int, directories: Iterable[int], entries: int, size: int) -> None:
+        """Add to the usage of just these directories."""
         if not entries and not size:
             return
-        for ino in chain(self.txn, view, directory):
+        for ino in directories:
             key = keys.inode(view, ino)
             value = self.txn.get(Family.USAGE, key)
             old = decode_usage(body_of(value)) if value is not None else Usage(0, 0)

@@ -43,7 +43,7 @@ class Family(IntEnum):
     FIELDS = 16
     """Indexed values (reserved for the agent verbs)."""
     BACKLINK = 17
-    """(view, inode, parent, name) -> empty, kept for inodes with several names."""
+    """(view, inode, directory) -> names of the inode there, kept for files with several names."""
 
 
 REPLICATED = tuple(Family)

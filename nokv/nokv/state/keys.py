@@ -57,9 +57,9 @@ def chunk_parts(key: bytes) -> tuple[int, int, int, int]:
     return view, ino, body, index
 
 
-def backlink(view: int, ino: int, parent: int, name: bytes) -> bytes:
+def backlink(view: int, ino: int, directory: int) -> bytes:
     """BACKLINK."""
-    return pack2(view, ino) + pack(parent) + name
+    return pack2(view, ino) + pack(directory)
 
 
 def pin(view: int, version: int, pin_id: int) -> bytes:

@@ -173,7 +173,7 @@ def _replace_target(
     if not is_directory(target):
         ctx.add_usage(view, parent.ino, -1, -target.size)
         touch_directory(ctx, view, parent.ino, parent.inode, children=-1)
-        drop_name(ctx, view, dentry.inode, target, parent.ino, op.name)
+        drop_name(ctx, view, dentry.inode, target, parent.ino)
         return
     access.need_owner(target, ctx.caller)
     inside = ctx.usage(view, dentry.inode)

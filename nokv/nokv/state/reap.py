@@ -91,7 +91,7 @@ def _take_name(
     if dentry.file_type == FileType.DIRECTORY:
         detach_tree(ctx, view, dentry.inode, inode, death=death)
     else:
-        drop_name(ctx, view, dentry.inode, inode, directory, key[16:], death=death)
+        drop_name(ctx, view, dentry.inode, inode, directory, death=death)
 
 
 # ---------------------------------------------------------------- history that only a pin held

@@ -236,6 +236,7 @@ decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_events = msgspec.msgpack.Decoder(EventRecord).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode
+decode_count = msgspec.msgpack.Decoder(int).decode
 decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
 
 

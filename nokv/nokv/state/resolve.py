@@ -10,8 +10,9 @@ import msgspec
 from nokv.errors import NameTooLong, NotADirectory, NotFound, PermissionDenied, Stale, TooManyLinks
 from nokv.state import keys
 from nokv.state.access import X, may
-from nokv.state.context import DIRECTORY, S_IFMT, SYMLINK, is_directory, root_of, tree_root
+from nokv.state.context import DIRECTORY, S_IFMT, SYMLINK, is_directory, root_of
 from nokv.state.families import Family
+from nokv.state.links import home
 from nokv.state.pinned import Source
 from nokv.state.records import Inode, body_of, born_of, decode_dentry, decode_inode
 from nokv.types.limits import NAME_BYTES_MAX, SYMLINK_HOPS_MAX
@@ -41,7 +42,7 @@ def resolve(source: Source, caller: Caller, session_id: int, at: At) -> Found:
         message = f"no inode {view}:{ino}"
         raise Stale(message)
     if ino != root:
-        _check_tree(source, session_id, view, ino, root)
+        _check_tree(source, session_id, view, ino, decode_inode(body_of(value)), root)
     if at.path:
         ino, value = _walk(source, caller, at, root, value)
     return Found(view, ino, decode_inode(body_of(value)), born_of(value))
@@ -56,10 +57,12 @@ def resolve_parent(source: Source, caller: Caller, session_id: int, at: At) -> F
     return found
 
 
-def _check_tree(source: Source, session_id: int, view: int, ino: int, root: int) -> None:
+def _check_tree(
+    source: Source, session_id: int, view: int, ino: int, inode: Inode, root: int
+) -> None:
     """Raise Stale for an inode that no name of the view reaches, but for the session's stages."""
-    top, inode = tree_root(source, view, ino)
-    if top != root and (not inode.stage or inode.stage != session_id):
+    _, top, record = home(source, view, ino, inode, root)
+    if top != root and (not record.stage or record.stage != session_id):
         message = f"inode {view}:{ino} lies in a tree that was removed, or is not this session's"
         raise Stale(message)
 

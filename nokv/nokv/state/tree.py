@@ -1,7 +1,6 @@
 """What changes to names mean for inodes: link counts, backlinks, usage, the inode's end.
 
-Backlinks are kept for files with several names only: (inode, directory, name) for each of them.
-An inode's `parent` is always the directory of one of its names.
+An inode's `parent` is the smallest directory that names it.
 """
 
 from __future__ import annotations
@@ -9,18 +8,13 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from nokv.state import keys
-from nokv.state.context import Context
+from nokv.state.context import Context, is_directory
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
-from nokv.state.pinned import Source
-from nokv.state.records import Inode
-
-
-def names_of(source: Source, view: int, ino: int) -> list[tuple[int, bytes]]:
-    """Return (directory, name) of each name of an inode with several; of others nothing."""
-    prefix = keys.inode(view, ino)
-    rows = source.scan(Family.BACKLINK, prefix, keys.after_prefix(prefix))
-    return [(int.from_bytes(key[16:24], "big"), key[24:]) for key, _ in rows]
+from nokv.state.links import directories_of
+from nokv.state.records import Inode, body_of, decode_count, encode
+from nokv.state.resolve import Found
+from nokv.types.events import EventKind
 
 
 def add_size(ctx: Context, view: int, ino: int, inode: Inode, delta: int) -> None:
@@ -28,8 +22,8 @@ def add_size(ctx: Context, view: int, ino: int, inode: Inode, delta: int) -> Non
     if not delta:
         return
     if inode.nlink > 1:
-        for directory, _ in names_of(ctx.txn, view, ino):
-            ctx.add_usage(view, directory, 0, delta)
+        for directory, count in directories_of(ctx.txn, view, ino):
+            ctx.add_usage(view, directory, 0, delta * count)
     elif inode.parent:
         ctx.add_usage(view, inode.parent, 0, delta)
 
@@ -52,41 +46,80 @@ def touch_directory(
     return after
 
 
-def add_backlink(ctx: Context, view: int, ino: int, directory: int, name: bytes) -> None:
-    """Record one name of an inode with several."""
-    ctx.txn.put(Family.BACKLINK, keys.backlink(view, ino, directory, name), b"")
-
-
-def delete_backlink(ctx: Context, view: int, ino: int, directory: int, name: bytes) -> None:
-    """Forget one."""
-    ctx.txn.delete(Family.BACKLINK, keys.backlink(view, ino, directory, name))
+def add_name(ctx: Context, view: int, ino: int, inode: Inode, directory: int) -> Inode:
+    """Return the file with one more name, which lies in `directory`; the record is unwritten."""
+    if inode.nlink == 1:
+        _count(ctx, view, ino, inode.parent, 1)
+    _count(ctx, view, ino, directory, 1)
+    return replace(inode, nlink=inode.nlink + 1, parent=min(inode.parent, directory))
 
 
 def drop_name(
-    ctx: Context,
-    view: int,
-    ino: int,
-    inode: Inode,
-    directory: int,
-    name: bytes,
-    *,
-    death: int | None = None,
+    ctx: Context, view: int, ino: int, inode: Inode, directory: int, *, death: int | None = None
 ) -> None:
-    """Do what follows for a file when one of its names has gone; the last takes the inode along.
+    """Do what follows for a file when a name in `directory` has gone; the last takes it along.
 
     The name's record, its usage and its directory are the caller's.
     """
     if inode.nlink <= 1:
         destroy(ctx, view, ino, inode, death=death)
         return
-    delete_backlink(ctx, view, ino, directory, name)
-    left = names_of(ctx.txn, view, ino)
-    assert len(left) == inode.nlink - 1, f"inode {ino} has {len(left)} names left"
+    _count(ctx, view, ino, directory, -1)
+    left = directories_of(ctx.txn, view, ino)
+    assert sum(count for _, count in left) == inode.nlink - 1, f"inode {ino}: names are missing"
     parent = left[0][0]
-    if len(left) == 1:
-        delete_backlink(ctx, view, ino, *left[0])
-    after = replace(inode, nlink=len(left), parent=parent, ctime_ns=ctx.wall_ns)
+    if inode.nlink == 2:
+        _count(ctx, view, ino, parent, -1)
+    after = replace(inode, nlink=inode.nlink - 1, parent=parent, ctime_ns=ctx.wall_ns)
     ctx.store_inode(view, ino, after)
+
+
+def move_name(
+    ctx: Context, view: int, ino: int, inode: Inode, directory: int, to_directory: int
+) -> Inode:
+    """Return the inode one of whose names moved between directories; the record is unwritten."""
+    if is_directory(inode) or inode.nlink <= 1:
+        return replace(inode, parent=to_directory)
+    _count(ctx, view, ino, directory, -1)
+    _count(ctx, view, ino, to_directory, 1)
+    return replace(inode, parent=directories_of(ctx.txn, view, ino)[0][0])
+
+
+def _count(ctx: Context, view: int, ino: int, directory: int, more: int) -> None:
+    """Add to the number of the file's names in a directory."""
+    key = keys.backlink(view, ino, directory)
+    value = ctx.txn.get(Family.BACKLINK, key)
+    count = more if value is None else decode_count(body_of(value)) + more
+    assert count >= 0, f"inode {ino} has {count} names in directory {directory}"
+    if count:
+        ctx.txn.put(Family.BACKLINK, key, encode(count))
+    else:
+        ctx.txn.delete(Family.BACKLINK, key)
+
+
+def announce(
+    ctx: Context,
+    kind: EventKind,
+    parent: Found,
+    name: bytes,
+    ino: int,
+    inode: Inode,
+    *,
+    to_directory: int = 0,
+    to_name: bytes = b"",
+) -> None:
+    """Record an event of a name in `parent` that shows an inode."""
+    ctx.emit(
+        kind,
+        parent.view,
+        parent.ino,
+        name,
+        ino,
+        to_directory=to_directory,
+        to_name=to_name,
+        size=inode.size,
+        generation=inode.generation,
+    )
 
 
 def destroy(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | None = None) -> None:

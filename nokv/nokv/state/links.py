@@ -1,0 +1,37 @@
+"""The names of an inode, found from the inode: backlinks, and where it lies.
+
+Backlinks count by directory: a file's first name is not known when it gets a second one by its
+handle, and nothing needs more than the directories.
+
+A file with several names can keep one in a tree that was removed and is not yet reaped; it is
+reachable all the same as long as another name is.
+"""
+
+from __future__ import annotations
+
+from nokv.state import keys
+from nokv.state.context import is_directory, tree_root
+from nokv.state.families import Family
+from nokv.state.pinned import Source
+from nokv.state.records import Inode, body_of, decode_count
+
+
+def directories_of(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
+    """Return (directory, names there) of a file with several names, in order; else nothing."""
+    prefix = keys.inode(view, ino)
+    rows = source.scan(Family.BACKLINK, prefix, keys.after_prefix(prefix))
+    return [(int.from_bytes(key[16:], "big"), decode_count(body_of(value))) for key, value in rows]
+
+
+def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int, Inode]:
+    """Return (a directory naming the inode, the root of that tree, its record).
+
+    The directory is one below `root` if there is one. A root itself stands for its directory.
+    """
+    top, record = tree_root(source, view, ino)
+    if top != root and inode.nlink > 1 and not is_directory(inode):
+        for directory, _ in directories_of(source, view, ino):
+            other, other_record = tree_root(source, view, directory)
+            if other == root:
+                return directory, other, other_record
+    return inode.parent or ino, top, record

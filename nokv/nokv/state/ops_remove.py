@@ -1,0 +1,89 @@
+"""Removing names: unlink, rmdir, and whole trees (docs/namespace.md: removing)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nokv.errors import IsADirectory, NotADirectory, NotEmpty, NotFound
+from nokv.state.access import X, may_delete, need, need_owner
+from nokv.state.context import Context, is_directory, load_dentry, need_inode
+from nokv.state.detach import detach_tree
+from nokv.state.records import Inode
+from nokv.state.resolve import Found, resolve_parent
+from nokv.state.tree import announce, destroy, drop_name, touch_directory
+from nokv.types.commands import RemoveTree, Rmdir, Unlink
+from nokv.types.events import EventKind
+from nokv.types.results import Done
+
+
+def _deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int, Inode]:
+    """Return the parent, and the entry that the caller may remove from it."""
+    parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
+    need(parent.inode, ctx.caller, X)
+    dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
+    if dentry is None:
+        message = f"no entry {op.name!r}"
+        raise NotFound(message)
+    inode = need_inode(ctx.txn, parent.view, dentry.inode)
+    may_delete(parent.inode, inode, ctx.caller)
+    return parent, dentry.inode, inode
+
+
+def _need_directory(inode: Inode, name: bytes) -> None:
+    if not is_directory(inode):
+        message = f"{name!r} is not a directory"
+        raise NotADirectory(message)
+
+
+def unlink(ctx: Context, op: Unlink) -> Done:
+    """Remove a name that is no directory; the last one takes the inode along."""
+    parent, ino, inode = _deletable(ctx, op)
+    if is_directory(inode):
+        message = f"{op.name!r} is a directory"
+        raise IsADirectory(message)
+    ctx.delete_dentry(parent.view, parent.ino, op.name)
+    touch_directory(ctx, parent.view, parent.ino, parent.inode, children=-1)
+    ctx.add_usage(parent.view, parent.ino, -1, -inode.size)
+    drop_name(ctx, parent.view, ino, inode, parent.ino)
+    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
+    return Done()
+
+
+def rmdir(ctx: Context, op: Rmdir) -> Done:
+    """Remove an empty directory."""
+    parent, ino, inode = _deletable(ctx, op)
+    _need_directory(inode, op.name)
+    if inode.children:
+        message = f"{op.name!r} has {inode.children} entries"
+        raise NotEmpty(message)
+    _take_directory(ctx, parent, op.name)
+    ctx.add_usage(parent.view, parent.ino, -1, 0)
+    destroy(ctx, parent.view, ino, inode)
+    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
+    return Done()
+
+
+def remove_tree(ctx: Context, op: RemoveTree) -> Done:
+    """Detach a directory with all below it; it is reaped in the background."""
+    parent, ino, inode = _deletable(ctx, op)
+    _need_directory(inode, op.name)
+    need_owner(inode, ctx.caller)
+    inside = ctx.usage(parent.view, ino)
+    _take_directory(ctx, parent, op.name)
+    ctx.add_usage(parent.view, parent.ino, -1 - inside.entries, -inside.size_bytes)
+    detach_tree(ctx, parent.view, ino, inode)
+    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
+    return Done()
+
+
+def _take_directory(ctx: Context, parent: Found, name: bytes) -> None:
+    ctx.delete_dentry(parent.view, parent.ino, name)
+    touch_directory(ctx, parent.view, parent.ino, parent.inode, children=-1, nlink=-1)
+
+
+HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
+    Unlink: unlink,
+    Rmdir: rmdir,
+    RemoveTree: remove_tree,
+}
