@@ -1,0 +1,224 @@
+"""The worker process: everything of a node that touches the object store or scans the state.
+
+It speaks RPC like any client, with the cluster's token, and only with its own node: the worker of
+the node that leads does the work. A worker whose node was deposed meanwhile harms nothing: it
+deletes only what is safe to delete for ever (design: GC rule, orphans).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from nokv._guard import refuse_optimised
+from nokv.errors import ForeignVolume, NokvError, Unavailable, from_wire
+from nokv.objects.open import open_store
+from nokv.objects.port import ObjectStore
+from nokv.objects.volume import claim_volume
+from nokv.server import logs
+from nokv.server.collector import Collector
+from nokv.server.config import NodeConfig
+from nokv.server.datadir import NodeFile, read_identity, state_path
+from nokv.server.digester import Digester
+from nokv.server.process import ProcessSpec, die_with_parent
+from nokv.types.commands import COMMAND_FORMAT, Command, Op
+from nokv.types.reads import Read, ReadValue
+from nokv.types.results import Result
+from nokv.types.values import Caller
+from nokv.wire.codec import encode_command, result_codec
+from nokv.wire.connection import RpcConnection, error_of
+from nokv.wire.rpc import (
+    PROTOCOL,
+    Hello,
+    Propose,
+    Query,
+    QueryReply,
+    RequestBody,
+    ResponseBody,
+    ResultsReply,
+    Role,
+    Status,
+    StatusReply,
+)
+
+log = logging.getLogger("nokv.worker")
+
+CALL_S: Final = 10.0
+"""Deadline of one call to the node."""
+STALE_PERIOD_S: Final = 3600.0
+_MS: Final = 1_000_000
+
+V = TypeVar("V")
+
+
+class NodeClient:
+    """The worker's connection to its own node, made anew when it ended."""
+
+    def __init__(self, address: str, identity: NodeFile) -> None:
+        cluster = identity.cluster
+        self._address = address
+        self._hello = Hello(
+            PROTOCOL,
+            cluster.cluster,
+            cluster.volume.volume,
+            Role.WORKER,
+            cluster.worker_token.encode(),
+            f"worker {identity.node}",
+        )
+        self._connection: RpcConnection | None = None
+
+    async def call(self, body: RequestBody) -> ResponseBody:
+        """Send one request. Raises every typed error."""
+        if self._connection is None or self._connection.closed:
+            self._connection = await RpcConnection.connect(self._address, self._hello)
+        return await self._connection.call(body, timeout_s=CALL_S)
+
+    async def leads(self) -> bool:
+        """Return whether the node leads."""
+        reply = await self.call(Status())
+        return isinstance(reply, StatusReply) and reply.role == "leader"
+
+    async def read(self, request: Read, kind: type[V]) -> V:
+        """Read the present state, linearizably."""
+        reply = await self.call(Query(Caller(), request))
+        assert isinstance(reply, QueryReply), reply
+        value: ReadValue = reply.value
+        if not isinstance(value, kind):
+            raise Unavailable(f"the node answered {type(request).__name__} with {value!r:.100}")
+        return value
+
+    async def run(self, op: Op) -> Result:
+        """Run an internal command; return its result. Raises its error."""
+        data = encode_command(Command(COMMAND_FORMAT, 0, 0, 0, Caller(), op))
+        reply = await self.call(Propose((data,)))
+        assert isinstance(reply, ResultsReply), reply
+        outcome = reply.outcomes[0]
+        if outcome.error is not None:
+            raise error_of(outcome.error)
+        result = result_codec.decode(outcome.result)
+        if result.code:
+            raise from_wire(result.code, result.message, result.hint)
+        return result
+
+    async def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class Worker:
+    """The duties of one worker process, in the running loop."""
+
+    def __init__(self, config: NodeConfig, identity: NodeFile, store: ObjectStore) -> None:
+        self.config: Final = config
+        self.identity: Final = identity
+        self.store: Final = store
+        self.client: Final = NodeClient(config.rpc.listen, identity)
+        self.collector: Final = Collector(
+            self.client,
+            store,
+            volume=identity.cluster.volume.volume,
+            grace_ns=config.worker.grace_ms * _MS,
+        )
+        self._claimed = False
+        self._stale_due_s = 0.0
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        worker = self.config.worker
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat("collect", worker.interval_ms, self._collect))
+            tasks.create_task(self._repeat("sweep", worker.sweep_interval_ms, self._sweep))
+
+    async def _repeat(
+        self, name: str, interval_ms: int, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Do `work` again and again while the node leads; a typed error ends one round."""
+        while True:
+            try:
+                if await self.client.leads():
+                    await self._claim()
+                    await work()
+            except ForeignVolume as error:
+                log.error("the object store is not ours: %s", error)
+                await asyncio.sleep(10)
+            except NokvError as error:
+                log.info("%s: %s", name, error)
+            await asyncio.sleep(interval_ms / 1000)
+
+    async def _claim(self) -> None:
+        """Make the bucket and mark it as this volume's. Raises ForeignVolume."""
+        if self._claimed:
+            return
+        await self.store.ensure_bucket()
+        if await claim_volume(self.store, self.identity.cluster.volume.volume):
+            log.info("the object store is this volume's from now on")
+        self._claimed = True
+
+    async def _collect(self) -> None:
+        await self.collector.collect()
+
+    async def _sweep(self) -> None:
+        await self.collector.sweep()
+        if time.monotonic() >= self._stale_due_s:
+            self._stale_due_s = time.monotonic() + STALE_PERIOD_S
+            before_ns = time.time_ns() - self.config.worker.stale_upload_ms * _MS
+            removed = await self.store.abort_stale(before_ns)
+            if removed:
+                log.info("removed the remains of %d uploads", removed)
+
+
+async def _serve(spec: ProcessSpec, identity: NodeFile) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    digester: Digester | None = None
+    if spec.channel_fd >= 0 and spec.config.worker.digest:
+        end = socket.socket(fileno=spec.channel_fd)
+        end.settimeout(0)
+        digester = Digester(end, state_path(Path(spec.config.data_dir)))
+        digester.start()
+    store = open_store(identity.cluster.volume)
+    worker = Worker(spec.config, identity, store)
+    running = asyncio.ensure_future(worker.run())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    running.cancel()
+    results = await asyncio.gather(running, return_exceptions=True)
+    if digester is not None:
+        await digester.stop()
+    await worker.client.close()
+    await store.close()
+    failure = results[0]
+    if isinstance(failure, Exception):
+        log.critical("the worker fails: %s", failure, exc_info=failure)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Run a worker process as the supervisor starts it; return the exit code."""
+    refuse_optimised()
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSpec)
+    die_with_parent(spec.parent)
+    identity = read_identity(Path(spec.config.data_dir))
+    logging_config = spec.config.logging
+    logs.configure(
+        logging_config.level, logging_config.format, node=identity.node, process="worker"
+    )
+    return asyncio.run(_serve(spec, identity))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
