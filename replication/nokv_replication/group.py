@@ -342,7 +342,8 @@ class Group:
         limit = min(core.commit_index(), self._log.synced_index)
         if not applier.between_entries or applier.applied.index < limit:
             return now
-        if self._quorum == 1 and core.commit_index() < self._log.synced_index:
+        alone = self._quorum == 1 and core.is_leader()
+        if alone and core.commit_index() < self._log.synced_index:
             return now
         if self._more_to_prepare:
             return now + self._config.heartbeat_ns // 10

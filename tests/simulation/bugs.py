@@ -1,0 +1,5 @@
+"""Planted bugs."""
+import contextlib
+@contextlib.contextmanager
+def planted(name):
+    yield

@@ -1,0 +1,63 @@
+"""The simulator's own state machine: an append-only list with a running hash."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+from nokv_replication import Applied, Times
+
+
+class ListStorage:
+    """What the last commit of a `ListMachine` left; commits are atomic."""
+
+    def __init__(self) -> None:
+        self.items: tuple[bytes, ...] = ()
+        self.applied = Applied()
+        self.hash = b""
+
+    def machine(self, on_call: Callable[[str], None]) -> "ListMachine":
+        return ListMachine(self, on_call)
+
+    def power_cut(self, rng: Random) -> None:
+        """A commit is one atomic, synced operation: nothing else is stored."""
+
+
+class ListMachine:
+    """Appends each payload; the result is its position."""
+
+    def __init__(self, storage: ListStorage, on_call: Callable[[str], None]) -> None:
+        self._storage = storage
+        self._on_call = on_call
+        self.items: list[bytes] = []
+        self.applied = Applied()
+        self._hash = b""
+
+    def open(self) -> Applied:
+        self.items = list(self._storage.items)
+        self.applied = self._storage.applied
+        self._hash = self._storage.hash
+        return self.applied
+
+    def apply(
+        self, applied: Applied, times: Times, payloads: Sequence[bytes]
+    ) -> Iterator[bytes]:
+        for payload in payloads:
+            self.items.append(payload)
+            result = b"%d" % len(self.items)
+            self._hash = hashlib.blake2b(self._hash + payload + result, digest_size=16).digest()
+            yield result
+        self.applied = applied
+
+    def commit(self) -> int:
+        self._on_call("commit")
+        self._storage.items = tuple(self.items)
+        self._storage.applied = self.applied
+        self._storage.hash = self._hash
+        self._on_call("committed")
+        return self.applied.index
+
+    def fingerprint(self) -> bytes:
+        return self._hash
+
+    def digest(self) -> bytes:
+        return hashlib.blake2b(b"\0".join(self.items), digest_size=16).digest()
