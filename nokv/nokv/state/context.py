@@ -197,7 +197,7 @@ class Context:
         self.txn.set_row(Family.DROP, keys.pack(number), encode(drop))
 
 
-def root_of(source: Source, view: int) -> int:
+def root_of(_source: Source, view: int) -> int:
     """Return the root inode of a view. View 0 is the live tree; an unknown view is Stale."""
     if view == 0:
         return ROOT_INODE

@@ -23,7 +23,7 @@ from nokv.types.results import ResultValue
 
 __all__ = ["SESSIONLESS", "check_arguments", "check_caller", "run"]
 
-SESSIONLESS = (OpenSession, ExpireSession, *INTERNAL_OPS)
+SESSIONLESS: tuple[type, ...] = (OpenSession, ExpireSession, *INTERNAL_OPS)
 """What may come without a session."""
 
 _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {

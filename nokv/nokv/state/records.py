@@ -237,6 +237,7 @@ decode_events = msgspec.msgpack.Decoder(EventRecord).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 decode_count = msgspec.msgpack.Decoder(int).decode
+decode_value = msgspec.msgpack.Decoder(bytes).decode
 decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
 
 

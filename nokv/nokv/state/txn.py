@@ -77,6 +77,11 @@ class Txn:
 
     # ------------------------------------------------------------------ reading
 
+    @property
+    def store(self) -> KV:
+        """The store below, which shows everything between two entries."""
+        return self._kv
+
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Return the value that this command sees, or None."""
         value = self._own[family].get(key, _MISSING)
