@@ -1,0 +1,386 @@
+"""`python -m bench`: the tables of the README, and JSON in bench/results.
+
+    python -m bench                      everything, three interleaved repeats
+    python -m bench creates stat         only these groups: creates serial stat bodies size failover
+    python -m bench --repeats 1 --seconds 1
+
+Nodes, client and etcd share this machine. *Unsynced* means that the nodes' data lie on tmpfs, where
+a sync costs nothing; everything else is the same program. Rows of one table are measured in turns,
+repeat after repeat, and the median is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import uvloop
+
+import nokv
+from bench import workloads
+from bench.etcd import PUT, Etcd, encode_put
+from bench.report import Row, machine, save, show
+from nokv.client.fs import AsyncClient
+from nokv.objects.local import LocalStore
+from nokv.testing.cluster import LocalCluster
+
+SHM = Path("/dev/shm")
+NO_SYNC = "no: tmpfs"
+SYNC = "fdatasync"
+Workload = Callable[[AsyncClient, float], Awaitable[float]]
+
+
+class Bench:
+    """One run: where data lie, how long and how often each row is measured."""
+
+    def __init__(self, directory: Path, seconds: float, repeats: int) -> None:
+        self.directory = directory
+        self.seconds = seconds
+        self.repeats = repeats
+        self.facts = machine(directory)
+
+    def cluster(self, stack: ExitStack, nodes: int, *, synced: bool = True) -> LocalCluster:
+        """Start a cluster on the disk, or on tmpfs."""
+        base = self.directory if synced else SHM
+        path = tempfile.mkdtemp(prefix="nokv-bench-", dir=base)
+        stack.callback(_remove, path)
+        return stack.enter_context(LocalCluster.start(nodes, directory=Path(path) / "cluster"))
+
+    def show(self, name: str, title: str, rows: list[Row]) -> None:
+        """Print a table and save its JSON."""
+        show(title, self.facts, rows)
+        save(name, self.facts, rows)
+
+
+def _remove(path: str) -> None:
+    subprocess.run(["rm", "-rf", path], check=False)
+
+
+def _shard_pids(cluster: LocalCluster) -> list[int]:
+    pids = []
+    for node in cluster.nodes:
+        status = cluster.status(node)
+        if status is not None and "pid" in status:
+            pids.append(int(status["pid"]))
+    return pids
+
+
+async def count_syncs(cluster: LocalCluster, fs: AsyncClient, workload: Workload) -> str:
+    """Return syncs and calls of a short run of its own under strace, which slows the nodes down."""
+    command = ["strace", "-f", "-q", "-c", "-e", "trace=fdatasync,fsync,msync"]
+    for pid in _shard_pids(cluster):
+        command += ["-p", str(pid)]
+    if "-p" not in command:
+        return "no pid"
+    with tempfile.NamedTemporaryFile("r") as out:
+        try:
+            process = await asyncio.create_subprocess_exec(*command, "-o", out.name)
+        except FileNotFoundError:
+            return "no strace"
+        await asyncio.sleep(0.5)
+        await workload(fs, 1.0)
+        process.terminate()
+        await process.wait()
+        pattern = r"(\d+)\s+(?:\d+\s+)?(fdatasync|fsync|msync)$"
+        counts = re.findall(pattern, out.read(), re.MULTILINE)
+    return " ".join(f"{n} {name}" for n, name in counts) or "none"
+
+
+# ---------------------------------------------------------------- creates
+
+
+async def creates(bench: Bench) -> None:
+    """Bulk and single creates on three kinds of cluster."""
+    kinds = [("1 node", 1, False), ("1 node", 1, True), ("3 nodes", 3, True)]
+    table: list[tuple[str, Workload, str, dict[tuple[int, bool], str]]] = [
+        (
+            "bulk creates, one directory",
+            workloads.bulk_sequential,
+            "63,500 (unsynced, 1 process)",
+            {(1, False): "127,000", (1, True): "95,000", (3, True): "60,000"},
+        ),
+        (
+            "bulk creates, 32 directories",
+            workloads.bulk_random,
+            "54,800 (unsynced, 64 directories)",
+            {(1, False): "90,000", (1, True): "70,000", (3, True): "45,000"},
+        ),
+        (
+            "creates, 64 outstanding",
+            workloads.single_creates,
+            "19,700 (unsynced)",
+            {(1, True): "20,000", (3, True): "12,000"},
+        ),
+    ]
+    rows: list[Row] = []
+    for label, nodes, synced in kinds:
+        group = [
+            (
+                Row(
+                    f"{name}, {label}",
+                    "1/s",
+                    SYNC if synced else NO_SYNC,
+                    nodes,
+                    goal=goals.get((nodes, synced), ""),
+                    peer=peer,
+                ),
+                workload,
+            )
+            for name, workload, peer, goals in table
+        ]
+        with ExitStack() as stack:
+            cluster = bench.cluster(stack, nodes, synced=synced)
+            async with nokv.connect(cluster.addresses) as fs:
+                for _ in range(bench.repeats):
+                    for row, workload in group:
+                        row.values.append(await workload(fs, bench.seconds))
+                if synced:
+                    for row, workload in group:
+                        row.syncs = await count_syncs(cluster, fs, workload)
+        rows += [row for row, _ in group]
+    bench.show("creates", "Creates", rows)
+
+
+# ---------------------------------------------------------------- one commit at a time
+
+
+async def serial(bench: Bench) -> None:
+    """Latency of one durable commit, three nodes, beside three nodes of etcd."""
+    ours = Row("create, serial", "ms p50", SYNC, 3)
+    one = Row("create, serial, 1 node", "ms p50", SYNC, 1)
+    theirs = Row("etcd put, serial", "ms p50", "fdatasync", 3, why=Etcd.missing())
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3)
+        single = bench.cluster(stack, 1)
+        etcd = None
+        if not theirs.why:
+            path = tempfile.mkdtemp(prefix="etcd-", dir=bench.directory)
+            stack.callback(_remove, path)
+            etcd = stack.enter_context(Etcd(Path(path)))
+        async with AsyncExitStack() as clients:
+            fs = await clients.enter_async_context(nokv.connect(cluster.addresses))
+            alone = await clients.enter_async_context(nokv.connect(single.addresses))
+            for _ in range(bench.repeats):
+                ours.values.append(await workloads.serial_commit_ms(fs, bench.seconds))
+                one.values.append(await workloads.serial_commit_ms(alone, bench.seconds))
+                if etcd is not None:
+                    theirs.values.append(await _etcd_serial(etcd, bench.seconds))
+            ours.syncs = await count_syncs(cluster, fs, workloads.serial_commit_ms)
+    bench.show("serial", "One durable commit at a time", [ours, one, theirs])
+
+
+async def _etcd_serial(etcd: Etcd, seconds: float) -> float:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{etcd.client_port}") as channel:
+        put = channel.unary_unary(PUT)
+        return await workloads.serial_ms(
+            seconds, lambda n: put(encode_put(b"/serial/%012d" % n, bytes(100)))
+        )
+
+
+# ---------------------------------------------------------------- stat
+
+
+async def stat(bench: Bench) -> None:
+    """Stat by path, linearizable, one node and three."""
+    rows = [
+        Row("stat by path, serial", "1/s", "-", 1, goal="15,000", peer="9,300"),
+        Row("stat by path, 16 outstanding", "1/s", "-", 1, goal="30,000", peer="20,200"),
+        Row("stat by path, serial, 3 nodes", "1/s", "-", 3),
+        Row("stat by path, 16 outstanding, 3 nodes", "1/s", "-", 3),
+    ]
+    for nodes, (alone, many) in ((1, rows[:2]), (3, rows[2:])):
+        with ExitStack() as stack:
+            cluster = bench.cluster(stack, nodes)
+            async with nokv.connect(cluster.addresses) as fs:
+                directory = await workloads.make_stat_files(fs)
+                for _ in range(bench.repeats):
+                    alone.values.append(await workloads.stats(fs, directory, 1, bench.seconds))
+                    many.values.append(await workloads.stats(fs, directory, 16, bench.seconds))
+    bench.show("stat", "Stat", rows)
+
+
+# ---------------------------------------------------------------- bodies
+
+
+async def bodies(bench: Bench) -> None:
+    """Publishes and cold reads as a share of what the raw store does in the same run."""
+    put = Row("raw PUT of 1 MiB, concurrency 16", "1/s", "file + directory fsync", 0)
+    publish = Row("publish 1 MiB, concurrency 16", "1/s", "store + log", 1)
+    share = Row("publish / raw", "ratio", "", 1, goal="0.95", peer="0.92")
+    get = Row("raw GET of 16 KiB, concurrency 16", "1/s", "-", 0)
+    read = Row("cold read of 16 KiB, concurrency 16", "1/s", "-", 1)
+    read_share = Row("cold read / raw", "ratio", "", 1, goal="0.8", peer="0.32")
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 1)
+        raw_path = tempfile.mkdtemp(prefix="raw-", dir=bench.directory)
+        stack.callback(_remove, raw_path)
+        store = LocalStore(Path(raw_path))
+        for turn in range(bench.repeats):
+            async with nokv.connect(cluster.addresses) as fs:
+                put.values.append(await _raw_puts(store, turn, bench.seconds))
+                publish.values.append(await workloads.publishes(fs, bench.seconds))
+                names = await workloads.make_read_files(fs, 2000)
+                raw = await _raw_small(store, turn, 2000)
+            async with nokv.connect(cluster.addresses) as fs:
+                get.values.append(await _raw_gets(store, raw))
+                read.values.append(await workloads.cold_reads(fs, names))
+        await store.close()
+    share.values = [a / b for a, b in zip(publish.values, put.values, strict=True)]
+    read_share.values = [a / b for a, b in zip(read.values, get.values, strict=True)]
+    rows = [put, publish, share, get, read, read_share]
+    bench.show("bodies", "Bodies in a local directory store", rows)
+
+
+async def _raw_puts(store: LocalStore, turn: int, seconds: float) -> float:
+    data = os.urandom(workloads.PUBLISH_BYTES)
+    numbers = iter(range(10**9))
+    return await workloads.keep_busy(
+        16, seconds, lambda: store.put(f"raw/{turn}/{next(numbers):08d}/0", data)
+    )
+
+
+async def _raw_small(store: LocalStore, turn: int, count: int) -> list[str]:
+    names = [f"small/{turn}/{n:08d}/0" for n in range(count)]
+    left = iter(names)
+
+    async def loop() -> None:
+        for name in left:
+            await store.put(name, os.urandom(workloads.READ_BYTES))
+
+    await asyncio.gather(*(loop() for _ in range(16)))
+    return names
+
+
+async def _raw_gets(store: LocalStore, names: list[str]) -> float:
+    left = iter(names)
+    start = time.perf_counter()
+
+    async def loop() -> None:
+        for name in left:
+            assert len(await store.get(name, 0, workloads.READ_BYTES)) == workloads.READ_BYTES
+
+    await asyncio.gather(*(loop() for _ in range(16)))
+    return len(names) / (time.perf_counter() - start)
+
+
+# ---------------------------------------------------------------- size
+
+FILES = 1_000_000
+
+
+async def size(bench: Bench) -> None:
+    """Disk bytes a file, and anonymous memory of a node with a million files."""
+    rows = []
+    memory = Row("anonymous memory of a node, 1 M files", "MiB", "", 1, goal="200")
+    for label, one, goal in (
+        ("sequential", _sequential_names, "250"),
+        ("random", _random_names, "400"),
+    ):
+        row = Row(f"state bytes a file, {label} names", "bytes", "", 1, goal=goal)
+        with ExitStack() as stack:
+            cluster = bench.cluster(stack, 1)
+            async with nokv.connect(cluster.addresses) as fs:
+                await one(fs)
+            state = _state_file(cluster)
+            await asyncio.to_thread(cluster.stop, 1)
+            row.values.append(state.stat().st_size / FILES)
+            cluster.restart(1)
+            async with nokv.connect(cluster.addresses) as fs:
+                await workloads.stats(fs, "/size/0", 1, 0.0)
+                memory.values.append(sum(map(_anonymous_mib, _shard_pids(cluster))))
+        rows.append(row)
+    bench.show("size", "Size", [*rows, memory])
+
+
+def _state_file(cluster: LocalCluster) -> Path:
+    files = sorted(cluster.folder.path.rglob("data.mdb"), key=lambda path: path.stat().st_size)
+    return files[-1]
+
+
+async def _sequential_names(fs: AsyncClient) -> None:
+    await fs.mkdir("/size")
+    await fs.mkdir("/size/0")
+    for first in range(0, FILES, 1000):
+        await fs.bulk_create("/size/0", [b"%012d" % n for n in range(first, first + 1000)])
+
+
+async def _random_names(fs: AsyncClient) -> None:
+    await fs.mkdir("/size")
+    for directory in range(32):
+        await fs.mkdir(f"/size/{directory}")
+    for turn in range(FILES // 1000):
+        await fs.bulk_create(f"/size/{turn % 32}", [os.urandom(8).hex() for _ in range(1000)])
+
+
+def _anonymous_mib(pid: int) -> float:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+# ---------------------------------------------------------------- failover
+
+
+async def failover(bench: Bench) -> None:
+    """Seconds from kill -9 of the leader to the next commit, as one client sees it."""
+    row = Row("leader kill -9 to next commit", "s", SYNC, 3, goal="1.2", peer="etcd 1.5")
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3)
+        async with nokv.connect(cluster.addresses) as fs:
+            await fs.mkdir("/failover")
+            for turn in range(20):
+                leader = await asyncio.to_thread(cluster.leader)
+                await fs.create(f"/failover/{turn}-before")
+                start = time.perf_counter()
+                cluster.kill(leader)
+                await fs.create(f"/failover/{turn}-after")
+                row.values.append(time.perf_counter() - start)
+                await asyncio.to_thread(cluster.restart, leader)
+                await asyncio.to_thread(cluster.wait_caught_up, leader)
+    quartiles = [round(q, 2) for q in statistics.quantiles(row.values, n=4)]
+    row.why = f"{len(row.values)} kills, worst {max(row.values):.2f} s, quartiles {quartiles}"
+    bench.show("failover", "Failover", [row])
+
+
+GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
+    "creates": creates,
+    "serial": serial,
+    "stat": stat,
+    "bodies": bodies,
+    "size": size,
+    "failover": failover,
+}
+
+
+async def run(bench: Bench, groups: list[str]) -> None:
+    """Run the named groups in order."""
+    for name in groups:
+        await GROUPS[name](bench)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], default=list(GROUPS))
+    parser.add_argument("--seconds", type=float, default=3.0, help="per row and repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="for the data")
+    given = parser.parse_args()
+    bench = Bench(given.directory, given.seconds, given.repeats)
+    uvloop.run(run(bench, given.groups))
+
+
+if __name__ == "__main__":
+    main()
