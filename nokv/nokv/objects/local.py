@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -225,7 +226,10 @@ class LocalStore:
             self._before("read", name)
             file = os.open(self.root / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                size = os.fstat(file).st_size
+                found = os.fstat(file)
+                if stat.S_ISDIR(found.st_mode):
+                    raise IsADirectoryError(errno.EISDIR, "a part of other names")
+                size = found.st_size
                 end = size if length is None else offset + length
                 if end > size or offset > size or end - offset > OBJECT_BYTES_MAX:
                     raise ObjectCorrupt(
@@ -246,6 +250,8 @@ class LocalStore:
         try:
             self._before("stat", name)
             found = (self.root / name).stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "a part of other names")
         except OSError as error:
             raise self._typed("head", name, error) from error
         return ObjectInfo(name, found.st_size, found.st_mtime_ns)

@@ -431,7 +431,7 @@ def _by_code(code: str, status: int) -> type[ObjectStoreError]:
     """Return the class of an answer that the server gave."""
     if code in _DENIED_CODES or status in (401, 403):
         return ObjectStoreDenied
-    if code in _PASSING_CODES or status in (408, 429) or status >= 500:
+    if code in _PASSING_CODES or status in (408, 429) or (status >= 500 and status != 501):
         return ObjectStoreUnavailable
     return ObjectStoreError
 
