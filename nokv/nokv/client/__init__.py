@@ -1,1 +1,25 @@
 """The client: routing, sessions, files, publish; and a thin synchronous facade. See DESIGN.md."""
+
+from __future__ import annotations
+
+from nokv.client.connect import connect
+from nokv.client.core import ClientConfig
+from nokv.client.entries import Entry
+from nokv.client.files import AsyncReader, AsyncTextReader, AsyncTextWriter, AsyncWriter
+from nokv.client.fs import AsyncClient, PinnedView
+from nokv.client.publish import Published
+from nokv.client.upload import FileInfo
+
+__all__ = [
+    "AsyncClient",
+    "AsyncReader",
+    "AsyncTextReader",
+    "AsyncTextWriter",
+    "AsyncWriter",
+    "ClientConfig",
+    "Entry",
+    "FileInfo",
+    "PinnedView",
+    "Published",
+    "connect",
+]

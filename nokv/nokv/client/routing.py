@@ -26,11 +26,13 @@ from nokv.errors import (
     Unavailable,
     WrongCluster,
 )
-from nokv.types.reads import VolumeReply
+from nokv.types.reads import GetVolume, VolumeReply
+from nokv.types.values import Caller
 from nokv.wire.address import parse_address
 from nokv.wire.connection import RpcConnection
 from nokv.wire.rpc import (
     PROTOCOL,
+    Consistency,
     Hello,
     Ping,
     Query,
@@ -51,6 +53,8 @@ PROBE_TIMEOUT_S: Final = 1.0
 """For one node's answer to who leads."""
 READ_ATTEMPT_S: Final = 5.0
 """For one node's answer to a read; then another node is asked."""
+VOLUME_STALE_MS: Final = 3_600_000
+"""The volume record never changes."""
 PING_INTERVAL_S: Final = 0.5
 PING_TIMEOUT_S: Final = 1.5
 BACKOFF_MIN_S: Final = 0.02
@@ -158,6 +162,8 @@ class Router:
         attempt = 0
         while True:
             errors = await self._connect_all(min(CONNECT_TIMEOUT_S, max(0.05, end - loop.time())))
+            if self.volume is None:
+                await self._ask_for_volume()
             if self.volume is not None:
                 return
             attempt += 1
@@ -294,6 +300,20 @@ class Router:
             if isinstance(error, WrongCluster | BadRequest) and self.volume is None:
                 raise error
         return list(errors)
+
+    async def _ask_for_volume(self) -> None:
+        """Ask the nodes that had no volume yet when they were connected."""
+        for node in self.nodes:
+            connection = node.live
+            if connection is None or self.volume is not None:
+                continue
+            try:
+                query = Query(Caller(), GetVolume(), Consistency.BOUNDED, VOLUME_STALE_MS)
+                reply = await connection.call(query, timeout_s=PROBE_TIMEOUT_S)
+            except NokvError:
+                continue
+            if isinstance(reply, QueryReply) and isinstance(reply.value, VolumeReply):
+                self.volume = reply.value
 
     def _unreachable(self, errors: Sequence[BaseException]) -> NokvError:
         if any(node.live for node in self.nodes):

@@ -1,0 +1,357 @@
+"""What all parts of one client share: the router, the session, the object store and its bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from nokv.client.routing import Router
+from nokv.client.session import Session
+from nokv.errors import (
+    InvalidArgument,
+    SessionExpired,
+    Unavailable,
+    from_wire,
+)
+from nokv.objects.budget import ByteBudget
+from nokv.objects.cache import BlockCache
+from nokv.objects.port import ObjectStore
+from nokv.objects.read import Reader
+from nokv.objects.retry import RetryingStore
+from nokv.objects.upload import Uploader
+from nokv.objects.volume import check_volume
+from nokv.types.commands import Op, Predicate
+from nokv.types.limits import GROUPS_MAX, SESSION_TTL_NS_DEFAULT
+from nokv.types.reads import VolumeReply
+from nokv.types.results import Result
+from nokv.types.values import Caller
+
+log = logging.getLogger("nokv.client")
+
+T = TypeVar("T")
+
+MIB: Final = 1024 * 1024
+RETIRED_SETTLE_S: Final = 600.0
+"""A session that is over asks so long for the outcomes that are still open."""
+
+RETIRED_MAX: Final = 16
+"""Sessions that are over and still ask; the oldest is given up for a further one."""
+
+SHARD: Final = 0
+
+FaultPoint = Callable[[str], Awaitable[None]]
+"""Called, and waited for, at named points: a test or a demonstration holds or fails them there.
+
+- `upload`: before the first object of a publish is uploaded,
+- `uploaded`: after each file's objects are stored,
+- `publish`: all is uploaded, before the command that makes it visible is sent,
+- `sent`: that command was handed to the connection and its answer has not been looked at.
+"""
+
+
+async def _no_fault(point: str) -> None:
+    """Hold nothing up."""
+    del point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """The bounds and defaults of one client. Times are seconds, sizes bytes."""
+
+    deadline_s: float = 30.0
+    """For each call that names none; uploads and downloads of bodies have no deadline of their
+    own, only their metadata calls and each object operation do."""
+    session_ttl_s: float = SESSION_TTL_NS_DEFAULT / 1e9
+    upload_bytes: int = 128 * MIB
+    """Read from sources and not yet stored, of all uploads."""
+    read_bytes: int = 128 * MIB
+    """Being fetched, of all reads."""
+    cache_bytes: int = 64 * MIB
+    """Verified sub-blocks kept for further reads."""
+    parallel: int = 16
+    """Object operations of each kind in flight, and files published side by side."""
+    agent: str = field(default_factory=lambda: f"nokv-python/{socket.gethostname()}:{os.getpid()}")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.deadline_s < 1e6:
+            message = f"a deadline of {self.deadline_s} s"
+            raise InvalidArgument(message, hint="give seconds, more than 0")
+        if self.parallel < 1:
+            message = f"{self.parallel} operations at a time"
+            raise InvalidArgument(message)
+
+
+def own_caller() -> Caller:
+    """Return who this process is: its user, group and supplementary groups."""
+    groups = tuple(group for group in os.getgroups() if group != os.getgid())
+    return Caller(os.geteuid(), os.getegid(), groups[:GROUPS_MAX])
+
+
+class Core:
+    """Shared by all handles of one client. Belongs to one event loop.
+
+    Args:
+        router: not yet started.
+        config: bounds.
+        caller: on whose behalf everything runs.
+        store: the object store; None makes it from what the volume says.
+        fault_point: see `FaultPoint`.
+        rng: for jitter.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        config: ClientConfig,
+        caller: Caller,
+        *,
+        store: ObjectStore | None = None,
+        fault_point: FaultPoint | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.router: Final = router
+        self.config: Final = config
+        self.caller: Final = caller
+        self.fault_point: Final = fault_point or _no_fault
+        self.session_now: Session | None = None
+        """The session, if one was opened; it may be over."""
+        self._given_store = store
+        self._store: ObjectStore | None = None
+        self._reader: Reader | None = None
+        self._uploader: Uploader | None = None
+        self._upload_budget = ByteBudget(config.upload_bytes)
+        self._rng = rng or random.Random()
+        self._opening = asyncio.Lock()
+        self._preparing = asyncio.Lock()
+        self._retired: dict[Session, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[object]] = set()
+        self._closed = False
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Find the cluster."""
+        await self.router.start(self.config.deadline_s)
+
+    async def close(self) -> None:
+        """End everything; background work gets a moment to end by itself."""
+        self._closed = True
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=5.0)
+        for task in [*self._background, *self._retired.values()]:
+            task.cancel()
+        await asyncio.gather(*self._background, *self._retired.values(), return_exceptions=True)
+        if self._uploader is not None:
+            await self._uploader.close()
+        for session in list(self._retired):
+            await session.stream.close()
+        if self.session_now is not None:
+            await self.session_now.close()
+        await self.router.close()
+        if self._store is not None and self._given_store is None:
+            await self._store.close()
+
+    def spawn(self, work: Awaitable[object]) -> asyncio.Task[object]:
+        """Run `work` to its end even if whoever asked for it is gone."""
+        task: asyncio.Task[object] = asyncio.ensure_future(_awaited(work))
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[object]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("background work failed: %s", error)
+
+    def check_open(self) -> None:
+        """Return unless the client was closed.
+
+        Raises:
+            Unavailable: it was.
+        """
+        if self._closed:
+            message = "the client is closed"
+            raise Unavailable(message, hint="connect again")
+
+    # ------------------------------------------------------------ session
+
+    async def session(self) -> Session:
+        """Return a session that is valid now; open one if there is none.
+
+        Raises:
+            Unavailable, DeadlineExceeded: no leader answered in time.
+        """
+        session = self.session_now
+        if session is not None and session.valid:
+            return session
+        self.check_open()
+        async with self._opening:
+            session = self.session_now
+            if session is not None and session.valid:
+                return session
+            if session is not None:
+                self.session_now = None
+                self._retire(session)
+            opened = await Session.open(
+                self.router,
+                ttl_ns=int(self.config.session_ttl_s * 1e9),
+                caller=self.caller,
+                timeout_s=self.config.deadline_s,
+                rng=self._rng,
+            )
+            self.session_now = opened
+            return opened
+
+    def _retire(self, session: Session) -> None:
+        if self._uploader is not None:
+            self.spawn(self._uploader.close())
+            self._uploader = None
+        while len(self._retired) >= RETIRED_MAX:
+            oldest, task = next(iter(self._retired.items()))
+            del self._retired[oldest]
+            task.cancel()
+            self.spawn(oldest.stream.close())
+        task = asyncio.get_running_loop().create_task(session.retire(RETIRED_SETTLE_S))
+        self._retired[session] = task
+        task.add_done_callback(lambda _: self._retired.pop(session, None))
+
+    async def propose(self, op: Op, predicates: tuple[Predicate, ...], timeout_s: float) -> Result:
+        """Run a command and return its successful result.
+
+        A command of a session that ended before it was applied certainly had no effect; it is run
+        once more, in a new session.
+
+        Raises:
+            NokvError: as the command failed.
+        """
+        session = self.session_now
+        if session is None or not session.valid:
+            session = await self.session()
+        result = await self.submit(session, op, predicates, timeout_s)
+        if result is not None:
+            return result
+        return await self._propose_again(op, predicates, timeout_s)
+
+    async def submit(
+        self, session: Session, op: Op, predicates: tuple[Predicate, ...], timeout_s: float
+    ) -> Result | None:
+        """Run a command in `session`; None: the session ended and it was never applied."""
+        stream = session.stream
+        if stream.full:
+            await stream.room(timeout_s)
+        try:
+            result = await stream.submit(op, timeout_s=timeout_s, predicates=predicates)
+        except SessionExpired:
+            return None
+        if result.code:
+            raise from_wire(result.code, result.message, result.hint)
+        return result
+
+    async def _propose_again(
+        self, op: Op, predicates: tuple[Predicate, ...], timeout_s: float
+    ) -> Result:
+        session = await self.session()
+        result = await self.submit(session, op, predicates, timeout_s)
+        if result is None:
+            message = "the session ended twice before the command was applied"
+            raise SessionExpired(message)
+        return result
+
+    # ------------------------------------------------------------ bodies
+
+    @property
+    def volume(self) -> VolumeReply:
+        """The volume record."""
+        assert self.router.volume is not None, "the router has started"
+        return self.router.volume
+
+    async def _open_store(self) -> ObjectStore:
+        if self._store is None:
+            async with self._preparing:
+                if self._store is None:
+                    store = self._given_store or open_store(self.volume)
+                    try:
+                        await check_volume(store, self.volume.volume)
+                    except BaseException:
+                        if self._given_store is None:
+                            await store.close()
+                        raise
+                    self._store = store
+        return self._store
+
+    async def reader(self) -> Reader:
+        """Return what reads bodies.
+
+        Raises:
+            ForeignVolume: the store is another volume's.
+            ObjectStoreError: the store can't be used.
+        """
+        if self._reader is None:
+            store = await self._open_store()
+            config = self.config
+            self._reader = self._reader or Reader(
+                store,
+                volume=self.volume.volume,
+                shard=SHARD,
+                parallel=config.parallel,
+                budget=ByteBudget(config.read_bytes),
+                cache=BlockCache(config.cache_bytes),
+            )
+        return self._reader
+
+    async def uploader(self, session: Session) -> Uploader:
+        """Return what uploads bodies for `session`, which must be the present one.
+
+        Raises:
+            SessionExpired: it is not any more.
+            ForeignVolume, ObjectStoreError: as `reader`.
+        """
+        store = await self._open_store()
+        if session is not self.session_now:
+            message = f"session {session.id:x} is over"
+            raise SessionExpired(message)
+        if self._uploader is None or self._uploader.session != session.id:
+            self._uploader = Uploader(
+                store,
+                volume=self.volume.volume,
+                shard=SHARD,
+                session=session.id,
+                parallel=self.config.parallel,
+                budget=self._upload_budget,
+            )
+        return self._uploader
+
+
+def open_store(volume: VolumeReply) -> ObjectStore:
+    """Return the store that a volume record names; secrets come from this process's own chain.
+
+    Raises:
+        InvalidArgument: a kind that this client can't reach.
+    """
+    if volume.kind == "local":
+        from nokv.objects.local import LocalStore
+
+        return RetryingStore(LocalStore(volume.bucket))
+    if volume.kind == "s3":
+        from nokv.objects.s3 import S3Store
+
+        return RetryingStore(
+            S3Store(
+                volume.bucket,
+                prefix=volume.prefix,
+                endpoint=volume.endpoint,
+                region=volume.region,
+            )
+        )
+    message = f"the volume keeps bodies in a store of kind {volume.kind!r}"
+    raise InvalidArgument(message, hint="upgrade the client, or pass it the store")
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
