@@ -466,8 +466,12 @@ class Group:
         """Return this node's first entry as leader (`CoreOwner`)."""
         return self._leadership.make_noop(self._now_ns)
 
+    def _may_confirm_reads(self) -> bool:
+        """Rule 1 of `reads`: before its own first entry is committed a leader knows no index."""
+        return self._leads()
+
     def _leads(self) -> bool:
-        """Rule 1: leader, and an entry of its own term is committed."""
+        """Whether this node leads and an entry of its own term is committed."""
         return self._role == Role.LEADER and self._core.commit_index() >= self._core.noop_index()
 
     def _note_role(self) -> None:
@@ -500,7 +504,7 @@ class Group:
 
     def _route_reads(self) -> None:
         reads, core = self._reads, self._core
-        if self._leads():
+        if self._may_confirm_reads():
             if reads.arrived:
                 commit = core.commit_index()
                 reads.start_round(core.term(), commit, self._peers.connected(), self._now_ns)

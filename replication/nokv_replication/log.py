@@ -55,7 +55,7 @@ class Segment(msgspec.Struct):
     capacity_bytes: int
     salt: int
     base_index: int
-    """Last entry before this segment, as of its creation."""
+    """Last live entry before this segment: where the log would start if older ones were dropped."""
     base_term: int
     used_bytes: int
 
@@ -211,7 +211,7 @@ class Log:
                 raise self._damaged(segment_name(segment.sequence), record.offset)
             self._remember(record.entry_index, record.term, segment, record.offset, record.payload)
         elif record.type == RecordType.TRUNCATE:
-            self._cut(record.entry_index)
+            self._cut(record.entry_index, record.term)
         elif record.type == RecordType.HARD_STATE:
             self._hard_state = msgspec.msgpack.decode(record.payload, type=HardState)
         elif record.type == RecordType.MEMBERS:
@@ -306,8 +306,9 @@ class Log:
         assert self.base_index < index
         if index > self.last_index:
             return
-        self._write(RecordType.TRUNCATE, index, self.term_at(index - 1), b"")
-        self._cut(index)
+        term = self.term_at(index - 1)
+        self._write(RecordType.TRUNCATE, index, term, b"")
+        self._cut(index, term)
 
     def set_hard_state(self, term: int, vote: int) -> None:
         """Set term and vote; volatile until `sync`."""
@@ -514,7 +515,17 @@ class Log:
             self._cache_bytes -= len(self._cache.pop(self._cache_low))
             self._cache_low += 1
 
-    def _cut(self, index: int) -> None:
+    def _cut(self, index: int, term_before: int) -> None:
+        """Forget the entries at `index` and above; the one before has `term_before`."""
+        for segment in reversed(self._segments):
+            if segment.base_index < index:
+                break
+            # What replaces the entries is written into the newest segment: this one begins with
+            # entries that follow (index - 1, term_before), whatever its header said.
+            segment.base_index, segment.base_term = index - 1, term_before
+        if index <= self.base_index:
+            # Only while reading a first segment whose predecessors were dropped.
+            self._forget(index - 1, term_before)
         for gone in range(max(index, self._cache_low), self.last_index + 1):
             command = self._cache.pop(gone, None)
             self._cache_bytes -= len(command) if command is not None else 0

@@ -35,7 +35,7 @@ class RecordType(IntEnum):
     """First of a segment: a `SegmentHeader`; index and term are those of the entry before it."""
     ENTRY = 2
     TRUNCATE = 3
-    """Entries at `index` and above are void."""
+    """Entries at `index` and above are void; `term` is that of the entry before."""
     HARD_STATE = 4
     MEMBERS = 5
 

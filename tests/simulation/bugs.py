@@ -1,5 +1,163 @@
-"""Planted bugs."""
+"""Planted bugs: each takes one protection away, by name, for as long as the context lasts.
+
+A test machine that finds nothing proves nothing unless it finds these.
+"""
+
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nokv_replication import Role
+from nokv_replication.appends import AppendFilter
+from nokv_replication.group import Group
+from nokv_replication.log import Log
+from nokv_replication.outbox import Outbox
+from nokv_replication.peers import Peers
+from nokv_replication.reads import Reads
+from nokv_replication.receiver import Receiver
+from tests.simulation.disk import SimDisk
+
+Patch = tuple[type, str, Any]
+
+
+def _no_fdatasync() -> Patch:
+    """What the log calls durable is in the page cache only."""
+
+    def fdatasync(self: SimDisk, handle: int) -> None:
+        self.on_call("fdatasync")
+        self.syncs += 1
+        assert handle in self._handles
+
+    return SimDisk, "fdatasync", fdatasync
+
+
+def _answers_before_sync() -> Patch:
+    """Votes, acknowledgements and confirmations leave like appends, before the sync."""
+
+    def put(self: Outbox, peer: Any, body: Any) -> None:
+        self._early.append((peer, body))
+
+    return Outbox, "put", put
+
+
+def _prefix_not_stripped() -> Patch:
+    """The library sees entries it has, and truncates before it adds them again."""
+    return AppendFilter, "_strip_prefix", lambda _self, append: append
+
+
+def _tail_acknowledged() -> Patch:
+    """A follower acknowledges its own tail, of which the leader has not spoken."""
+    original = AppendFilter.rewrite_answer
+
+    def rewrite(self: AppendFilter, answer: dict[str, Any]) -> tuple[int, bool, bool]:
+        self._next_index = None
+        return original(self, answer)
+
+    return AppendFilter, "rewrite_answer", rewrite
+
+
+def _old_acks_counted() -> Patch:
+    """An acknowledgement of an older term counts in this one."""
+    return Peers, "is_current", lambda self, _ack: self._core.is_leader()
+
+
+def _read_rule_1() -> Patch:
+    """A new leader serves reads before it has committed an entry of its own term."""
+    return Group, "_may_confirm_reads", lambda self: self._role == Role.LEADER
+
+
+def _read_rule_2() -> Patch:
+    """The read index is one taken before the read arrived."""
+    original = Reads.start_round
+
+    def start_round(self: Any, term: int, commit_index: int, *rest: Any) -> None:
+        stale = getattr(self, "stale_index", 0)
+        self.stale_index = commit_index
+        original(self, term, stale, *rest)
+
+    return Reads, "start_round", start_round
+
+
+def _read_rule_3() -> Patch:
+    """A follower confirms a term that is over."""
+    return Receiver, "_confirms", lambda _self, _probe: True
+
+
+def _read_rule_4() -> Patch:
+    """Nobody is asked whether the leader still leads."""
+    return Reads, "_is_confirmed", staticmethod(lambda _round, _quorum: True)
+
+
+def _read_rule_5() -> Patch:
+    """Reads do not wait for apply."""
+    return Reads, "_may_serve", staticmethod(lambda _index, _applied: True)
+
+
+def _votes_counted_twice() -> Patch:
+    """A node's pre-vote is enough for a majority of one more."""
+
+    def on_vote(self: Any, peer: int, _sequence: int, body: Any) -> None:
+        for _ in range(2):
+            self._core.deliver(peer, {"type": "response_vote", "term": body.term})
+
+    return Receiver, "_on_vote", on_vote
+
+
+def _vote_forgotten() -> Patch:
+    """Term and vote are not written to the log."""
+
+    def set_hard_state(self: Any, term: int, vote: int) -> None:
+        from nokv_replication.records import HardState
+
+        self._hard_state = HardState(term, vote)
+
+    return Log, "set_hard_state", set_hard_state
+
+
+def _log_cut_too_early() -> Patch:
+    """The log drops what the machine has applied but not committed."""
+    original = Log.drop_to
+
+    def drop_to(self: Log, _index: int, _keep_bytes: int) -> int:
+        return original(self, self.synced_index, 0)
+
+    return Log, "drop_to", drop_to
+
+
+BUGS: dict[str, Callable[[], Patch]] = {
+    "no fdatasync": _no_fdatasync,
+    "answers before sync": _answers_before_sync,
+    "prefix not stripped": _prefix_not_stripped,
+    "tail acknowledged": _tail_acknowledged,
+    "old acks counted": _old_acks_counted,
+    "read rule 1": _read_rule_1,
+    "read rule 2": _read_rule_2,
+    "read rule 3": _read_rule_3,
+    "read rule 4": _read_rule_4,
+    "read rule 5": _read_rule_5,
+    "votes counted twice": _votes_counted_twice,
+    "vote forgotten": _vote_forgotten,
+    "log cut too early": _log_cut_too_early,
+}
+
+
 @contextlib.contextmanager
-def planted(name):
-    yield
+def planted(name: str | None) -> Iterator[None]:
+    """Plant the bug of that name, or none."""
+    if name is None:
+        yield
+        return
+    owner, attribute, replacement = BUGS[name]()
+    # A handler is in a table beside its name.
+    table = getattr(owner, "_HANDLERS", {})
+    original = owner.__dict__[attribute]
+    keys = [key for key, value in table.items() if value is original]
+    setattr(owner, attribute, replacement)
+    for key in keys:
+        table[key] = replacement
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, original)
+        for key in keys:
+            table[key] = original
