@@ -98,7 +98,9 @@ class Context:
 
     def store_inode(self, view: int, ino: int, inode: Inode) -> None:
         """Write an inode record. The caller accounts for files and bytes."""
-        self.txn.put(Family.INODE, keys.inode(view, ino), encode(inode))
+        self.txn.put(Family.INODE, keys.pack2(view, ino), encode(inode))
+        if inode.mode & S_IFMT == DIRECTORY:
+            self.txn.set_parent(view, ino, inode.parent)
 
     def put_dentry(self, view: int, directory: int, name: bytes, dentry: Dentry) -> None:
         """Write a name."""
@@ -236,26 +238,19 @@ def chain(source: Source, view: int, directory: int) -> tuple[int, ...]:
     The last one is the view's root, or the root of a staged or detached tree. A renamed tree can
     get deeper than DEPTH_MAX, as nobody knows its height: NameTooLong then.
     """
+    parents: dict[tuple[int, int], int] = getattr(source, "parents", {})
     found = [directory]
     ino = directory
-    while ino := need_inode(source, view, ino).parent:
-        found.append(ino)
+    while True:
+        parent = parents.get((view, ino))
+        if parent is None:
+            parent = parents[view, ino] = need_inode(source, view, ino).parent
+        if not parent:
+            return tuple(found)
+        found.append(parent)
+        ino = parent
         if len(found) > DEPTH_MAX + 1:
             raise _too_deep(view, directory)
-    return tuple(found)
-
-
-def tree_root(source: Source, view: int, ino: int) -> tuple[int, Inode]:
-    """Return the root of the tree that holds an inode, with its record."""
-    start, inode = ino, need_inode(source, view, ino)
-    steps = 0
-    while inode.parent:
-        ino = inode.parent
-        inode = need_inode(source, view, ino)
-        steps += 1
-        if steps > DEPTH_MAX + 1:
-            raise _too_deep(view, start)
-    return ino, inode
 
 
 def _too_deep(view: int, ino: int) -> NameTooLong:

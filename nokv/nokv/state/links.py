@@ -10,7 +10,7 @@ reachable all the same as long as another name is.
 from __future__ import annotations
 
 from nokv.state import keys
-from nokv.state.context import is_directory, tree_root
+from nokv.state.context import chain, is_directory
 from nokv.state.families import Family
 from nokv.state.pinned import Source
 from nokv.state.records import Inode, body_of, decode_count
@@ -23,15 +23,15 @@ def directories_of(source: Source, view: int, ino: int) -> list[tuple[int, int]]
     return [(int.from_bytes(key[16:], "big"), decode_count(body_of(value))) for key, value in rows]
 
 
-def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int, Inode]:
-    """Return (a directory naming the inode, the root of that tree, its record).
+def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int]:
+    """Return (a directory that names the inode, the root of that directory's tree).
 
-    The directory is one below `root` if there is one. A root itself stands for its directory.
+    The directory is one below `root` if there is one. A root stands for its own directory.
     """
-    top, record = tree_root(source, view, ino)
+    directory = inode.parent or ino
+    top = chain(source, view, directory)[-1] if inode.parent else ino
     if top != root and inode.nlink > 1 and not is_directory(inode):
-        for directory, _ in directories_of(source, view, ino):
-            other, other_record = tree_root(source, view, directory)
-            if other == root:
-                return directory, other, other_record
-    return inode.parent or ino, top, record
+        for other, _ in directories_of(source, view, ino):
+            if chain(source, view, other)[-1] == root:
+                return other, root
+    return directory, top

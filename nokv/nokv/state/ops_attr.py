@@ -144,7 +144,7 @@ def _with_times(ctx: Context, before: Inode, inode: Inode, op: SetAttr) -> Inode
 def _announce(ctx: Context, kind: EventKind, found: Found, after: Inode) -> None:
     """Record a change of an inode under a directory that names it; no name is known to be it."""
     root = root_of(ctx.txn, found.view)
-    directory, _, _ = home(ctx.txn, found.view, found.ino, after, root)
+    directory, _ = home(ctx.txn, found.view, found.ino, after, root)
     ctx.emit(
         kind,
         found.view,

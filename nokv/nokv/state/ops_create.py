@@ -16,9 +16,9 @@ from nokv.state.context import (
     REGULAR,
     SYMLINK,
     Context,
+    chain,
     is_directory,
     make_attr,
-    tree_root,
 )
 from nokv.state.families import Family
 from nokv.state.links import home
@@ -140,7 +140,7 @@ def link(ctx: Context, op: Link) -> Made:
     view, ino, inode = source.view, source.ino, source.inode
     need(parent.inode, caller, X)
     need_free(ctx, parent, op.name)
-    root = tree_root(txn, parent.view, parent.ino)[0]
+    root = chain(txn, parent.view, parent.ino)[-1]
     if parent.view != view or home(txn, view, ino, inode, root)[1] != root:
         message = "the file and its new name lie in different views or staged trees"
         raise CrossesView(message)

@@ -17,22 +17,21 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.state import access
+from nokv.state.arguments import check_at, check_name
 from nokv.state.context import (
     DIRECTORY,
     REGULAR,
     S_IFMT,
     Context,
+    chain,
     is_directory,
     load_attr,
     load_dentry,
-    load_inode,
     need_inode,
     root_of,
-    tree_root,
 )
 from nokv.state.detach import detach_tree
 from nokv.state.ops_session import need_session
-from nokv.state.publish_arguments import check_name
 from nokv.state.records import Dentry, Inode, Session
 from nokv.state.resolve import Found, resolve_parent
 from nokv.state.tree import drop_name, touch_directory
@@ -52,7 +51,8 @@ def check_begin(op: StageBegin) -> None:
 
 
 def check_swap(op: StageSwap) -> None:
-    """Raise for a bad name or mode."""
+    """Raise for a bad address, name or mode."""
+    check_at(op.parent)
     check_name(op.name)
     if op.stage_mode not in (StageMode.CREATE, StageMode.REPLACE):
         message = f"stage mode {op.stage_mode}"
@@ -89,10 +89,10 @@ def stage_begin(ctx: Context, op: StageBegin) -> Made:
 
 
 def _own_stage(ctx: Context, session: Session, view: int, stage: int) -> Inode:
-    inode = load_inode(ctx.txn, view, stage)
-    if (view, stage) not in session.stages or inode is None:
+    if (view, stage) not in session.stages:
         message = f"{view}:{stage} is no staged tree of this session"
         raise Stale(message)
+    inode = need_inode(ctx.txn, view, stage)
     assert inode.stage == ctx.session_id, "a session's list and the inode disagree"
     return inode
 
@@ -116,7 +116,7 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     staged = _own_stage(ctx, session, op.view, op.stage)
     parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
     root = root_of(ctx.txn, op.view)
-    if parent.view != op.view or tree_root(ctx.txn, op.view, parent.ino)[0] != root:
+    if parent.view != op.view or chain(ctx.txn, op.view, parent.ino)[-1] != root:
         message = "a staged tree enters its own view's tree, not another staged one"
         raise CrossesView(message)
     access.need(parent.inode, ctx.caller, access.X)

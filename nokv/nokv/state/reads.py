@@ -83,7 +83,7 @@ def run(txn: Txn, caller: Caller, request: Read) -> ReadValue:
         return value
     at = request.parent if isinstance(request, Lookup) else request.at  # type: ignore[union-attr]
     check_at(at)
-    source: Source = txn.store
+    source: Source = txn.present
     version: int = getattr(request, "at_version", 0)
     if version:
         if version not in txn.pins(at.view):
@@ -225,7 +225,7 @@ def _stat_fs(txn: Txn, _caller: Caller, _request: StatFs) -> StatFsReply:
 
 
 def _get_volume(txn: Txn, _caller: Caller, _request: GetVolume) -> VolumeReply:
-    row = txn.store.get(Family.META, keys.VOLUME)
+    row = txn.present.get(Family.META, keys.VOLUME)
     if row is None:
         message = "the volume is not initialised"
         raise NotFound(message)
@@ -258,7 +258,7 @@ def _read_events(txn: Txn, _caller: Caller, request: ReadEvents) -> EventsReply:
         raise InvalidArgument(message)
     events: list[Event] = []
     size = 0
-    rows = txn.store.scan(Family.EVENT, keys.pack(cursor + 1), keys.pack(present + 1))
+    rows = txn.present.scan(Family.EVENT, keys.pack(cursor + 1), keys.pack(present + 1))
     for number, (key, value) in enumerate(rows):
         if number == request.limit:
             return EventsReply(tuple(events), cursor, more=True)

@@ -241,9 +241,9 @@ decode_value = msgspec.msgpack.Decoder(bytes).decode
 decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
 
 
-def body_of(value: bytes) -> memoryview:
+def body_of(value: bytes) -> bytes:
     """Return a versioned value without its `born`."""
-    return memoryview(value)[BORN_BYTES:]
+    return value[BORN_BYTES:]
 
 
 def born_of(value: bytes) -> int:

@@ -10,7 +10,7 @@ import msgspec
 from nokv.errors import NameTooLong, NotADirectory, NotFound, PermissionDenied, Stale, TooManyLinks
 from nokv.state import keys
 from nokv.state.access import X, may
-from nokv.state.context import DIRECTORY, S_IFMT, SYMLINK, is_directory, root_of
+from nokv.state.context import DIRECTORY, S_IFMT, SYMLINK, is_directory, need_inode, root_of
 from nokv.state.families import Family
 from nokv.state.links import home
 from nokv.state.pinned import Source
@@ -61,8 +61,11 @@ def _check_tree(
     source: Source, session_id: int, view: int, ino: int, inode: Inode, root: int
 ) -> None:
     """Raise Stale for an inode that no name of the view reaches, but for the session's stages."""
-    _, top, record = home(source, view, ino, inode, root)
-    if top != root and (not record.stage or record.stage != session_id):
+    _, top = home(source, view, ino, inode, root)
+    if top == root:
+        return
+    stage = need_inode(source, view, top).stage
+    if not stage or stage != session_id:
         message = f"inode {view}:{ino} lies in a tree that was removed, or is not this session's"
         raise Stale(message)
 

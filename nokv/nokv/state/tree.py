@@ -135,6 +135,7 @@ def destroy(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | Non
         for key in [key for key, _ in rows]:
             ctx.txn.delete(Family.XATTR, key, death=death)
     ctx.txn.delete(Family.INODE, prefix, death=death)
+    ctx.txn.parents.pop((view, ino), None)
     ctx.counters.files -= 1
     ctx.counters.size_bytes -= inode.size
     assert ctx.counters.files >= 0, "fewer than no inodes"

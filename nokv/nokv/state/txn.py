@@ -23,11 +23,26 @@ from nokv.state.port import KV
 from nokv.state.records import BORN_BYTES, Counters, born_of
 
 _Layer = list[dict[bytes, bytes | None]]
-_MISSING = b"\x00missing"
+_FAMILIES = tuple(Family)
+
+
+PARENTS_MAX = 65_536
+"""Directories whose parents are remembered."""
 
 
 def _layer() -> _Layer:
-    return [{} for _ in Family]
+    return [{} for _ in _FAMILIES]
+
+
+class Present:
+    """A `Source` that shows what is current between two entries: the store itself."""
+
+    __slots__ = ("get", "parents", "scan")
+
+    def __init__(self, kv: KV, parents: dict[tuple[int, int], int]) -> None:
+        self.get = kv.get
+        self.scan = kv.scan
+        self.parents = parents
 
 
 class Txn:
@@ -39,6 +54,12 @@ class Txn:
         self._own = _layer()
         self._pins: dict[int, tuple[int, ...]] = {}
         self._pins_changed = False
+        self.parents: dict[tuple[int, int], int] = {}
+        """(view, directory) -> its parent, as the running command sees it: walks to the root are
+        frequent. Never more than PARENTS_MAX after an entry."""
+        self._replanted = False
+        """Whether the running command made or moved a directory."""
+        self.present = Present(kv, self.parents)
         self.counters = counters
         self.version = counters.version
         """Of the running command: every versioned write is born with it."""
@@ -53,10 +74,12 @@ class Txn:
 
     def merge(self) -> None:
         """Keep the command's writes."""
-        for overlay, own in zip(self._overlay, self._own, strict=True):
+        overlay = self._overlay
+        for number, own in enumerate(self._own):
             if own:
-                overlay.update(own)
+                overlay[number].update(own)
                 own.clear()
+        self._replanted = False
         if self._pins_changed:
             self._reload_pins()
 
@@ -64,32 +87,40 @@ class Txn:
         """Drop the command's writes. The counters are the caller's to put back."""
         for own in self._own:
             own.clear()
+        if self._replanted:
+            self.parents.clear()
+            self._replanted = False
         if self._pins_changed:
             self._reload_pins()
 
     def flush(self) -> None:
         """Hand the overlay to the store, family by family, in the order of the keys."""
-        for family, overlay in zip(Family, self._overlay, strict=True):
-            assert not self._own[family], "a command is still open"
+        assert not any(self._own), "a command is still open"
+        for number, overlay in enumerate(self._overlay):
             if overlay:
-                self._kv.write(family, sorted(overlay.items()))
+                self._kv.write(_FAMILIES[number], sorted(overlay.items()))
                 overlay.clear()
+        if len(self.parents) > PARENTS_MAX:
+            self.parents.clear()
+
+    def set_parent(self, view: int, directory: int, parent: int) -> None:
+        """Note where a directory that this command writes lies."""
+        key = (view, directory)
+        if self.parents.get(key) != parent:
+            self.parents[key] = parent
+            self._replanted = True
 
     # ------------------------------------------------------------------ reading
 
-    @property
-    def store(self) -> KV:
-        """The store below, which shows everything between two entries."""
-        return self._kv
-
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Return the value that this command sees, or None."""
-        value = self._own[family].get(key, _MISSING)
-        if value is _MISSING:
-            value = self._overlay[family].get(key, _MISSING)
-            if value is _MISSING:
-                return self._kv.get(family, key)
-        return value
+        layer = self._own[family]
+        if key in layer:
+            return layer[key]
+        layer = self._overlay[family]
+        if key in layer:
+            return layer[key]
+        return self._kv.get(family, key)
 
     def scan(
         self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
