@@ -19,7 +19,13 @@ GRACE_S = 10.0
 def follow(read_fd: int) -> None:
     """Have this process stop when the other end of the pipe is closed: SIGTERM, then SIGKILL."""
     os.set_inheritable(read_fd, False)  # noqa: FBT003 - its only parameter
-    threading.Thread(target=_wait, args=(read_fd,), name="nokv-lifeline", daemon=True).start()
+    thread = threading.Thread(target=_wait, args=(read_fd,), name="nokv-lifeline", daemon=True)
+    # A thread inherits the mask of its maker: no signal of the process may end up in this one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait(read_fd: int) -> None:

@@ -1,0 +1,95 @@
+"""How commands reach a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from nokv.cli.main import EXIT_FAILED, complain
+from nokv.errors import ConfigError, DataDirectoryError, NokvError
+
+if TYPE_CHECKING:
+    from nokv.client.fs import AsyncClient
+    from nokv.client.reads import ReadHandle
+    from nokv.types.values import Attr
+
+Work = Callable[["AsyncClient", argparse.Namespace], Awaitable[int]]
+
+
+def cluster_of(options: argparse.Namespace) -> str:
+    """Return the cluster's addresses: --cluster, NOKV_CLUSTER, or the local one that `up` made.
+
+    Raises:
+        ConfigError: none is named.
+    """
+    named: str = options.cluster or os.environ.get("NOKV_CLUSTER", "")
+    if named:
+        return named
+    from nokv.cli.local import default_folder
+    from nokv.testing.folder import ClusterFolder
+
+    try:
+        return ClusterFolder(default_folder()).addresses
+    except DataDirectoryError:
+        message = "no cluster is named"
+        hint = "set NOKV_CLUSTER=host:port,... or start a local one: nokv up"
+        raise ConfigError(message, hint=hint) from None
+
+
+def with_client(work: Work) -> Callable[[argparse.Namespace], int]:
+    """Return what runs `work` with a connected client."""
+
+    def run(options: argparse.Namespace) -> int:
+        return asyncio.run(_connected(work, options))
+
+    return run
+
+
+async def _connected(work: Work, options: argparse.Namespace) -> int:
+    from nokv.client.connect import connect
+    from nokv.client.core import ClientConfig
+
+    config = ClientConfig(agent=f"nokv-cli:{os.getpid()}")
+    async with connect(cluster_of(options), config=config) as fs:
+        return await work(fs, options)
+
+
+async def each(paths: list[str], work: Callable[[str], Awaitable[Any]]) -> int:
+    """Do `work` for every path; what fails is complained about and the others go on."""
+    code = 0
+    for path in paths:
+        try:
+            await work(path)
+        except NokvError as error:
+            complain(error, about=path)
+            code = EXIT_FAILED
+    return code
+
+
+def is_directory(attr: Attr) -> bool:
+    """Return whether an inode is a directory."""
+    return stat.S_ISDIR(attr.mode)
+
+
+async def stat_or_none(fs: ReadHandle, path: str) -> Attr | None:
+    """Return the attributes of what a path shows, or None if nothing is there."""
+    from nokv.errors import NotADirectory, NotFound
+
+    try:
+        return await fs.stat(path)
+    except (NotFound, NotADirectory):
+        return None
+
+
+def join(directory: str, name: str) -> str:
+    """Return the path of a name in a directory."""
+    return f"{directory.rstrip('/')}/{name}"
+
+
+def basename(path: str) -> str:
+    """Return the last name of a path; empty for the root."""
+    return path.rstrip("/").rpartition("/")[2]

@@ -1,0 +1,154 @@
+"""`nokv status`: the nodes of a cluster, who leads and who lags."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nokv.cli import output
+from nokv.cli.client import cluster_of
+from nokv.cli.main import EXIT_FAILED, add_cluster
+
+if TYPE_CHECKING:
+    from nokv.wire.rpc import HelloReply, StatusReply
+
+PROBE_S = 2.0
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """Describe `nokv status`."""
+    add_cluster(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a node, one a line")
+    parser.set_defaults(run=_status)
+
+
+class Seen(NamedTuple):
+    """A node as it answered, or why it did not."""
+
+    address: str
+    hello: HelloReply | None
+    status: StatusReply | None
+    error: str = ""
+
+
+async def look(cluster: str) -> list[Seen]:
+    """Ask the named nodes, and those that they know, for their status.
+
+    Raises:
+        ConfigError: the addresses are none.
+    """
+    from nokv.client.routing import parse_cluster
+
+    seen: dict[str, Seen] = {}
+    waiting = set(parse_cluster(cluster))
+    while waiting:
+        for found in await asyncio.gather(*(_ask(address) for address in sorted(waiting))):
+            seen[found.address] = found
+        numbers = {one.status.node for one in seen.values() if one.status is not None}
+        waiting = {
+            other.address
+            for one in seen.values()
+            if one.hello is not None
+            for other in one.hello.nodes
+            if other.node not in numbers and other.address not in seen
+        }
+    return sorted(seen.values(), key=_order)
+
+
+def _order(one: Seen) -> tuple[int, str]:
+    return (one.status.node if one.status is not None else 1 << 16, one.address)
+
+
+async def _ask(address: str) -> Seen:
+    from nokv.errors import NokvError
+    from nokv.wire.connection import RpcConnection
+    from nokv.wire.rpc import PROTOCOL, Hello, Status, StatusReply
+
+    try:
+        connection = await RpcConnection.connect(
+            address, Hello(PROTOCOL, agent="nokv status"), timeout_s=PROBE_S
+        )
+    except NokvError as error:
+        return Seen(address, None, None, error.message)
+    try:
+        reply = await connection.call(Status(), timeout_s=PROBE_S)
+    except NokvError as error:
+        return Seen(address, connection.hello, None, error.message)
+    finally:
+        await connection.close()
+    assert isinstance(reply, StatusReply)
+    return Seen(address, connection.hello, reply)
+
+
+def has_quorum(seen: list[Seen]) -> bool:
+    """Return whether some node leads and hears a majority."""
+    for one in seen:
+        if one.status is not None and one.status.role == "leader":
+            connected = 1 + sum(peer.connected for peer in one.status.peers)
+            return connected > (1 + len(one.status.peers)) // 2
+    return False
+
+
+def _status(options: argparse.Namespace) -> int:
+    seen = asyncio.run(look(cluster_of(options)))
+    commit = max((one.status.commit_index for one in seen if one.status is not None), default=0)
+    if options.json:
+        for one in seen:
+            output.line(_fields(one, commit))
+    else:
+        rows = [_row(one, commit) for one in seen]
+        print(table(("node", "address", "role", "term", "version", "lag", "log", "free"), rows))
+    return 0 if has_quorum(seen) else EXIT_FAILED
+
+
+def _fields(one: Seen, commit: int) -> dict[str, Any]:
+    status = one.status
+    if status is None:
+        return {"address": one.address, "reachable": False, "error": one.error}
+    return {
+        "address": one.address,
+        "reachable": True,
+        "node": status.node,
+        "cluster": status.cluster,
+        "role": status.role,
+        "term": status.term,
+        "leader": status.leader,
+        "leader_address": status.leader_address,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "lag_entries": max(0, commit - status.applied_index),
+        "version": status.version,
+        "log_bytes": status.log_bytes,
+        "free_bytes": status.free_bytes,
+        "wall_ns": status.wall_ns,
+        "cluster_ns": status.cluster_ns,
+        "format": status.format,
+        "build": status.build,
+        "peers": [
+            {"node": peer.node, "connected": peer.connected, "match_index": peer.match_index}
+            for peer in status.peers
+        ],
+        "counters": status.counters,
+    }
+
+
+def _row(one: Seen, commit: int) -> tuple[str, ...]:
+    status = one.status
+    if status is None:
+        return ("?", one.address, f"unreachable: {one.error}", "", "", "", "", "")
+    lag = str(max(0, commit - status.applied_index))
+    sizes = (output.size(status.log_bytes), output.size(status.free_bytes))
+    who = (str(status.node), one.address, status.role, str(status.term), str(status.version))
+    return (*who, lag, *sizes)
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return rows below a head, in columns as wide as they must be."""
+    full = [r for r in rows if any(r[3:])]
+    widths = [max(len(row[i]) for row in [head, *full]) for i in range(len(head))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in [head, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
