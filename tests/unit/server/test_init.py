@@ -1,0 +1,144 @@
+"""Minting a cluster, joining it, and the data directory's identity and lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nokv.errors import ConfigError, DataDirectoryError
+from nokv.server import datadir
+from nokv.server.datadir import MemberAddress, NodeFile, lock, log_path, read_identity
+from nokv.server.init import StoreSpec, init_cluster, join
+
+MEMBERS = [MemberAddress(n, f"127.0.0.1:{7200 + n}", f"127.0.0.1:{7100 + n}") for n in (1, 2, 3)]
+
+
+def write_config(tmp_path: Path, node: int) -> Path:
+    path = tmp_path / f"node{node}.toml"
+    path.write_text(
+        f'data_dir = "data{node}"\n'
+        f'[peer]\nlisten = "127.0.0.1:{7200 + node}"\n[rpc]\nlisten = "127.0.0.1:{7100 + node}"\n'
+        "[log]\nsegment_bytes = 8388608\n"
+    )
+    return path
+
+
+def init_first(tmp_path: Path, members: list[MemberAddress] = MEMBERS) -> NodeFile:
+    return init_cluster(
+        write_config(tmp_path, 1),
+        node=1,
+        members=members,
+        store=StoreSpec(kind="local", bucket=str(tmp_path / "objects")),
+        join_file=tmp_path / "join.json",
+    )
+
+
+def test_members_share_the_cluster_and_differ_in_themselves(tmp_path: Path) -> None:
+    first = init_first(tmp_path)
+    second = join(write_config(tmp_path, 2), tmp_path / "join.json", node=2)
+    assert first.cluster == second.cluster
+    assert (first.node, second.node) == (1, 2)
+    assert first.incarnation != second.incarnation
+    assert read_identity(tmp_path / "data1") == first
+    assert read_identity(tmp_path / "data2") == second
+    assert list(log_path(tmp_path / "data1").iterdir())
+    for secret in (tmp_path / "join.json", tmp_path / "data1" / "node.json"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_nothing_is_initialised_twice(tmp_path: Path) -> None:
+    init_first(tmp_path)
+    with pytest.raises(DataDirectoryError, match="initialised already"):
+        init_first(tmp_path)
+    with pytest.raises(DataDirectoryError, match="initialised already"):
+        join(tmp_path / "node1.toml", tmp_path / "join.json", node=2)
+
+
+def test_an_init_that_was_cut_short_can_be_repeated(tmp_path: Path) -> None:
+    init_first(tmp_path)
+    (tmp_path / "data1" / "node.json").unlink()
+    init_first(tmp_path)
+
+
+def test_a_state_without_identity_is_kept(tmp_path: Path) -> None:
+    datadir.make_directory(datadir.state_path(tmp_path / "data1"))
+    with pytest.raises(DataDirectoryError, match="state but no identity"):
+        init_first(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "node", "said"),
+    [
+        ([], 1, "0 members"),
+        (MEMBERS, 4, "not among the members"),
+        ([MEMBERS[0], MEMBERS[0]], 1, "same number"),
+        ([MEMBERS[0], MemberAddress(2, "127.0.0.1:7201", "127.0.0.1:9")], 1, "share an address"),
+        ([MemberAddress(1, "10.0.0.1:1", "127.0.0.1:2")], 1, "not a loopback"),
+        ([MemberAddress(n, f"127.0.0.1:{n}", f"127.0.0.1:{99 + n}") for n in range(1, 9)], 1, "8"),
+    ],
+)
+def test_members_that_make_no_cluster(
+    tmp_path: Path, members: list[MemberAddress], node: int, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        init_cluster(
+            write_config(tmp_path, 1),
+            node=node,
+            members=members,
+            store=StoreSpec(kind="local", bucket="/objects"),
+            join_file=tmp_path / "join.json",
+        )
+    assert not (tmp_path / "data1").exists()
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        StoreSpec(kind="tape", bucket="x"),
+        StoreSpec(kind="local", bucket="relative"),
+        StoreSpec(kind="s3"),
+        StoreSpec(kind="s3", bucket="b", inline_max=1 << 20),
+    ],
+)
+def test_stores_that_are_none(tmp_path: Path, store: StoreSpec) -> None:
+    with pytest.raises(ConfigError):
+        init_cluster(
+            write_config(tmp_path, 1), node=1, members=MEMBERS[:1], store=store, join_file=None
+        )
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 100_000, b'{"format": 9}'])
+def test_a_join_file_that_is_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "join.json").write_bytes(data)
+    with pytest.raises(ConfigError, match="no join file"):
+        join(write_config(tmp_path, 2), tmp_path / "join.json", node=2)
+
+
+def test_a_directory_without_identity_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataDirectoryError, match="nokv init"):
+        read_identity(tmp_path)
+
+
+def test_a_damaged_or_newer_identity_is_refused(tmp_path: Path) -> None:
+    first = init_first(tmp_path)
+    path = tmp_path / "data1" / "node.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataDirectoryError, match="damaged"):
+        read_identity(tmp_path / "data1")
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(first, format=2)))
+    with pytest.raises(DataDirectoryError, match="format 2"):
+        read_identity(tmp_path / "data1")
+
+
+def test_one_process_holds_the_directory(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    fd = lock(tmp_path)
+    with context.Pool(1) as pool, pytest.raises(DataDirectoryError, match=str(os.getpid())):
+        pool.apply(lock, (tmp_path,))
+    os.close(fd)
+    os.close(lock(tmp_path))
