@@ -1,0 +1,235 @@
+"""A cluster that does nothing by itself: the test is the scheduler.
+
+Nodes act only in `step`, frames move only in `deliver`, time passes only by `wait`. Order holds
+within a connection; `cut` loses what is on its way.
+"""
+
+from collections import deque
+from random import Random
+
+from nokv_replication import Group, GroupConfig, Identity, Outcome, ReadOutcome, Role, initialise
+from nokv_replication.frames import Frame, decode_frame
+from tests.simulation.checker import Checker
+from tests.simulation.disk import Crash, SimDisk
+from tests.simulation.machine import ListMachine, ListStorage
+from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, Watched
+
+CONFIG = GroupConfig(segment_bytes=64 << 10, log_keep_bytes=1 << 30)
+
+
+class Script:
+    """Nodes 1..n with everything under the test's control; all are checked as they go."""
+
+    def __init__(self, nodes: int = 3, *, config: GroupConfig = CONFIG, found: bool = True) -> None:
+        self.config = config
+        self.now_ns = SECOND_NS
+        self.addresses = {n: f"node-{n}:1" for n in range(1, nodes + 1)}
+        self.disks = {n: SimDisk() for n in self.addresses}
+        self.storages = {n: ListStorage() for n in self.addresses}
+        self.clocks = {n: SimClock(0, 0) for n in self.addresses}
+        self.incarnations = {n: 100 + n for n in self.addresses}
+        self.groups: dict[int, Group] = {}
+        self.machines: dict[int, ListMachine] = {}
+        self.links: dict[tuple[int, int], deque[bytes]] = {}
+        self.checker = Checker()
+        self.outcomes: dict[bytes, Outcome] = {}
+        self.reads: list[ReadOutcome] = []
+        # Nodes whose time stands still: a virtual machine that is suspended now and then.
+        self.frozen_ns: dict[int, int] = {}
+        self._epoch = 0
+        for n in self.addresses:
+            initialise(self.disks[n], config, self.identity(n), Random(n))
+            self.start(n)
+        if found:
+            self.connect_all()
+            for n in self.addresses:
+                self.step(n)
+
+    def identity(self, node: int) -> Identity:
+        return Identity("scripted", node, self.incarnations[node])
+
+    # ------------------------------------------------------------------ processes
+
+    def start(self, node: int) -> Group:
+        self.clocks[node].enter(self.now_ns)
+        machine = self.storages[node].machine(lambda _name: None)
+        checker = self.checker
+
+        def report(*entry: object) -> None:
+            checker.stepped(node, self.groups[node])
+            checker.entry_applied(node, *entry)  # type: ignore[arg-type]
+
+        outer = self
+
+        class Port:
+            def send(self, peer: int, frame: bytes) -> None:
+                link = outer.links.get((node, peer))
+                if link is not None:
+                    link.append(frame)
+
+        group = Group(
+            identity=self.identity(node),
+            addresses=self.addresses,
+            config=self.config,
+            machine=Watched(machine, report),
+            disk=self.disks[node],
+            network=Port(),
+            clock=self.clocks[node],
+            rng=Random(node),
+        )
+        self.groups[node], self.machines[node] = group, machine
+        checker.started(node, group)
+        return group
+
+    def crash(self, node: int, *, power: bool = False) -> None:
+        """End a process; with `power` also all that it did not sync."""
+        for peer in self.addresses:
+            if peer != node:
+                self.cut(node, peer)
+        del self.groups[node]
+        self.disks[node].kill()
+        if power:
+            self.disks[node].power_cut(NothingKept())
+
+    # ------------------------------------------------------------------ network
+
+    def connect(self, one: int, other: int) -> None:
+        low, high = min(one, other), max(one, other)
+        if (low, high) in self.links or low not in self.groups or high not in self.groups:
+            return
+        self._epoch += 1
+        self.groups[high].greet(self.groups[low].hello(self._epoch))
+        self.groups[low].greet(self.groups[high].hello(0))
+        self.links[low, high], self.links[high, low] = deque(), deque()
+        self.groups[low].connected(high, self._epoch)
+        self.groups[high].connected(low, self._epoch)
+
+    def connect_all(self) -> None:
+        for one in self.addresses:
+            for other in self.addresses:
+                if one < other:
+                    self.connect(one, other)
+
+    def cut(self, one: int, other: int) -> None:
+        for node, peer in ((one, other), (other, one)):
+            if self.links.pop((node, peer), None) is not None and node in self.groups:
+                self.groups[node].disconnected(peer)
+
+    def isolate(self, node: int) -> None:
+        for peer in self.addresses:
+            if peer != node:
+                self.cut(node, peer)
+
+    def on_the_way(self, sender: int, receiver: int) -> list[Frame]:
+        return [decode_frame(frame) for frame in self.links.get((sender, receiver), ())]
+
+    def deliver(self, sender: int, receiver: int, count: int | None = None) -> int:
+        """Hand over the first `count` frames on their way, or all, and step the receiver."""
+        link = self.links.get((sender, receiver))
+        moved = 0
+        while link and (count is None or moved < count):
+            self.groups[receiver].receive(sender, link.popleft())
+            moved += 1
+        if moved:
+            self.step(receiver)
+        return moved
+
+    def lose(self, sender: int, receiver: int) -> None:
+        """Lose what is on its way one way; no TCP does this, but a cut and a connect in one."""
+        self.links[sender, receiver].clear()
+
+    # ------------------------------------------------------------------ time
+
+    def step(self, node: int) -> None:
+        self.clocks[node].enter(self.frozen_ns.get(node, self.now_ns))
+        group = self.groups[node]
+        try:
+            group.step()
+        except Crash:
+            self.checker.stepped(node, group)
+            raise
+        self.checker.stepped(node, group)
+
+    def wait(self, duration_ns: int) -> None:
+        self.now_ns += duration_ns
+
+    def settle(self, *nodes: int, rounds: int = 30) -> None:
+        """Let the given nodes (all, by default) talk and their timers run."""
+        names = nodes or tuple(self.addresses)
+        for _ in range(rounds):
+            self.wait(20 * MS_NS)
+            for node in names:
+                if node in self.groups:
+                    self.step(node)
+            for one in names:
+                for other in names:
+                    self.deliver(one, other)
+
+    def elect(self, node: int, *voters: int) -> None:
+        """Make `node` win an election with these votes, its first entry not yet sent on."""
+        self.wait(3 * SECOND_NS)
+        for other in self.groups:
+            if other != node:
+                # Time passes for the voters too, or they would still believe in a leader.
+                self.clocks[other].enter(self.now_ns)
+        self.groups[node]._core._SyncObj__raftElectionDeadline = 0.0
+        self.step(node)  # asks for pre-votes
+        for _ in range(2):  # pre-votes, then votes
+            for voter in voters:
+                self.groups[voter]._now_ns = self.now_ns - self.groups[voter]._zero_ns
+                self.deliver(node, voter)
+            for voter in voters:
+                self.deliver(voter, node)
+            self.step(node)
+        assert self.role(node) == Role.LEADER, f"node {node} is {self.role(node).name}"
+
+    def lead(self, node: int) -> None:
+        """Elect `node` by all, and let it found the group."""
+        self.elect(node, *(n for n in self.groups if n != node))
+        self.settle(rounds=8)
+        assert self.groups[node].status().leads
+
+    # ------------------------------------------------------------------ clients
+
+    def propose(self, node: int, payload: bytes) -> None:
+        """Propose, and let the node append and send it."""
+
+        def done(outcome: Outcome) -> None:
+            self.checker.answered(payload, outcome)
+            self.outcomes[payload] = outcome
+
+        self.groups[node].propose(payload, done)
+        self.step(node)
+
+    def read(self, node: int) -> None:
+        known, group = self.checker.known_index, self.groups[node]
+
+        def done(outcome: ReadOutcome) -> None:
+            self.reads.append(outcome)
+            if isinstance(outcome, int):
+                applied = group._applier.applied.index
+                self.checker.read(node, known, outcome, applied, mid=False)
+
+        group.read_index(done)
+        self.step(node)
+
+    def role(self, node: int) -> Role:
+        return self.groups[node]._core.role()
+
+    def log(self, node: int) -> list[tuple[int, int]]:
+        """Return (index, term) of what a node holds."""
+        log = self.groups[node]._log
+        return [(i, log.term_at(i)) for i in range(log.first_index, log.last_index + 1)]
+
+
+class NothingKept(Random):
+    """Chooses the worst power cut: nothing that was not synced is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def randint(self, a: int, _b: int) -> int:
+        return a
+
+    def choice(self, seq):  # type: ignore[no-untyped-def]
+        return seq[0]
