@@ -40,6 +40,15 @@ CHUNKS_A_STEP = 64
 DROPS_EXAMINED_MAX = 4096
 DROPS_MAX = 1024
 
+PAGE_COST_MAX = 8192
+"""Chunk records and objects of one page of drops: bounds its reply, and the `Collected` of it."""
+
+HOLDS_ONLY = -1
+"""As `through` of a row: nothing may be deleted yet, first its holds of shared objects end."""
+
+_Ended = list[tuple[int, tuple[StoredObject, ...]]]
+"""(chunk, its objects)."""
+
 
 class Guards(msgspec.Struct, frozen=True):
     """All that can keep a hold, read once for a whole page."""
@@ -60,7 +69,7 @@ def counters_of(source: Source) -> Counters:
 def sessions_of(source: Source, after: int) -> Iterator[tuple[int, Session]]:
     """Yield (id, session or tombstone) with an id above `after`, ascending."""
     session_id = after
-    while True:
+    while session_id < 2**64 - 1:
         start, end = keys.pack(session_id + 1), b"\xff" * 8
         row = next(iter(source.scan(Family.SESSION, start, end)), None)
         if row is None:
@@ -107,33 +116,39 @@ def get_drops(source: Source, _caller: Caller, request: GetDrops) -> DropsReply:
     """Answer `GetDrops`: safe rows above the cursor, with the objects to delete for each."""
     guards = read_guards(source)
     found: list[DropReply] = []
-    after = max(0, request.after)
+    after = min(max(0, request.after), 2**63)
     limit = max(1, min(request.limit, DROPS_MAX))
     rows = source.scan(Family.DROP, keys.pack(after + 1), b"\xff" * 8)
-    more = False
+    more, cost = False, 0
     for examined, (key, value) in enumerate(rows):
-        if len(found) == limit or examined == DROPS_EXAMINED_MAX:
+        if len(found) == limit or examined == DROPS_EXAMINED_MAX or cost >= PAGE_COST_MAX:
             more = True
             break
         after = int.from_bytes(key, "big")
         drop = decode_drop(value)
         if is_safe(drop, guards, request.grace_ns):
-            found.append(_reply(source, after, drop))
+            ended = _ended(source, drop, CHUNKS_MAX)
+            found.append(_reply(source, after, drop, ended))
+            cost += sum(1 + len(objects) for _, objects in ended)
     return DropsReply(tuple(found), more, after)
 
 
-def _reply(source: Source, number: int, drop: Drop) -> DropReply:
+def _reply(source: Source, number: int, drop: Drop, ended: _Ended) -> DropReply:
+    if _own_holds(source, drop, ended):
+        return DropReply(number, HOLDS_ONLY, ())
+    through = ended[-1][0] if ended else 0
+    gone = [obj for _, objects in ended for obj in objects if not _holds(source, obj)]
+    return DropReply(number, through, tuple(map(_name, gone)))
+
+
+def _ended(source: Source, drop: Drop, through: int) -> _Ended:
+    """Return (chunk, objects) that one step of the row covers, no chunk beyond `through`."""
     if drop.history:
-        index = _chunk_index(drop)
-        mine = [obj for obj in drop.objects if not _held_elsewhere(source, obj, drop, index)]
-        return DropReply(number, index, tuple(map(_name, mine)))
-    objects: list[DroppedObject] = []
-    through = -1
-    for key, value in _chunks(source, drop, CHUNKS_MAX):
-        through = keys.chunk_parts(key)[3]
-        held = decode_chunk(body_of(value)).objects
-        objects += [_name(obj) for obj in held if not _held_elsewhere(source, obj, drop, None)]
-    return DropReply(number, max(through, 0), tuple(objects))
+        return [(_chunk_index(drop), drop.objects)]
+    return [
+        (keys.chunk_parts(key)[3], decode_chunk(body_of(value)).objects)
+        for key, value in _chunks(source, drop, through)
+    ]
 
 
 def _chunks(source: Source, drop: Drop, through: int) -> list[tuple[bytes, bytes]]:
@@ -153,12 +168,21 @@ def _holds(source: Source, obj: StoredObject) -> list[bytes]:
     return [key for key, _ in source.scan(Family.REF, prefix, keys.after_prefix(prefix))]
 
 
-def _held_elsewhere(source: Source, obj: StoredObject, drop: Drop, index: int | None) -> bool:
-    """Whether a shared object has holds besides those that end with this row."""
-    own = keys.object_prefix(obj) + keys.pack2(drop.view, drop.inode) + keys.pack(drop.body)
-    if index is not None:
-        own += keys.pack(index)
-    return any(not key.startswith(own) for key in _holds(source, obj))
+def _own_holds(source: Source, drop: Drop, ended: _Ended) -> list[bytes]:
+    """Return the REF rows of the chunks that end here.
+
+    An object with REF rows stands in several chunk records, which may end in any order and in one
+    page. It is deleted with a row that is read when no REF row is left: so the row that ends the
+    last one is read once more, and neither is the object deleted too early nor never.
+    """
+    body = keys.pack2(drop.view, drop.inode) + keys.pack(drop.body)
+    return [
+        hold
+        for index, objects in ended
+        for obj in objects
+        for hold in _holds(source, obj)
+        if hold.startswith(keys.object_prefix(obj) + body + keys.pack(index))
+    ]
 
 
 def _name(obj: StoredObject) -> DroppedObject:
@@ -169,43 +193,40 @@ def _name(obj: StoredObject) -> DroppedObject:
 
 
 def collected(ctx: Context, op: Collected) -> Reaped:
-    """Remove rows whose objects are deleted; a repeated or late one removes nothing else."""
+    """Remove rows whose objects are deleted; a repeated or late one removes nothing else.
+
+    A row under a pin stays, whoever names it: it can't have been answered as safe.
+    """
     removed = 0
     for number, through in op.drops[:DROPS_MAX]:
-        key = keys.pack(number)
-        value = ctx.txn.get(Family.DROP, key)
+        key = keys.pack(number) if 0 < number < 2**64 else b""
+        value = ctx.txn.get(Family.DROP, key) if key else None
         if value is None:
             continue
         drop = decode_drop(value)
-        assert not ctx.txn.pinned_within(drop.view, drop.born, drop.death), (
-            f"drop {number} was collected under a pin"
-        )
-        if drop.history:
-            _end_holds(ctx, drop, _chunk_index(drop), drop.objects)
-            ctx.txn.delete_row(Family.HISTORY, drop.history)
-            ctx.counters.history -= 1
-            finished = True
-        else:
-            finished = _remove_chunks(ctx, drop, through)
-        if finished:
+        if ctx.txn.pinned_within(drop.view, drop.born, drop.death):
+            continue
+        if _end_row(ctx, drop, through):
             ctx.txn.delete_row(Family.DROP, key)
             ctx.counters.drops -= 1
         removed += 1
     return Reaped(removed, ctx.counters.drops > 0)
 
 
-def _remove_chunks(ctx: Context, drop: Drop, through: int) -> bool:
-    for key, value in _chunks(ctx.txn, drop, min(max(through, 0), CHUNKS_MAX)):
-        objects = decode_chunk(body_of(value)).objects
-        _end_holds(ctx, drop, keys.chunk_parts(key)[3], objects)
-        ctx.txn.delete_row(Family.CHUNK, key)
-    return not _chunks(ctx.txn, drop, CHUNKS_MAX)
-
-
-def _end_holds(ctx: Context, drop: Drop, index: int, objects: tuple[StoredObject, ...]) -> None:
-    for obj in objects:
-        own = keys.object_prefix(obj) + keys.pack2(drop.view, drop.inode) + keys.pack(drop.body)
-        own += keys.pack(index)
-        for key in _holds(ctx.txn, obj):
-            if key.startswith(own):
-                ctx.txn.delete_row(Family.REF, key)
+def _end_row(ctx: Context, drop: Drop, through: int) -> bool:
+    """Do one step of a row; return whether nothing is left of it."""
+    txn = ctx.txn
+    holds_only = through == HOLDS_ONLY
+    ended = _ended(txn, drop, CHUNKS_MAX if holds_only else min(max(through, 0), CHUNKS_MAX))
+    holds = _own_holds(txn, drop, ended)
+    if holds_only or holds:
+        for hold in holds if holds_only else ():
+            txn.delete_row(Family.REF, hold)
+        return False
+    if drop.history:
+        txn.delete_row(Family.HISTORY, drop.history)
+        ctx.counters.history -= 1
+        return True
+    for index, _ in ended:
+        txn.delete_row(Family.CHUNK, keys.chunk(drop.view, drop.inode, drop.body, index))
+    return not _chunks(txn, drop, CHUNKS_MAX)

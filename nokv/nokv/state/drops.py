@@ -7,6 +7,8 @@ a pin or lease reads it there, and it is removed only together with the drop.
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 
 from nokv.errors import FileTooLarge
@@ -76,9 +78,9 @@ def truncate_body(ctx: Context, view: int, ino: int, inode: Inode, size: int) ->
     index, offset = divmod(size, CHUNK_BYTES)
     start = keys.chunk(view, ino, inode.body, index)
     end = keys.chunk(view, ino, inode.body, CHUNKS_MAX)
-    rows = list(ctx.txn.scan(Family.CHUNK, start, end))
+    rows = list(islice(ctx.txn.scan(Family.CHUNK, start, end), TRUNCATE_CHUNKS_MAX + 1))
     if len(rows) > TRUNCATE_CHUNKS_MAX:
-        message = f"a truncate that cuts {len(rows)} chunks; the limit is {TRUNCATE_CHUNKS_MAX}"
+        message = f"a truncate that cuts more than {TRUNCATE_CHUNKS_MAX} chunks"
         raise FileTooLarge(message, hint="truncate in steps of 256 GiB")
     for key, value in rows:
         old = decode_chunk(body_of(value))

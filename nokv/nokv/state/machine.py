@@ -117,7 +117,7 @@ class StateMachine:
         self._busy = True
         counters.wall_ns, counters.cluster_ns = wall_ns, cluster_ns
         events: list[StoredEvent] = []
-        chains: list[tuple[int, ...]] = []
+        chains: dict[tuple[int, ...], int] = {}
         hasher = xxhash.xxh3_128(counters.fingerprint)
         for command in commands:
             result = self._apply_one(command, wall_ns, cluster_ns, events, chains)
@@ -145,7 +145,7 @@ class StateMachine:
         position: Position,
         wall_ns: int,
         events: list[StoredEvent],
-        chains: list[tuple[int, ...]],
+        chains: dict[tuple[int, ...], int],
     ) -> None:
         txn = self._txn
         if events:
@@ -165,7 +165,7 @@ class StateMachine:
         wall_ns: int,
         cluster_ns: int,
         events: list[StoredEvent],
-        chains: list[tuple[int, ...]],
+        chains: dict[tuple[int, ...], int],
     ) -> bytes:
         txn, counters = self._txn, self._counters
         txn.begin()
@@ -194,16 +194,16 @@ class StateMachine:
                 error, (AssertionError, OSError, MemoryError, RecursionError, StoreFailed)
             ):
                 raise
-            failure = error if isinstance(error, NokvError) else Internal(repr(error))
+            failure = error if isinstance(error, NokvError) else _internal(error)
             result = self._roll_back(saved, failure)
-            if isinstance(failure, _UNSTORED):
-                return result
             ctx.session = session
+            stored = b"" if isinstance(failure, _UNSTORED) else result
         else:
             events.extend(_renumber(ctx, chains))
             self._effects.extend(ctx.effects)
+            stored = result
         if ctx.session is not None:
-            self._keep_result(command, ctx.session, result)
+            self._close(command, ctx.session, stored)
         txn.merge()
         return result
 
@@ -253,9 +253,10 @@ class StateMachine:
     # ------------------------------------------------------------------ exactly once
 
     def _admit(self, command: Command) -> tuple[bytes | None, Session]:
-        """Return a stored result, or the session to run in, trimmed to what is acknowledged."""
+        """Return a stored result, or None, and the session to run in."""
         txn = self._txn
-        row = txn.get(Family.SESSION, keys.session(command.session))
+        known = 0 < command.session < 2**64
+        row = txn.get(Family.SESSION, keys.session(command.session)) if known else None
         if row is None:
             message = f"no session {command.session:016x}"
             raise UnknownSession(message)
@@ -277,25 +278,27 @@ class StateMachine:
         if command.seq > acked + RESULT_WINDOW:
             message = f"command {command.seq} with results kept from {acked + 1}"
             raise WindowFull(message)
-        return None, self._trim(command.session, session, acked)
+        return None, session
 
-    def _trim(self, session_id: int, session: Session, acked: int) -> Session:
-        if acked == session.acked:
-            return session
-        gone = 0
+    def _close(self, command: Command, session: Session, result: bytes) -> None:
+        """Write the session as its command leaves it, with the result unless that is empty.
+
+        What the command acknowledges is trimmed here, whether it succeeded or not: the writes of
+        a failed command are dropped, and the trimming must not go with them.
+        """
+        txn, session_id, results = self._txn, command.session, session.results
+        acked = max(session.acked, command.acked)
         for seq in range(session.acked + 1, min(acked, session.acked + RESULT_WINDOW) + 1):
             key = keys.result(session_id, seq)
-            if self._txn.get(Family.SESSION, key) is not None:
-                self._txn.delete_row(Family.SESSION, key)
-                gone += 1
-        return msgspec.structs.replace(session, acked=acked, results=session.results - gone)
-
-    def _keep_result(self, command: Command, session: Session, result: bytes) -> None:
-        txn = self._txn
-        txn.set_row(Family.SESSION, keys.result(command.session, command.seq), result)
-        after = msgspec.structs.replace(session, results=session.results + 1)
-        assert after.results <= RESULT_WINDOW, "more results than the window"
-        txn.set_row(Family.SESSION, keys.session(command.session), encode(after))
+            if txn.get(Family.SESSION, key) is not None:
+                txn.delete_row(Family.SESSION, key)
+                results -= 1
+        if result:
+            txn.set_row(Family.SESSION, keys.result(session_id, command.seq), result)
+            results += 1
+        assert 0 <= results <= RESULT_WINDOW, f"{results} results are kept"
+        after = msgspec.structs.replace(session, acked=acked, results=results)
+        txn.set_row(Family.SESSION, keys.session(session_id), encode(after))
 
     # ------------------------------------------------------------------ reads and duties
 
@@ -328,7 +331,8 @@ class StateMachine:
 
     def marks_of(self, session_id: int) -> Marks | None:
         """Return the newest applied marks of a session, or None if it is unknown."""
-        row = self._kv.get(Family.SESSION, keys.session(session_id))
+        known = 0 < session_id < 2**64
+        row = self._kv.get(Family.SESSION, keys.session(session_id)) if known else None
         if row is None:
             return None
         s = decode_session(row)
@@ -339,15 +343,15 @@ def _inner_error(number: int, error: NokvError) -> NokvError:
     return type(error)(f"operation {number}: {error.message}", hint=error.hint)
 
 
-def _renumber(ctx: Context, chains: list[tuple[int, ...]]) -> Iterator[StoredEvent]:
-    """Move a command's events over to the entry's list of chains."""
-    where: dict[int, int] = {-1: -1}
-    for old, one in enumerate(ctx.chains):
-        if one in chains:
-            where[old] = chains.index(one)
-        else:
-            where[old] = len(chains)
-            chains.append(one)
+def _internal(error: Exception) -> Internal:
+    """Name the exception by its class alone: messages of the interpreter differ by its version."""
+    return Internal(f"the command raised {type(error).__name__}")
+
+
+def _renumber(ctx: Context, chains: dict[tuple[int, ...], int]) -> Iterator[StoredEvent]:
+    """Move a command's events over to the entry's chains."""
+    where = {old: chains.setdefault(one, len(chains)) for old, one in enumerate(ctx.chains)}
+    where[-1] = -1
     for event in ctx.events:
         at, to = where[event.chain], where[event.to_chain]
         if at == event.chain and to == event.to_chain:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nokv.errors import AlreadyExists, InvalidArgument, NotFound, NotPermitted
 from nokv.state import keys
+from nokv.state.arguments import ID_MAX, PERMISSIONS
 from nokv.state.collect import collected
 from nokv.state.context import DIRECTORY, JOB_TRIM, Context
 from nokv.state.effects import CheckpointReached
@@ -49,8 +50,11 @@ def check_init(op: InitVolume) -> None:
     if not 1 <= op.owner_epoch < 2**32:
         message = "an owner epoch has 32 bits and is not zero"
         raise InvalidArgument(message)
-    if not 0 <= op.mode <= 0o7777:
+    if not 0 <= op.mode <= PERMISSIONS:
         message = f"mode {op.mode:o}"
+        raise InvalidArgument(message)
+    if not (0 <= op.uid <= ID_MAX and 0 <= op.gid <= ID_MAX):
+        message = f"an owner {op.uid}:{op.gid}"
         raise InvalidArgument(message)
 
 

@@ -46,7 +46,9 @@ LEASE_COUNT_MAX = 4096
 
 
 def load_session(txn: Txn, session_id: int) -> Session | None:
-    """Return a session or tombstone, or None."""
+    """Return a session or tombstone, or None, for any number."""
+    if not 0 < session_id < 2**64:
+        return None
     row = txn.get(Family.SESSION, keys.session(session_id))
     return None if row is None else decode_session(row)
 
@@ -168,16 +170,16 @@ def check_upload(ctx: Context, upload: int) -> None:
     """Raise UploadRefused unless this session may publish the upload now."""
     session = ctx.session
     assert session is not None
-    below = _range_at(ctx, upload)
-    if upload >= session.next_upload:
+    if not 0 < upload < session.next_upload:
         message = f"upload {upload} was not leased"
-    elif below is not None and below[1] >= upload:
+        raise UploadRefused(message)
+    below = _range_at(ctx, upload)
+    if below is not None and below[1] >= upload:
         message = f"upload {upload} is published already"
-    elif upload < session.watermark:
+        raise UploadRefused(message)
+    if upload < session.watermark:
         message = f"upload {upload} was abandoned: the watermark is {session.watermark}"
-    else:
-        return
-    raise UploadRefused(message)
+        raise UploadRefused(message)
 
 
 def consume_upload(ctx: Context, upload: int) -> None:
@@ -255,7 +257,9 @@ def pin_view(ctx: Context, op: PinView) -> Pinned:
 
 def unpin_view(ctx: Context, op: UnpinView) -> Done:
     """Let a pin of this session go."""
-    row = ctx.txn.get(Family.PIN, keys.pin(op.view, op.version, op.pin))
+    possible = all(0 <= number < 2**64 for number in (op.view, op.version, op.pin))
+    key = keys.pin(op.view, op.version, op.pin) if possible else b""
+    row = ctx.txn.get(Family.PIN, key) if key else None
     if row is None:
         message = f"no pin {op.pin} of view {op.view} at version {op.version}"
         raise NotFound(message)

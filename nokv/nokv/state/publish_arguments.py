@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nokv.errors import FileTooLarge, InvalidArgument, NameTooLong
+from nokv.errors import FileTooLarge, InvalidArgument
+from nokv.state.arguments import check_at, check_name
 from nokv.types.commands import TIME_NOW, Publish, PublishMode
 from nokv.types.limits import (
     BLOCK_BYTES,
@@ -11,7 +12,6 @@ from nokv.types.limits import (
     EXTENTS_PER_CHUNK_MAX,
     FILE_BYTES_MAX,
     INLINE_BYTES_CAP,
-    NAME_BYTES_MAX,
     SUM_BYTES,
     UINT63_MAX,
 )
@@ -23,6 +23,7 @@ _SHA256_SIZES = (0, 32)
 
 def check_publish(op: Publish) -> None:
     """Raise InvalidArgument, NameTooLong or FileTooLarge for what no state makes valid."""
+    check_at(op.parent)
     if op.name:
         check_name(op.name)
     if not 0 <= op.publish_mode <= PublishMode.APPEND:
@@ -36,12 +37,6 @@ def check_publish(op: Publish) -> None:
     if op.size > FILE_BYTES_MAX:
         message = f"size {op.size}; the limit is {FILE_BYTES_MAX}"
         raise FileTooLarge(message)
-    if not TIME_NOW <= op.mtime_ns <= UINT63_MAX:
-        _refuse(f"mtime {op.mtime_ns}")
-    if len(op.sha256) not in _SHA256_SIZES:
-        _refuse("a SHA-256 has 32 bytes")
-    if not 0 <= op.if_generation <= UINT63_MAX or not 0 <= op.upload <= UINT63_MAX:
-        _refuse("a generation or upload below zero")
     last = -1
     seen: set[tuple[int, int, int]] = set()
     for chunk in op.chunks:
@@ -51,15 +46,12 @@ def check_publish(op: Publish) -> None:
         _check_chunk(chunk, op.size, seen)
     if bool(op.upload) != bool(seen):
         _refuse("an upload number goes with parts, and only with them")
-
-
-def check_name(name: bytes) -> None:
-    """Raise InvalidArgument or NameTooLong unless `name` may name a directory entry."""
-    if len(name) > NAME_BYTES_MAX:
-        message = f"a name of {len(name)} bytes; the limit is {NAME_BYTES_MAX}"
-        raise NameTooLong(message)
-    if not name or name in {b".", b".."} or b"/" in name or b"\x00" in name:
-        _refuse(f"{name!r} can't name an entry")
+    if not 0 <= op.if_generation <= UINT63_MAX:
+        _refuse(f"generation {op.if_generation}")
+    if len(op.sha256) not in _SHA256_SIZES:
+        _refuse("a SHA-256 has 32 bytes")
+    if not TIME_NOW <= op.mtime_ns <= UINT63_MAX:
+        _refuse(f"mtime {op.mtime_ns}")
 
 
 def _check_chunk(chunk: ChunkMap, size: int, seen: set[tuple[int, int, int]]) -> None:

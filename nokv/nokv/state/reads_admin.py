@@ -6,11 +6,12 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from nokv.errors import NotFound
+from nokv.errors import InvalidArgument, NotFound
 from nokv.state import keys
 from nokv.state.collect import counters_of, get_drops, sessions_of
 from nokv.state.families import Family
 from nokv.state.pinned import Source
+from nokv.state.port import KEY_BYTES_MAX
 from nokv.state.records import Session, body_of, decode_chunk, decode_session
 from nokv.types.limits import PAGE_MAX
 from nokv.types.reads import (
@@ -79,10 +80,16 @@ def get_pending(source: Source, _caller: Caller, _request: GetPending) -> Pendin
 
 
 def list_bodies(source: Source, _caller: Caller, request: ListBodies) -> BodiesReply:
-    """Answer `ListBodies`: current chunk records, then those in history."""
+    """Answer `ListBodies`: current chunk records, then those in history.
+
+    Raises InvalidArgument for a cursor that no page can have answered.
+    """
     limit = max(1, min(request.limit, PAGE_MAX))
     rows: list[BodyRow] = []
     after = request.after
+    if after[:1] not in (b"", _LIVE, _PAST) or len(after) > KEY_BYTES_MAX:
+        message = "a cursor that no page answered"
+        raise InvalidArgument(message)
     if not after.startswith(_PAST):
         start = after[1:] + b"\x00" if after.startswith(_LIVE) else b""
         for key, value in islice(source.scan(Family.CHUNK, start, b"\xff" * 33), limit):

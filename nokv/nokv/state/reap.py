@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import islice
 
 from nokv.state import keys
 from nokv.state.context import (
@@ -11,16 +11,22 @@ from nokv.state.context import (
     JOB_UNPIN,
     Context,
     is_directory,
-    load_inode,
     need_inode,
 )
 from nokv.state.detach import detach_tree
 from nokv.state.families import Family
-from nokv.state.records import Job, body_of, decode_dentry, decode_job
+from nokv.state.records import (
+    Dentry,
+    Job,
+    body_of,
+    born_of,
+    decode_dentry,
+    decode_inode,
+    decode_job,
+)
 from nokv.state.tree import destroy, drop_name
 from nokv.types.commands import Reap
 from nokv.types.results import Reaped
-from nokv.types.values import FileType
 
 _END = 2**64 - 1
 
@@ -29,24 +35,27 @@ def reap(ctx: Context, op: Reap) -> Reaped:
     """Do up to `limit` records of the oldest jobs; a job's row goes when it is finished."""
     left = op.limit
     while left > 0:
-        row = next(iter(_jobs(ctx)), None)
-        if row is None:
+        jobs = _oldest(ctx, left)
+        if not jobs:
             break
-        key, job = row
-        done, finished = _step(ctx, job, left)
-        assert finished or done == left, "an unfinished step used less than it was given"
-        if finished:
-            ctx.txn.delete_row(Family.META, key)
-            ctx.counters.jobs -= 1
-            done += 1
-        left -= done
+        for key, job in jobs:
+            done, finished = _step(ctx, job, left)
+            assert finished or done == left, "an unfinished step used less than it was given"
+            if finished:
+                ctx.txn.delete_row(Family.META, key)
+                ctx.counters.jobs -= 1
+                done += 1
+            left -= done
+            if left <= 0:
+                break
     return Reaped(op.limit - max(left, 0), ctx.counters.jobs > 0)
 
 
-def _jobs(ctx: Context) -> Iterator[tuple[bytes, Job]]:
+def _oldest(ctx: Context, limit: int) -> list[tuple[bytes, Job]]:
+    """Return the oldest jobs: many at once, as each scan looks at all that the step has written."""
     end = keys.after_prefix(keys.JOB_PREFIX)
-    for key, value in ctx.txn.scan(Family.META, keys.JOB_PREFIX, end):
-        yield key, decode_job(value)
+    rows = islice(ctx.txn.scan(Family.META, keys.JOB_PREFIX, end), limit)
+    return [(key, decode_job(value)) for key, value in rows]
 
 
 def _step(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
@@ -63,35 +72,43 @@ def _step(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
 
 
 def _orphan(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
-    """Take one detached directory apart; its subdirectories become jobs of their own."""
+    """Take one detached directory apart; its subdirectories become jobs of their own.
+
+    Its names and bodies die, for history, when the tree was detached (`job.b`): a pin made since
+    shows them nowhere. Directories die now: a file with another name elsewhere still points to
+    them as its parent, also for such a pin, and whoever asks walks up to find the tree removed.
+    """
     view, ino, death = job.view, job.a, job.b
-    inode = load_inode(ctx.txn, view, ino)
-    assert inode is not None, f"detached inode {view}:{ino} is gone before its job"
+    inode = need_inode(ctx.txn, view, ino)
     assert inode.parent == 0, f"detached inode {view}:{ino} has a parent"
-    done = 0
+    if not is_directory(inode):
+        destroy(ctx, view, ino, inode, death=death)
+        return 0, True
+    prefix = keys.inode(view, ino)
+    rows = list(islice(ctx.txn.scan(Family.DENTRY, prefix, keys.after_prefix(prefix)), limit))
+    for key, value in rows:
+        ctx.txn.delete(Family.DENTRY, key, death=death)
+        _end_name(ctx, view, ino, decode_dentry(body_of(value)), death)
+    if len(rows) == limit:
+        return limit, False
+    destroy(ctx, view, ino, inode)
+    return len(rows), True
+
+
+def _end_name(ctx: Context, view: int, directory: int, dentry: Dentry, death: int) -> None:
+    """Do what follows when a name of a detached directory has gone.
+
+    A file that had another name was reachable until that one went, maybe long after this tree
+    was detached; the command that took it wrote the inode. So the file dies no earlier than then.
+    """
+    ino = dentry.inode
+    value = ctx.txn.get(Family.INODE, keys.inode(view, ino))
+    assert value is not None, f"inode {view}:{ino} is named and does not exist"
+    inode = decode_inode(body_of(value))
     if is_directory(inode):
-        prefix = keys.inode(view, ino)
-        rows = ctx.txn.scan(Family.DENTRY, prefix, keys.after_prefix(prefix))
-        for key, value in [row for _, row in zip(range(limit), rows, strict=False)]:
-            _take_name(ctx, view, ino, key, value, death)
-            done += 1
-        if done == limit:
-            return done, False
-        ctx.txn.delete(Family.USAGE, prefix, death=death)
-    destroy(ctx, view, ino, inode, death=death)
-    return done, True
-
-
-def _take_name(
-    ctx: Context, view: int, directory: int, key: bytes, value: bytes, death: int
-) -> None:
-    dentry = decode_dentry(body_of(value))
-    inode = need_inode(ctx.txn, view, dentry.inode)
-    ctx.txn.delete(Family.DENTRY, key, death=death)
-    if dentry.file_type == FileType.DIRECTORY:
-        detach_tree(ctx, view, dentry.inode, inode, death=death)
+        detach_tree(ctx, view, ino, inode, death=death)
     else:
-        drop_name(ctx, view, dentry.inode, inode, directory, death=death)
+        drop_name(ctx, view, ino, inode, directory, death=max(death, born_of(value)))
 
 
 # ---------------------------------------------------------------- history that only a pin held
