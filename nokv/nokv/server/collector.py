@@ -145,9 +145,11 @@ class Collector:
         end = session.watermark if session.alive else UPLOAD_MAX
         if swept >= end and not forget:
             return swept
+        found = 0
         for first, last in gaps(session.consumed, end):
-            if await self._sweep_range(number, first, last):
-                return 0
+            found += await self._sweep_range(number, first, last)
+        if found:
+            return 0
         if forget:
             await self._node.run(Swept(number, cluster_ns))
         return end

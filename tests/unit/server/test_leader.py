@@ -1,0 +1,223 @@
+"""The leader's duties, over a real state machine, under a clock that the test holds."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.server.local import VOLUME, LocalShard, S
+
+from nokv.server.config import SessionsConfig
+from nokv.server.leader import LeaderDuties
+from nokv.server.sessions import SessionAges
+from nokv.state.effects import SessionDead, SessionLive
+from nokv.types.commands import (
+    Checkpoint,
+    ExpireSession,
+    InitVolume,
+    Mkdir,
+    Reap,
+    RemoveTree,
+    SessionMarks,
+    TrimEvents,
+)
+from nokv.types.values import At, Marks, Volume
+
+
+class Leader:
+    """A local shard whose leader is this process."""
+
+    def __init__(self, *, initialise: bool = True) -> None:
+        self.shard = LocalShard(initialise=initialise)
+        self.ages = SessionAges(self.shard.machine.live_sessions())
+        self.duties = LeaderDuties(
+            machine=self.shard.machine,
+            ages=self.ages,
+            propose=self.shard.propose,
+            cluster_ns=self.shard.cluster_ns,
+            config=SessionsConfig(events_keep_ms=60_000),
+            init_volume=lambda: InitVolume(Volume(VOLUME, "memory"), 1),
+        )
+
+    def effects(self) -> None:
+        for effect in self.shard.machine.take_effects():
+            if isinstance(effect, SessionLive):
+                self.ages.opened(effect.session, effect.ttl_ns, self.shard.now_ns)
+            elif isinstance(effect, SessionDead):
+                self.ages.ended(effect.session)
+
+    def tick(self, seconds: float = 0.1) -> None:
+        self.shard.now_ns += int(seconds * S)
+        self.duties.tick()
+        self.effects()
+
+    def ops(self, kind: type) -> list[object]:
+        return [op for op in self.shard.applied if isinstance(op, kind)]
+
+    def open_session(self, ttl_ns: int = 10 * S) -> int:
+        session = self.shard.open_session(ttl_ns)
+        self.effects()
+        return session
+
+
+@pytest.fixture
+def leader() -> Leader:
+    leader = Leader()
+    leader.duties.take_office()
+    return leader
+
+
+def test_the_first_leader_makes_the_volume_once() -> None:
+    leader = Leader(initialise=False)
+    leader.shard.held = []
+    leader.duties.take_office()
+    leader.tick()
+    leader.tick()
+    assert len(leader.shard.held) == 1
+    leader.shard.release()
+    leader.tick()
+    assert len(leader.ops(InitVolume)) == 1
+    assert leader.shard.machine.initialised()
+
+
+def test_a_refused_volume_is_proposed_again() -> None:
+    leader = Leader(initialise=False)
+    leader.shard.held = []
+    leader.duties.take_office()
+    leader.shard.refuse()
+    leader.tick()
+    leader.shard.release()
+    assert leader.shard.machine.initialised()
+
+
+def test_a_silent_session_is_ended_after_its_time(leader: Leader) -> None:
+    session = leader.open_session()
+    for _ in range(100):
+        leader.tick()
+    assert leader.ops(ExpireSession) == []
+    leader.tick()
+    leader.tick()
+    assert leader.ops(ExpireSession) == [ExpireSession(session)]
+    assert (leader.ages.live, leader.duties.expired_total) == (0, 1)
+    leader.tick(60)
+    assert len(leader.ops(ExpireSession)) == 1
+
+
+@pytest.mark.allow_logs("nothing")
+def test_an_end_that_was_refused_is_proposed_again(leader: Leader) -> None:
+    leader.open_session()
+    leader.tick(11)
+    leader.shard.held = []
+    leader.tick()
+    assert len(leader.shard.held) == 1
+    leader.shard.refuse()
+    leader.tick()
+    leader.tick()
+    leader.shard.release()
+    leader.effects()
+    assert leader.ages.live == 0
+
+
+def test_a_deposed_leader_ends_nobody(leader: Leader) -> None:
+    leader.open_session()
+    leader.duties.step_down()
+    leader.tick(100)
+    assert leader.ops(ExpireSession) == []
+    leader.duties.take_office()
+    leader.tick(9)
+    leader.tick()
+    assert leader.ops(ExpireSession) == []
+
+
+def test_outcomes_of_an_older_term_of_office_change_nothing(leader: Leader) -> None:
+    leader.open_session()
+    leader.tick(11)
+    leader.shard.held = []
+    leader.tick()
+    old = leader.shard.held
+    leader.duties.step_down()
+    leader.duties.take_office()
+    leader.shard.held = old
+    leader.shard.refuse()
+    assert leader.duties._expiring == 0
+
+
+def test_changed_marks_go_in_one_command_a_second(leader: Leader) -> None:
+    first, second = leader.open_session(100 * S), leader.open_session(100 * S)
+    leader.tick(2)
+    before = len(leader.ops(SessionMarks))
+    leader.shard.lease(first, 5)
+    leader.duties.take_marks(Marks(first, 1, 0, 2))
+    leader.duties.take_marks(Marks(second, 1, 5, 0))
+    leader.duties.take_marks(Marks(first, 2, 0, 3))
+    leader.duties.take_marks(Marks(first, 1, 0, 1))
+    for _ in range(10):
+        leader.tick()
+    (op,) = leader.ops(SessionMarks)[before:]
+    assert isinstance(op, SessionMarks)
+    assert {frame.session: frame.number for frame in op.frames} == {first: 2, second: 1}
+    applied = leader.shard.machine.marks_of(first)
+    assert applied is not None
+    assert (applied.number, applied.watermark) == (2, 3)
+
+
+def test_marks_that_are_old_say_nothing_or_belong_to_nobody_are_not_logged(leader: Leader) -> None:
+    session = leader.open_session(100 * S)
+    applied = leader.shard.machine.marks_of(session)
+    assert applied is not None
+    leader.duties.take_marks(Marks(session, 5, applied.floor, applied.watermark))
+    leader.duties.take_marks(Marks(999, 5, 1, 1))
+    leader.duties.take_marks(Marks(session, 0, 3, 1))
+    leader.tick(2)
+    assert leader.ops(SessionMarks) == []
+
+
+def test_marks_over_the_size_of_a_command_go_in_several(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nokv.server.leader._MARKS_BYTES", 130)
+    for n in range(5):
+        session = leader.open_session(100 * S)
+        leader.shard.lease(session, 5)
+        leader.duties.take_marks(Marks(session, 1, 0, 2 + n % 2))
+    for _ in range(40):
+        leader.tick()
+    assert [len(op.frames) for op in leader.ops(SessionMarks)] == [2, 2, 1]  # type: ignore[attr-defined]
+
+
+def test_background_work_is_reaped_until_none_is_left(leader: Leader) -> None:
+    session = leader.open_session(1000 * S)
+    leader.shard.do(Mkdir(At(), b"d", 0o755), session)
+    for n in range(5):
+        leader.shard.do(Mkdir(At(0, 1, (b"d",)), b"x%d" % n, 0o755), session)
+    leader.shard.do(RemoveTree(At(), b"d"), session)
+    assert leader.shard.machine.pending_work()
+    leader.tick()
+    assert not leader.shard.machine.pending_work()
+    assert leader.ops(Reap)
+    reaps = len(leader.ops(Reap))
+    leader.tick()
+    assert len(leader.ops(Reap)) == reaps
+
+
+def test_events_are_trimmed_by_age(leader: Leader) -> None:
+    session = leader.open_session(1000 * S)
+    for n in range(12):
+        leader.shard.do(Mkdir(At(), b"m%d" % n, 0o755), session)
+        leader.tick(10)
+    trims = leader.ops(TrimEvents)
+    assert trims
+    assert leader.shard.machine.counters.first_event > 0
+    last = trims[-1]
+    assert isinstance(last, TrimEvents)
+    assert last.below < leader.shard.machine.version
+
+
+def test_a_checkpoint_is_numbered_by_the_version(leader: Leader) -> None:
+    told: list[int | None] = []
+    leader.duties.checkpoint(told.append)
+    (op,) = leader.ops(Checkpoint)
+    assert isinstance(op, Checkpoint)
+    assert told == [op.number]
+    leader.shard.held = []
+    leader.duties.checkpoint(told.append)
+    leader.shard.refuse()
+    assert told[1:] == [None]
