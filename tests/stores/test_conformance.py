@@ -235,19 +235,34 @@ def test_a_cancelled_put_leaves_all_or_nothing(open_store: OpenStore) -> None:
     with_store(open_store, body)
 
 
-@pytest.mark.parametrize("name", ["", "/", "/a", "a/", "a//b", "..", "a/../b", "./a", ".tmp/x"])
-@pytest.mark.parametrize("more", ["", "\0", "\n"])
-def test_names_that_are_none_are_refused(open_store: OpenStore, name: str, more: str) -> None:
+BAD_NAMES = [
+    "",
+    "/",
+    "/a",
+    "a/",
+    "a//b",
+    "..",
+    "a/../b",
+    "./a",
+    ".tmp/x",
+    "a\0",
+    "a\n",
+    "\xe9",
+    " ",
+]
+
+
+def test_names_that_are_none_are_refused(open_store: OpenStore) -> None:
     async def body(store: ObjectStore) -> None:
-        bad = name + more
-        for call in (
-            store.put(bad, b"x"),
-            store.get(bad),
-            store.head(bad),
-            store.delete([bad]),
-        ):
-            with pytest.raises(InvalidArgument):
-                await call
+        for bad in BAD_NAMES:
+            for call in (
+                store.put(bad, b"x"),
+                store.get(bad),
+                store.head(bad),
+                store.delete([bad]),
+            ):
+                with pytest.raises(InvalidArgument):
+                    await call
         assert await store.list("") == ((), False)
 
     with_store(open_store, body)

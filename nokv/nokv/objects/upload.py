@@ -232,10 +232,11 @@ class UploadAttempt:
             await self._uploader.store.put(name, data)
         finally:
             self._uploader.slots.release()
-            if digest.done():
+            try:
+                if not digest.done():
+                    await asyncio.wait([digest])
+            finally:
                 self._uploader.budget.release(n_bytes)
-            else:
-                digest.add_done_callback(lambda _: self._uploader.budget.release(n_bytes))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._puts.discard(task)
@@ -280,6 +281,9 @@ class _Body:
     async def run(self, inline_max: int) -> UploadedBody:
         """Upload everything and return the map of it."""
         n_bytes = self._next_bytes()
+        remaining = self._source.remaining
+        if remaining is not None and remaining <= inline_max:
+            n_bytes = remaining  # also over a block boundary
         await self._uploader.budget.acquire(n_bytes)
         held = n_bytes
         try:
