@@ -134,6 +134,8 @@ def destroy(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | Non
         rows = ctx.txn.scan(Family.XATTR, prefix, keys.after_prefix(prefix))
         for key in [key for key, _ in rows]:
             ctx.txn.delete(Family.XATTR, key, death=death)
+    if is_directory(inode):
+        ctx.txn.delete(Family.USAGE, prefix, death=death)
     ctx.txn.delete(Family.INODE, prefix, death=death)
     ctx.txn.parents.pop((view, ino), None)
     ctx.counters.files -= 1
