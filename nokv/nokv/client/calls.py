@@ -145,6 +145,10 @@ class CommandStream:
         """Commands without an outcome."""
         return len(self._open)
 
+    def open_commands(self) -> list[bytes]:
+        """Return the encoded commands without an outcome, by sequence number."""
+        return [call.data for _, call in sorted(self._open.items())]
+
     @property
     def full(self) -> bool:
         """Whether a further command must wait (`room`)."""
@@ -189,8 +193,11 @@ class CommandStream:
 
         Raises:
             TooLarge: the command passes COMMAND_BYTES_MAX; it was not sent.
+            Unavailable: the stream was closed.
         """
-        assert not self._closed
+        if self._closed:
+            message = "the client is closed"
+            raise Unavailable(message, hint="connect again")
         assert self._next_seq - self.acked <= RESULT_WINDOW, "the window is the caller's to keep"
         seq = self._next_seq
         data = encode_command(
