@@ -70,7 +70,7 @@ async def fetch_map(
             )
             _, value = await query(core, options, rest)
             reply = expect(value, BodyMapReply)
-            if (reply.attr.body, reply.attr.generation) != (attr.body, attr.generation):
+            if not body and not _same_body(reply.attr, attr):
                 break
             chunks |= {one.index: one.chunk for one in reply.chunks}
         else:
@@ -220,12 +220,13 @@ class OpenBody:
         attr = self.attr
         n_bytes = max(last - first + 1, WINDOW_CHUNKS) * CHUNK_BYTES
         options, lease = self._options, (0, 0)
-        if self._hold.leased and options.at_version == PRESENT:
-            options = options._replace(at_version=self._hold.version)
+        if options.at_version == PRESENT and self._session.floors.serves(self._hold):
             lease = (self._session.id, attr.body)
         handle = At(attr.view, attr.inode)
         view = await fetch_map(self._core, options, handle, first * CHUNK_BYTES, n_bytes, lease)
-        if (view.attr.body, view.attr.generation) != (attr.body, attr.generation):
+        # Under a lease, a map of a body that is not the present one is the leased one's.
+        leased = lease != (0, 0) and view.attr.body != attr.body
+        if not leased and not _same_body(view.attr, attr):
             message = "the file was replaced while it was open"
             raise BodyGone(message, hint="open it again, or read it through a pinned view")
         return view.chunks

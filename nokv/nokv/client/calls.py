@@ -152,11 +152,7 @@ class CommandStream:
     @property
     def full(self) -> bool:
         """Whether a further command must wait (`room`)."""
-        return (
-            self._next_seq - self.acked > WINDOW
-            or self._open_bytes >= OPEN_BYTES_MAX
-            or bool(self._waiting)
-        )
+        return self._over() or bool(self._waiting)
 
     async def room(self, timeout_s: float) -> None:
         """Wait until a command may be submitted.
@@ -164,18 +160,29 @@ class CommandStream:
         Raises:
             DeadlineExceeded: the window stayed full.
         """
-        room: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(room)
+        first = True
         try:
             async with asyncio.timeout(timeout_s):
-                await room
+                while first or self._over():
+                    room: asyncio.Future[None] = self._loop.create_future()
+                    # Woken but late, because another took the place: it is its turn still.
+                    self._waiting.append(room) if first else self._waiting.appendleft(room)
+                    first = False
+                    if not self._over():
+                        self._wake()
+                    try:
+                        await room
+                    finally:
+                        if room in self._waiting:
+                            self._waiting.remove(room)
         except TimeoutError:
             message = f"{len(self._open)} commands have no outcome yet: no further one was sent"
             raise DeadlineExceeded(message, hint="check the cluster: nokv status") from None
         finally:
-            if room in self._waiting:
-                self._waiting.remove(room)
-            self._wake()
+            self._loop.call_soon(self._wake)
+
+    def _over(self) -> bool:
+        return self._next_seq - self.acked > WINDOW or self._open_bytes >= OPEN_BYTES_MAX
 
     def submit(
         self,
@@ -368,9 +375,7 @@ class CommandStream:
             self._idle.clear()
 
     def _wake(self) -> None:
-        while self._waiting:
-            if self._next_seq - self.acked > WINDOW or self._open_bytes >= OPEN_BYTES_MAX:
-                return
+        while self._waiting and not self._over():
             room = self._waiting.popleft()
             if not room.done():
                 room.set_result(None)

@@ -21,9 +21,9 @@ from nokv.errors import (
 )
 from nokv.objects.budget import ByteBudget
 from nokv.objects.cache import BlockCache
+from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore
 from nokv.objects.read import Reader
-from nokv.objects.retry import RetryingStore
 from nokv.objects.upload import Uploader
 from nokv.objects.volume import check_volume
 from nokv.types.commands import Op, Predicate
@@ -326,31 +326,6 @@ class Core:
                 budget=self._upload_budget,
             )
         return self._uploader
-
-
-def open_store(volume: VolumeReply) -> ObjectStore:
-    """Return the store that a volume record names; secrets come from this process's own chain.
-
-    Raises:
-        InvalidArgument: a kind that this client can't reach.
-    """
-    if volume.kind == "local":
-        from nokv.objects.local import LocalStore
-
-        return RetryingStore(LocalStore(volume.bucket))
-    if volume.kind == "s3":
-        from nokv.objects.s3 import S3Store
-
-        return RetryingStore(
-            S3Store(
-                volume.bucket,
-                prefix=volume.prefix,
-                endpoint=volume.endpoint,
-                region=volume.region,
-            )
-        )
-    message = f"the volume keeps bodies in a store of kind {volume.kind!r}"
-    raise InvalidArgument(message, hint="upgrade the client, or pass it the store")
 
 
 async def _awaited(work: Awaitable[T]) -> T:

@@ -112,6 +112,22 @@ class Floors:
             if 0 < hold.lease_frame <= frame:
                 hold.leased = True
 
+    def serves(self, hold: Hold) -> bool:
+        """Whether the cluster reads this hold's body at its version for whoever names the lease.
+
+        It goes by (view, inode, body), so of several leases of one body only the oldest.
+        """
+        if not hold.leased or hold.lease is None:
+            return False
+        mine = hold.lease
+        return not any(
+            other.lease is not None
+            and (other.lease.view, other.lease.inode, other.lease.body)
+            == (mine.view, mine.inode, mine.body)
+            and other.lease.version < mine.version
+            for other in self._holds
+        )
+
     @property
     def waiting_for_lease(self) -> bool:
         """Whether some lease was sent and is not known to be applied."""

@@ -77,6 +77,7 @@ class Session:
         self._margin_ns = MARGIN_NS + opened.ttl_ns // DRIFT_PARTS
         self._valid_until_ns = first_attempt_ns + opened.ttl_ns - self._margin_ns
         self._dead: NokvError | None = None
+        self._closing = False
         self._frame = 0
         self._renewed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -140,7 +141,8 @@ class Session:
 
     def _die(self, error: NokvError) -> None:
         if self._dead is None:
-            log.warning("session %x is over: %s", self.id, error.message)
+            if not self._closing:
+                log.warning("session %x is over: %s", self.id, error.message)
             self._dead = error
 
     async def _keep_alive(self) -> None:
@@ -187,6 +189,7 @@ class Session:
 
     async def close(self, timeout_s: float = 2.0) -> None:
         """End the session: wait for outcomes, then tell the cluster. Never raises for faults."""
+        self._closing = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
