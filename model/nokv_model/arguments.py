@@ -146,7 +146,7 @@ def _check_set_attr(op: c.SetAttr) -> None:
         _check_size(op.size)
     _time(op.atime_ns)
     _time(op.mtime_ns)
-    _require(op.flags is None or not op.flags & ~FROZEN, "unknown inode flags")
+    _require(op.flags is None or not op.flags & ~int(FROZEN), "unknown inode flags")
     _require(given(op), "nothing to set")
 
 

@@ -109,15 +109,17 @@ class Model:
         except NokvError as error:
             self.state = before
             result = Result(self.version, error.code)
-            if isinstance(error, UNSTORED):
-                return result
+            stored = not isinstance(error, UNSTORED)
         else:
             result = Result(self.version, value=value)
+            stored = True
             events += step.events
             if isinstance(op, c.Swept) and op.target not in self.state.sessions:
                 self.results.forget(before.sessions[op.target])
         if sender is not None:
-            self.results.kept[command.session, command.seq] = result
+            self.results.acknowledge(self.state.sessions[command.session], command.acked)
+            if stored:
+                self.results.kept[command.session, command.seq] = result
         self.state.tree.check()
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nokv.errors import (
+    BodyGone,
     CursorTooOld,
     InvalidArgument,
     IsADirectory,
@@ -20,7 +21,7 @@ from nokv_model.arguments import check_xattr_name
 from nokv_model.body import Content, window
 from nokv_model.sessions import Session
 from nokv_model.state import State
-from nokv_model.tree import Tree, file_type
+from nokv_model.tree import Inode, Tree, file_type
 
 
 def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Read) -> r.ReadValue:
@@ -36,22 +37,22 @@ def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Rea
             return _sessions(state, cluster_ns, read)
         case r.GetVolume():
             return _volume(state)
-        case r.BodyMap():
-            return _body_map(state, caller, read)
-        case r.GetUsage():
-            return _usage(Resolver(state.tree, caller), read)
-    at_version = getattr(read, "at_version", r.PRESENT)
-    return _of_tree(Resolver(tree_at(state, at_version), caller), read)
+    at = read.parent if isinstance(read, r.Lookup) else read.at  # type: ignore[union-attr]
+    access.check_at(at)
+    tree = tree_at(state, at.view, getattr(read, "at_version", r.PRESENT))
+    if isinstance(read, r.BodyMap):
+        return _body_map(state, Resolver(tree, caller, read.session), read)
+    return _of_tree(Resolver(tree, caller), read)
 
 
-def tree_at(state: State, at_version: int) -> Tree:
+def tree_at(state: State, view: int, at_version: int) -> Tree:
     """Return the present tree, or the one a pin keeps; raise VersionNotPinned without one."""
     if at_version == r.PRESENT:
         return state.tree
-    for (_, pinned, _), (_, tree) in state.pins.items():
-        if pinned == at_version:
+    for (pinned_view, pinned, _), (_, tree) in state.pins.items():
+        if (pinned_view, pinned) == (view, at_version):
             return tree
-    message = f"no pin at version {at_version}"
+    message = f"no pin of view {view} at version {at_version}"
     raise VersionNotPinned(message)
 
 
@@ -78,6 +79,8 @@ def _of_tree(resolver: Resolver, read: r.Read) -> r.ReadValue:
             inode = resolver.resolve(read.at)
             names = sorted(n for n in inode.xattrs if _shown(resolver.caller, n))
             return r.NamesReply(tuple(names))
+        case r.GetUsage():
+            return r.UsageReply(*resolver.tree.usage(resolver.parent(read.at)))
         case r.Access():
             return _access(resolver, read)
         case _:
@@ -136,29 +139,36 @@ def _access(resolver: Resolver, read: r.Access) -> r.AttrReply:
     return r.AttrReply(resolver.tree.attr(inode))
 
 
-def _usage(resolver: Resolver, read: r.GetUsage) -> r.UsageReply:
-    return r.UsageReply(*resolver.tree.usage(resolver.parent(read.at)))
-
-
 # ---------------------------------------------------------------- bodies
 
 
-def _body_map(state: State, caller: Caller, read: r.BodyMap) -> r.BodyMapReply:
+def _body_map(state: State, resolver: Resolver, read: r.BodyMap) -> r.BodyMapReply:
     if read.offset < 0 or read.length < 0:
         message = "a negative range"
         raise InvalidArgument(message)
-    tree = tree_at(state, read.at_version)
-    inode = Resolver(tree, caller).resolve(read.at)
+    inode = resolver.resolve(read.at)
     if inode.is_directory:
         message = "it is a directory"
         raise IsADirectory(message)
     if not inode.is_regular:
         message = "only a regular file has a body"
         raise InvalidArgument(message)
-    access.require(caller, inode, R)
-    end = read.offset + read.length
-    chunks = stored_chunks(state, inode.content, read.offset, end)
-    return r.BodyMapReply(tree.attr(inode), chunks, 0)
+    access.require(resolver.caller, inode, R)
+    content, end = inode.content, read.offset + read.length
+    if read.body not in {0, inode.body}:
+        content = _leased(state, inode, read)
+    chunks = stored_chunks(state, content, read.offset, end)
+    return r.BodyMapReply(resolver.tree.attr(inode), chunks, 0)
+
+
+def _leased(state: State, inode: Inode, read: r.BodyMap) -> Content:
+    """Return what an earlier body of the inode shows to a session that leased it."""
+    session = state.sessions.get(read.session)
+    for lease in session.leases if session else ():
+        if (lease.view, lease.inode, lease.body) == (ROOT_VIEW, inode.number, read.body):
+            return state.content_at(read.body, lease.version)
+    message = f"body {read.body} was replaced, and is not leased"
+    raise BodyGone(message)
 
 
 def stored_chunks(state: State, content: Content, start: int, end: int) -> tuple[r.ChunkAt, ...]:
@@ -210,6 +220,9 @@ def _events(state: State, version: int, read: r.ReadEvents) -> r.EventsReply:
     if read.cursor < state.first_event:
         message = f"events up to {state.first_event} were trimmed"
         raise CursorTooOld(message)
+    if read.cursor > version or not 1 <= read.limit <= PAGE_MAX:
+        message = "a cursor that is not yet, or a page out of range"
+        raise InvalidArgument(message)
     records = [record for record in state.events if record[0] > read.cursor]
     page = records[: read.limit]
     events = tuple(e for _, inner in page for e in inner if e.version > read.cursor)

@@ -1,0 +1,226 @@
+"""One builder for each kind of command: a function of what may be drawn and the session."""
+
+from __future__ import annotations
+
+from tests.machine.drawing import (
+    BAD_SIZES,
+    BAD_TARGETS,
+    BAD_TIMES,
+    BAD_XATTRS,
+    SIZES,
+    TARGETS,
+    TIMES,
+    XATTRS,
+    Drawing,
+)
+
+from nokv.types import commands as c
+from nokv.types.commands import PublishMode, RenameFlag, StageMode
+from nokv.types.values import ROOT_VIEW, At, FileType
+
+
+def mkdir(d: Drawing, s: int) -> c.InnerOp:
+    return c.Mkdir(*d.place(s), d.mode())
+
+
+def create(d: Drawing, s: int) -> c.InnerOp:
+    return c.Create(*d.place(s), d.mode())
+
+
+def bulk_create(d: Drawing, s: int) -> c.InnerOp:
+    names = d.often(((b"a", b"b"), (b"b", b"c", b"d"), (b"d",)), ((), (b"a", b"a"), (b"a", b"/")))
+    return c.BulkCreate(d.parent(s), names, d.mode())
+
+
+def mknod(d: Drawing, s: int) -> c.InnerOp:
+    return c.Mknod(*d.place(s), d.node_type() | d.one((0o644, 0o600)), d.one((0, 5, -1)))
+
+
+def symlink(d: Drawing, s: int) -> c.InnerOp:
+    return c.Symlink(*d.place(s), d.often(TARGETS, BAD_TARGETS))
+
+
+def link(d: Drawing, s: int) -> c.InnerOp:
+    return c.Link(d.at(s, kind="any" if d.chance(6) else "is_regular"), *d.place(s))
+
+
+def unlink(d: Drawing, s: int) -> c.InnerOp:
+    return c.Unlink(*d.entry(s, kind="any" if d.chance(4) else "is_regular"))
+
+
+def rmdir(d: Drawing, s: int) -> c.InnerOp:
+    return c.Rmdir(*d.entry(s, kind="any" if d.chance(4) else "is_directory"))
+
+
+def remove_tree(d: Drawing, s: int) -> c.InnerOp:
+    return c.RemoveTree(*d.entry(s, kind="any" if d.chance(4) else "is_directory"))
+
+
+def rename(d: Drawing, s: int) -> c.InnerOp:
+    target = d.entry(s) if d.chance(2) else d.place(s)
+    flags = d.often((0, 0, RenameFlag.NOREPLACE), (3, 4, -1))
+    return c.Rename(*d.entry(s), *target, int(flags))
+
+
+def exchange(d: Drawing, s: int) -> c.InnerOp:
+    return c.Rename(*d.entry(s), *d.entry(s), int(RenameFlag.EXCHANGE))
+
+
+def chmod(d: Drawing, s: int) -> c.InnerOp:
+    return c.SetAttr(d.at(s), mode=d.mode())
+
+
+def chown(d: Drawing, s: int) -> c.InnerOp:
+    ids = (None, 0, 1, 2, 3)
+    return c.SetAttr(d.at(s), uid=d.often(ids, (-1, 2**32 - 1)), gid=d.one(ids))
+
+
+def truncate(d: Drawing, s: int) -> c.InnerOp:
+    at = d.at(s, kind="any" if d.chance(6) else "is_regular")
+    return c.SetAttr(at, size=d.often(SIZES, BAD_SIZES))
+
+
+def utimens(d: Drawing, s: int) -> c.InnerOp:
+    atime = d.often((None, *TIMES), BAD_TIMES)
+    return c.SetAttr(d.at(s), atime_ns=atime, mtime_ns=d.one((None, *TIMES)))
+
+
+def set_flags(d: Drawing, s: int) -> c.InnerOp:
+    return c.SetAttr(d.at(s), flags=d.often((0, 0, 0, 1, 2, 3), (4, -1)))
+
+
+def set_many(d: Drawing, s: int) -> c.InnerOp:
+    return c.SetAttr(
+        d.at(s, kind="is_regular"),
+        mode=d.one((None, 0o6755, 0o2711)),
+        uid=d.one((None, 0, 1)),
+        gid=d.one((None, 1, 2)),
+        size=d.one((None, *SIZES)),
+        mtime_ns=d.one((None, *TIMES)),
+        flags=d.one((None, None, None, 0)),
+    )
+
+
+def set_xattr(d: Drawing, s: int) -> c.InnerOp:
+    value = d.one((b"", b"v", b"x" * 65_537))
+    return c.SetXattr(d.at(s), d.often(XATTRS, BAD_XATTRS), value, d.often((0, 0, 1, 2), (3, -1)))
+
+
+def remove_xattr(d: Drawing, s: int) -> c.InnerOp:
+    return c.RemoveXattr(d.at(s), d.often(XATTRS, BAD_XATTRS))
+
+
+def _publish(d: Drawing, s: int, mode: PublishMode) -> c.InnerOp:
+    new = mode in {PublishMode.CREATE, PublishMode.REPLACE, PublishMode.REPLACE_GENERATION}
+    if new and not d.chance(2 if mode != PublishMode.CREATE else 8):
+        parent, name = d.place(s)
+    else:
+        parent, name = d.entry(s, kind="any" if d.chance(10) else "is_regular")
+    return _published(d, s, mode, parent, name)
+
+
+def _published(d: Drawing, s: int, mode: int, parent: At, name: bytes) -> c.InnerOp:
+    size, upload, chunks = d.body(s, mode)
+    return c.Publish(
+        parent,
+        name,
+        int(mode),
+        d.mode(),
+        size,
+        upload,
+        chunks,
+        if_generation=d.generation(parent, name),
+        sha256=d.often((b"", b"s" * 32), (b"s",)),
+        mtime_ns=d.often(TIMES, BAD_TIMES),
+    )
+
+
+def publish_create(d: Drawing, s: int) -> c.InnerOp:
+    return _publish(d, s, PublishMode.CREATE)
+
+
+def publish_replace(d: Drawing, s: int) -> c.InnerOp:
+    return _publish(d, s, PublishMode.REPLACE)
+
+
+def publish_generation(d: Drawing, s: int) -> c.InnerOp:
+    return _publish(d, s, PublishMode.REPLACE_GENERATION)
+
+
+def publish_patch(d: Drawing, s: int) -> c.InnerOp:
+    return _publish(d, s, PublishMode.PATCH)
+
+
+def publish_append(d: Drawing, s: int) -> c.InnerOp:
+    return _publish(d, s, PublishMode.APPEND)
+
+
+def publish_handle(d: Drawing, s: int) -> c.InnerOp:
+    mode = d.often((1, 2, 3, 3, 4), (0, 5, -1))
+    return _published(d, s, mode, d.at(s, kind="is_regular"), b"")
+
+
+def stage_swap(d: Drawing, s: int) -> c.InnerOp:
+    mode = d.often(tuple(StageMode), (2, -1))
+    where = d.entry(s) if d.chance(2) else d.place(s)
+    return c.StageSwap(*d.stage(s), *where, int(mode))
+
+
+INNER = (
+    mkdir,
+    create,
+    bulk_create,
+    mknod,
+    symlink,
+    link,
+    unlink,
+    rmdir,
+    remove_tree,
+    rename,
+    exchange,
+    chmod,
+    chown,
+    truncate,
+    utimens,
+    set_flags,
+    set_many,
+    set_xattr,
+    remove_xattr,
+    publish_create,
+    publish_replace,
+    publish_generation,
+    publish_patch,
+    publish_append,
+    publish_handle,
+    stage_swap,
+)
+
+
+def atomic(d: Drawing, s: int) -> c.Op:
+    count = d.number(0, 3)
+    return c.Atomic(tuple(d.one(INNER)(d, s) for _ in range(count)))
+
+
+def stage_begin(d: Drawing, s: int) -> c.Op:
+    del s
+    kinds = d.often((FileType.DIRECTORY, FileType.DIRECTORY, FileType.REGULAR), (FileType.FIFO, 0))
+    return c.StageBegin(d.one((ROOT_VIEW,) * 7 + (3,)), kinds << 12 | d.one((0o777, 0o2755)))
+
+
+def stage_drop(d: Drawing, s: int) -> c.Op:
+    return c.StageDrop(*d.stage(s))
+
+
+def lease_uploads(d: Drawing, s: int) -> c.Op:
+    del s
+    return c.LeaseUploads(d.often((1, 2, 5), (0, -1, 4_097)))
+
+
+def pin_view(d: Drawing, s: int) -> c.Op:
+    del s
+    return c.PinView(d.often((ROOT_VIEW,), (3,)))
+
+
+def unpin_view(d: Drawing, s: int) -> c.Op:
+    del s
+    return c.UnpinView(*d.pin())

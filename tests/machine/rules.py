@@ -1,0 +1,328 @@
+"""The Hypothesis machine: one rule a command or read, with crashes, retries and reaping between."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from tests.machine import building
+from tests.machine.drawing import BAD_XATTRS, XATTRS, Drawing
+from tests.machine.world import ROOT, World, internal
+
+from nokv.state.memory import MemoryKV
+from nokv.types import commands as c
+from nokv.types import reads as r
+from nokv.types.limits import CHUNK_BYTES
+from nokv.types.results import Result, SessionOpened
+from nokv.types.values import At, ChunkMap, Extent, ObjectPart, Volume
+
+SECOND_NS = 1_000_000_000
+DAY_NS = 86_400 * SECOND_NS
+PENDING_MAX = 4
+BODY = ChunkMap(
+    0,
+    (ObjectPart(0, 0, 0, 16, b"s" * 8),),
+    (Extent(0, 4, data=b"head"), Extent(4, 10, 0), Extent(20, 6, 0, 10)),
+)
+POPULATION: tuple[c.Op, ...] = (
+    c.Mkdir(At(), b"a", 0o777),
+    c.Mkdir(At(path=(b"a",)), b"b", 0o1777),
+    c.Mkdir(At(path=(b"a",)), b"c", 0o755),
+    c.Create(At(path=(b"a", b"b")), b"a", 0o666),
+    c.Link(At(path=(b"a", b"b", b"a")), At(), b"b"),
+    c.Symlink(At(), b"c", b"a/b"),
+    c.LeaseUploads(8),
+    c.Publish(At(), b"d", 0, 0o666, 30, 1, (BODY,)),
+    c.SetAttr(At(path=(b"a", b"b", b"a")), uid=1, gid=1),
+    c.SetXattr(At(path=(b"a",)), b"user.a", b"1"),
+)
+"""What half of the examples begin with, so that the first steps find something."""
+
+VOLUME = Volume("0" * 32, "memory")
+
+
+class Outcomes:
+    """How often each rule succeeded and failed, over all examples of a run."""
+
+    def __init__(self) -> None:
+        self.succeeded: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    def note(self, name: str, code: int) -> None:
+        """Count one outcome of a rule."""
+        (self.failed if code else self.succeeded)[name] += 1
+
+
+def _command(build: Callable[[Drawing, int], c.Op]) -> Callable[..., None]:
+    """A rule that sends what a builder draws."""
+
+    def run(self: NamespaceMachine, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        session = self.session(draw)
+        self.send(draw, build.__name__, session, build(draw, session))
+
+    run.__name__ = run.__qualname__ = build.__name__
+    return rule(data=st.data())(run)
+
+
+class NamespaceMachine(RuleBasedStateMachine):
+    """Everything a shard can be asked, in any order, against the model."""
+
+    outcomes: ClassVar[Outcomes] = Outcomes()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = self.make_world()
+        self.sessions: list[int] = []
+        self.next_seq: dict[int, int] = {}
+        self.pending: list[tuple[str, c.Command]] = []
+        self.sent: list[c.Command] = []
+
+    def make_world(self) -> World:
+        """Return an empty shard; other stores override it."""
+
+        def reopen(kv: Any) -> Any:
+            kv.crash()
+            return kv
+
+        return World(MemoryKV(), reopen)
+
+    # ------------------------------------------------------------------ sending
+
+    @initialize(mode=st.sampled_from((0o777, 0o1777, 0o2777)), populated=st.booleans())
+    def start(self, mode: int, populated: bool) -> None:
+        volume = internal(c.InitVolume(VOLUME, 7, mode))
+        opened = self.world.apply([volume, *(_opening(bytes([n]) * 16) for n in range(2))])
+        for result in opened[1:]:
+            self._opened(result)
+        if populated:
+            session = self.sessions[0]
+            for op in POPULATION:
+                seq = self.next_seq[session]
+                self.next_seq[session] = seq + 1
+                command = c.Command(c.COMMAND_FORMAT, session, seq, 0, ROOT, op)
+                [result] = self.world.apply([command])
+                assert not result.code, result
+        self.world.commit()
+
+    def _opened(self, result: Result) -> None:
+        if isinstance(result.value, SessionOpened) and result.value.session not in self.next_seq:
+            self.sessions.append(result.value.session)
+            self.next_seq[result.value.session] = 1
+
+    def drawing(self, data: st.DataObject) -> Drawing:
+        return Drawing(data, self.world.model, self.sessions)
+
+    def session(self, draw: Drawing) -> int:
+        """Mostly a live session; sometimes an ended or an unknown one."""
+        if draw.chance(25):
+            return draw.one((0, 999, *self.sessions))
+        known = self.world.model.state.sessions
+        alive = [s for s in self.sessions if s in known and not known[s].died]
+        if not alive:
+            nonce = len(self.sessions).to_bytes(16, "big")
+            [result] = self.world.apply([_opening(nonce)])
+            self._opened(result)
+            alive = self.sessions[-1:]
+        return draw.one(alive)
+
+    def send(self, draw: Drawing, name: str, session: int, op: c.Op) -> None:
+        """Queue one command of a session, and run the queue now and then."""
+        seq = self.next_seq.get(session, 1)
+        acked = draw.one((0, 0, seq - 1, max(0, seq - 3)))
+        if draw.chance(30):
+            seq, acked = draw.one(((seq, seq), (0, 0), (-1, 0), (seq + 5_000, 0), (1, 0)))
+        else:
+            self.next_seq[session] = seq + 1
+        predicates = draw.predicates(session)
+        command = c.Command(c.COMMAND_FORMAT, session, seq, acked, draw.caller(), op, predicates)
+        self.sent.append(command)
+        self.queue(draw, name, command)
+
+    def queue(self, draw: Drawing, name: str, command: c.Command) -> None:
+        """Put a command into the next entry, which is sent at once or with some more."""
+        self.pending.append((name, command))
+        if len(self.pending) >= PENDING_MAX or not draw.chance(3):
+            self.flush(draw)
+
+    def flush(self, draw: Drawing) -> None:
+        """Send what is queued as one entry; commit, crash, reap and compare now and then."""
+        pending, self.pending = self.pending, []
+        if pending:
+            step = draw.one((0, 1, 1, SECOND_NS, DAY_NS))
+            results = self.world.apply(
+                [command for _, command in pending], wall_step=step, cluster_step=step
+            )
+            for (name, _), result in zip(pending, results, strict=True):
+                self.outcomes.note(name, result.code)
+                self._opened(result)
+        if draw.chance(4):
+            self.world.commit()
+        if draw.chance(6):
+            self.world.crash()
+        if draw.chance(5):
+            self.world.apply([internal(c.Reap(draw.one((1, 2, 5, 100))))])
+        if draw.chance(6):
+            self.world.settle()
+            self.world.compare_quiet()
+        if draw.chance(4):
+            self.world.compare()
+        if draw.chance(8):
+            collected = self.world.collect(limit=draw.one((1, 100)))
+            if collected:
+                self.world.apply(collected)
+
+    def teardown(self) -> None:
+        if self.sessions:
+            self.world.compare()
+            self.world.finish()
+
+    # ------------------------------------------------------------------ commands
+
+    mkdir = _command(building.mkdir)
+    create = _command(building.create)
+    bulk_create = _command(building.bulk_create)
+    mknod = _command(building.mknod)
+    symlink = _command(building.symlink)
+    link = _command(building.link)
+    unlink = _command(building.unlink)
+    rmdir = _command(building.rmdir)
+    remove_tree = _command(building.remove_tree)
+    rename = _command(building.rename)
+    exchange = _command(building.exchange)
+    chmod = _command(building.chmod)
+    chown = _command(building.chown)
+    truncate = _command(building.truncate)
+    utimens = _command(building.utimens)
+    set_flags = _command(building.set_flags)
+    set_many = _command(building.set_many)
+    set_xattr = _command(building.set_xattr)
+    remove_xattr = _command(building.remove_xattr)
+    publish_create = _command(building.publish_create)
+    publish_replace = _command(building.publish_replace)
+    publish_generation = _command(building.publish_generation)
+    publish_patch = _command(building.publish_patch)
+    publish_append = _command(building.publish_append)
+    publish_handle = _command(building.publish_handle)
+    stage_begin = _command(building.stage_begin)
+    stage_swap = _command(building.stage_swap)
+    stage_drop = _command(building.stage_drop)
+    atomic = _command(building.atomic)
+    lease_uploads = _command(building.lease_uploads)
+    pin_view = _command(building.pin_view)
+    unpin_view = _command(building.unpin_view)
+
+    @rule(data=st.data())
+    def open_session(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        nonce = draw.often(tuple(bytes([n]) * 16 for n in range(4)), (b"short",))
+        self.queue(draw, "open_session", _opening(nonce, draw.often((SECOND_NS,), (1, 2**62))))
+
+    @rule(data=st.data())
+    def expire_session(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        target = draw.one((*self.sessions, 77))
+        if draw.chance(3):
+            self.send(draw, "expire_session", self.session(draw), c.ExpireSession(target))
+        else:
+            self.queue(draw, "expire_session", internal(c.ExpireSession(target)))
+
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        """The same bytes again: the first answer, whatever happened since."""
+        draw = self.drawing(data)
+        if self.sent:
+            self.queue(draw, "retry", draw.one(self.sent[-8:]))
+
+    @rule(data=st.data())
+    def node(self, data: st.DataObject) -> None:
+        """Commands of the node itself."""
+        draw = self.drawing(data)
+        ended = [s.number for s in self.world.model.state.sessions.values() if s.died]
+        op = draw.one(
+            (
+                draw.marks(),
+                draw.marks(),
+                draw.marks(),
+                c.Checkpoint(draw.number(1, 9)),
+                c.Swept(
+                    draw.one((*ended, *self.sessions, 77)), draw.one((0, self.world.cluster_ns))
+                ),
+                c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
+                c.InitVolume(VOLUME, 8),
+            )
+        )
+        self.queue(draw, "node", internal(op))
+
+    # ------------------------------------------------------------------ reads
+
+    @rule(data=st.data())
+    def get_attr(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        if draw.chance(2):
+            self.ask(draw, "get_attr", r.GetAttr(draw.at(), draw.at_version()))
+        else:
+            self.ask(draw, "get_attr", r.Lookup(*draw.entry(), draw.at_version()))
+
+    @rule(data=st.data())
+    def read_link(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        self.ask(draw, "read_link", r.ReadLink(draw.at(kind="is_symlink"), draw.at_version()))
+
+    @rule(data=st.data())
+    def read_dir(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        after, limit = draw.one((b"", b"", b"a", b"c")), draw.often((1, 2, 100), (0, -1, 5_000))
+        plus = draw.chance(2)
+        self.ask(draw, "read_dir", r.ReadDir(draw.parent(), after, limit, plus, draw.at_version()))
+
+    @rule(data=st.data())
+    def body_map(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        offset = draw.often((0, 5, CHUNK_BYTES - 1, CHUNK_BYTES), (-1,))
+        length = draw.one((1, 8, CHUNK_BYTES, 3 * CHUNK_BYTES, 0))
+        if draw.chance(3):
+            at, session, body = draw.leased()
+            self.ask(draw, "body_map", r.BodyMap(at, offset, length, 0, session, body))
+        else:
+            at = draw.at(kind="is_regular")
+            self.ask(draw, "body_map", r.BodyMap(at, offset, length, draw.at_version()))
+
+    @rule(data=st.data())
+    def get_xattr(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        name, version = draw.often(XATTRS, BAD_XATTRS), draw.at_version()
+        self.ask(draw, "get_xattr", r.GetXattr(draw.at(), name, version))
+        self.ask(draw, "get_xattr", r.ListXattr(draw.at(), version))
+
+    @rule(data=st.data())
+    def access(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        self.ask(draw, "access", r.Access(draw.at(), draw.often((4, 2, 1, 0, 7), (8, -1))))
+
+    @rule(data=st.data())
+    def get_usage(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        self.ask(draw, "get_usage", r.GetUsage(draw.parent()))
+
+    @rule(data=st.data())
+    def read_events(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        cursor = draw.one((0, 5, self.world.model.version // 2, self.world.model.version))
+        self.ask(draw, "read_events", r.ReadEvents(cursor, draw.often((1, 3, 100), (0, -1))))
+
+    @rule(data=st.data())
+    def get_session(self, data: st.DataObject) -> None:
+        draw = self.drawing(data)
+        self.ask(draw, "get_session", r.GetSession(draw.one((*self.sessions, 77))))
+
+    def ask(self, draw: Drawing, name: str, request: r.Read) -> None:
+        """Read from both, as some caller."""
+        self.outcomes.note(name, self.world.read(draw.caller(), request))
+
+
+def _opening(nonce: bytes, ttl_ns: int = SECOND_NS) -> c.Command:
+    return internal(c.OpenSession(nonce, ttl_ns))
