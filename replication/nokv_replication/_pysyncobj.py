@@ -110,17 +110,19 @@ class _Journal:
 
     def __getitem__(self, at: int | slice) -> Any:  # noqa: ANN401 - an entry or a list of them
         log = self._log
-        if isinstance(at, slice):
-            return self._slice(at.start, at.stop)
-        index = log.base_index + at if at >= 0 else log.last_index + 1 + at
-        # The library asks single positions for index and term only.
-        return (b"", index, log.term_at(index))
+        # The library asks single positions for index and term only: the first and the last.
+        if at == -1:
+            return (b"", log.last_index, log.last_term)
+        if at == 0:
+            return (b"", log.base_index, log.base_term)
+        assert isinstance(at, slice)
+        return self._slice(at.start, at.stop)
 
     def _slice(self, start: int, stop: int | None) -> list[tuple[bytes, int, int]]:
         log, base = self._log, self._log.base_index
         if stop is not None and stop - start == 1:
             index = base + start
-            return [self[start]] if index <= log.last_index else []
+            return [(b"", index, log.term_at(index))] if index <= log.last_index else []
         # Open-ended: two entries at least, which is all a truncation check looks at, and else
         # about one batch, so that a long tail is not read at once.
         entries: list[tuple[bytes, int, int]] = []

@@ -296,6 +296,7 @@ class Group:
 
     def _replicate(self) -> None:
         core, log, applier = self._core, self._log, self._applier
+        self._measure_free_bytes()
         self._note_role()
         core.tick()
         self._peers.restore_held()
@@ -433,11 +434,11 @@ class Group:
             applied_index=applier.applied.index,
             fingerprint=applier.fingerprint(),
             wall_ns=max(0, self._clock.wall_ns()),
-            free_bytes=self._own_free_bytes(),
+            free_bytes=self._free_bytes,
         )
         self._send(peer, ack)
 
-    def _own_free_bytes(self) -> int:
+    def _measure_free_bytes(self) -> None:
         if self._now_ns - self._free_bytes_ns >= _FREE_BYTES_PERIOD_NS:
             self._free_bytes_ns = self._now_ns
             if self._free_bytes_source is not None:
@@ -445,7 +446,6 @@ class Group:
             else:
                 droppable = self._log.droppable_bytes(self._applier.durable_index)
                 self._free_bytes = self._disk.free_bytes() + droppable
-        return self._free_bytes
 
     # ------------------------------------------------------------------ leading
 
@@ -541,7 +541,7 @@ class Group:
             last_index=log.last_index,
             log_bytes=log.size_bytes,
             droppable_bytes=log.droppable_bytes(applier.durable_index),
-            free_bytes=self._own_free_bytes(),
+            free_bytes=self._free_bytes,
             cluster_ns=self.cluster_ns(),
             members=members.addresses() if members is not None else {},
             peers=tuple(self._peer_status(node) for node in self._peers.all),

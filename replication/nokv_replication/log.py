@@ -76,6 +76,9 @@ class Log:
         # Index of the entry before the first one held; entries up to it are committed and applied.
         self.base_index = 0
         self.base_term = 0
+        # Index and term of the last entry; of the base when there is none.
+        self.last_index = 0
+        self.last_term = 0
         # Parallel arrays, one element per held entry, in order of index.
         self._terms = array("Q")
         self._sequences = array("Q")
@@ -232,16 +235,6 @@ class Log:
     def first_index(self) -> int:
         """Index of the first entry held, or of the next one to come."""
         return self.base_index + 1
-
-    @property
-    def last_index(self) -> int:
-        """Index of the last entry, `base_index` when there is none."""
-        return self.base_index + len(self._terms)
-
-    @property
-    def last_term(self) -> int:
-        """Term of the last entry."""
-        return self._terms[-1] if self._terms else self.base_term
 
     @property
     def hard_state(self) -> HardState:
@@ -495,6 +488,7 @@ class Log:
         self._sequences.append(segment.sequence)
         self._offsets.append(offset)
         self._sizes.append(len(command))
+        self.last_index, self.last_term = index, term
         if isinstance(command, bytes):
             if not self._cache:
                 self._cache_low = index
@@ -533,6 +527,7 @@ class Log:
         assert count >= 0
         for column in (self._terms, self._sequences, self._offsets, self._sizes):
             del column[count:]
+        self.last_index, self.last_term = index - 1, term_before
         self.synced_index = min(self.synced_index, index - 1)
 
     def _forget(self, index: int, term: int) -> None:
@@ -541,3 +536,4 @@ class Log:
         self._cache.clear()
         self._cache_bytes = 0
         self.base_index, self.base_term = index, term
+        self.last_index, self.last_term = index, term

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.simulation.disk import SimDisk
+
 from nokv_replication import Role
 from nokv_replication.appends import AppendFilter
 from nokv_replication.group import Group
@@ -15,7 +17,7 @@ from nokv_replication.outbox import Outbox
 from nokv_replication.peers import Peers
 from nokv_replication.reads import Reads
 from nokv_replication.receiver import Receiver
-from tests.simulation.disk import SimDisk
+from nokv_replication.records import HardState
 
 Patch = tuple[type, str, Any]
 
@@ -107,8 +109,6 @@ def _vote_forgotten() -> Patch:
     """Term and vote are not written to the log."""
 
     def set_hard_state(self: Any, term: int, vote: int) -> None:
-        from nokv_replication.records import HardState
-
         self._hard_state = HardState(term, vote)
 
     return Log, "set_hard_state", set_hard_state

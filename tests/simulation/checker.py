@@ -7,7 +7,15 @@ served at is not below any index that was acknowledged, or read, before the read
 import hashlib
 from typing import NamedTuple
 
-from nokv_replication import Applied, Group, ReplicationError, Role, Times
+from nokv_replication import (
+    Applied,
+    Committed,
+    Group,
+    OutcomeUnknown,
+    ReplicationError,
+    Role,
+    Times,
+)
 
 
 class Violation(AssertionError):
@@ -24,7 +32,7 @@ class Entry(NamedTuple):
     config: bytes
 
 
-def require(holds: bool, text: str) -> None:  # noqa: FBT001
+def require(holds: bool, text: str) -> None:
     if not holds:
         raise Violation(text)
 
@@ -110,11 +118,11 @@ class Checker:
 
     def answered(self, payload: bytes, outcome: object) -> None:
         """A client got its answer."""
-        from nokv_replication import Committed, OutcomeUnknown
-
         if isinstance(outcome, Committed):
             at = self.where.get(payload)
-            require(at == outcome.index, f"{payload[:12]!r} acknowledged at {outcome.index}, is {at}")
+            require(
+                at == outcome.index, f"{payload[:12]!r} acknowledged at {outcome.index}, is {at}"
+            )
             entry = self.applied[outcome.index]
             result = entry.results[entry.payloads.index(payload)]
             require(result == outcome.result, f"{payload[:12]!r} got another's result")

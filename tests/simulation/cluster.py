@@ -12,6 +12,12 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+import msgspec
+from tests.simulation.checker import Checker, Violation
+from tests.simulation.disk import WRITING_CALLS, Crash, SimDisk
+from tests.simulation.machine import ListStorage
+from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, SimNetwork, Storage, Watched
+
 from nokv_replication import (
     DiskFailed,
     Group,
@@ -21,10 +27,6 @@ from nokv_replication import (
     ReadOutcome,
     initialise,
 )
-from tests.simulation.checker import Checker, Violation
-from tests.simulation.disk import WRITING_CALLS, Crash, SimDisk
-from tests.simulation.machine import ListStorage
-from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, SimNetwork, Storage, Watched
 
 CONFIG = GroupConfig(
     segment_bytes=16 << 10,
@@ -44,7 +46,7 @@ HEAL_NS = 60 * SECOND_NS
 
 
 class Swarm(NamedTuple):
-    """Which actions a run has, in events a second; drawn for each seed (swarm testing, ISSTA 2012)."""
+    """A run's actions, in events a second, drawn for each seed (swarm testing, ISSTA 2012)."""
 
     nodes: int
     propose: float
@@ -119,11 +121,9 @@ class Simulation:
         config: GroupConfig = CONFIG,
         swarm: Swarm | None = None,
     ) -> None:
-        self.rng = Random(seed)  # noqa: S311 - a simulation
+        self.rng = Random(seed)
         self.swarm = swarm if swarm is not None else draw_swarm(self.rng, nodes)
         if self.swarm.keep_little:
-            import msgspec
-
             config = msgspec.structs.replace(config, log_keep_bytes=KEEP_LITTLE_BYTES)
         self.config = config
         self.now_ns = SECOND_NS
@@ -496,7 +496,8 @@ class Simulation:
         groups = [node.group for node in self.nodes.values()]
         assert all(group is not None for group in groups)
         able = [g for g in groups if g is not None and g._receiver.too_far_base is None]
-        if len(able) <= len(groups) // 2 or (len(able) < len(groups) and not self.swarm.keep_little):
+        missing = len(groups) - len(able)
+        if len(able) <= missing or (missing and not self.swarm.keep_little):
             return False
         applied = {group._applier.applied.index for group in able}
         last = {group._log.last_index for group in able}

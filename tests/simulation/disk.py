@@ -1,8 +1,8 @@
 """A disk in memory that forgets, or tears, what was not synced.
 
 `SimDisk` is the `Disk` port of one node. It outlives the node's process: `kill` keeps what the
-page cache held, `power_cut` keeps of the unsynced writes a random subset of their sectors and of the
-unsynced directory operations a prefix. A fault can be armed at any named call.
+page cache held, `power_cut` keeps of the unsynced writes a random subset of their sectors and of
+the unsynced directory operations a prefix. A fault can be armed at any named call.
 """
 
 import errno
@@ -54,8 +54,10 @@ class _File:
         for offset, data in self.dirty:
             position = 0
             while position < len(data):
-                end = min(len(data), (offset + position) // SECTOR_BYTES * SECTOR_BYTES
-                          + SECTOR_BYTES - offset)
+                end = min(
+                    len(data),
+                    (offset + position) // SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES - offset,
+                )
                 if rng.random() < kept:
                     _write(self.durable, data[position:end], offset + position)
                 position = end

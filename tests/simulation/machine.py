@@ -38,9 +38,8 @@ class ListMachine:
         self._hash = self._storage.hash
         return self.applied
 
-    def apply(
-        self, applied: Applied, times: Times, payloads: Sequence[bytes]
-    ) -> Iterator[bytes]:
+    def apply(self, applied: Applied, times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
+        assert applied.times == times
         for payload in payloads:
             self.items.append(payload)
             result = b"%d" % len(self.items)

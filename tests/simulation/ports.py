@@ -59,9 +59,7 @@ class Watched:
         self.applied = self._inner.open()
         return self.applied
 
-    def apply(
-        self, applied: Applied, times: Times, payloads: Sequence[bytes]
-    ) -> Iterator[bytes]:
+    def apply(self, applied: Applied, times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
         assert not self.mid_entry
         assert applied.index == self.applied.index + 1
         self.mid_entry = True

@@ -6,13 +6,15 @@ within a connection; `cut` loses what is on its way.
 
 from collections import deque
 from random import Random
+from typing import Any
 
-from nokv_replication import Group, GroupConfig, Identity, Outcome, ReadOutcome, Role, initialise
-from nokv_replication.frames import Frame, decode_frame
 from tests.simulation.checker import Checker
 from tests.simulation.disk import Crash, SimDisk
 from tests.simulation.machine import ListMachine, ListStorage
 from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, Watched
+
+from nokv_replication import Group, GroupConfig, Identity, Outcome, ReadOutcome, Role, initialise
+from nokv_replication.frames import Frame, decode_frame
 
 CONFIG = GroupConfig(segment_bytes=64 << 10, log_keep_bytes=1 << 30)
 
@@ -231,5 +233,5 @@ class NothingKept(Random):
     def randint(self, a: int, _b: int) -> int:
         return a
 
-    def choice(self, seq):  # type: ignore[no-untyped-def]
+    def choice(self, seq: Any) -> Any:
         return seq[0]

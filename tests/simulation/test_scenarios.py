@@ -3,15 +3,17 @@
 The first ones are the schedules in which the library alone loses acknowledged entries.
 """
 
-import pytest
+from collections.abc import Callable
 
-from nokv_replication import Committed, Fatal, Role
-from nokv_replication.frames import Ack, Append, Probe
+import pytest
 from tests.simulation.bugs import planted
 from tests.simulation.checker import Violation
 from tests.simulation.disk import Crash
 from tests.simulation.ports import SECOND_NS
 from tests.simulation.script import Script
+
+from nokv_replication import Committed, Fatal, Role
+from nokv_replication.frames import Ack, Append, Probe, RequestVote, decode_frame
 
 
 def acks_between(script: Script, sender: int, receiver: int) -> list[Ack]:
@@ -30,8 +32,6 @@ def duplicate_append() -> None:
     assert isinstance(script.outcomes[b"b"], Committed)
     # The old frame again, as a leader that goes back to its acknowledged index would send it.
     stale = script.groups[2]._receiver
-    from nokv_replication.frames import decode_frame
-
     body = decode_frame(first).body
     assert isinstance(body, Append)
     stale.handle(1, 10**6, body, script.groups[2]._now_ns)
@@ -151,8 +151,6 @@ def forgotten_vote() -> None:
     script.crash(3, power=True)
     script.start(3)
     script.connect(2, 3)
-    from nokv_replication.frames import RequestVote, decode_frame
-
     for frame in wanted:
         body = decode_frame(frame).body
         if isinstance(body, RequestVote):
@@ -199,7 +197,7 @@ def probe_of_old_term() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_protection_holds_and_its_absence_is_found(scenario, bug) -> None:
+def test_protection_holds_and_its_absence_is_found(scenario: Callable[[], None], bug: str) -> None:
     scenario()
     with planted(bug), pytest.raises((AssertionError, Violation, Fatal)):
         scenario()
