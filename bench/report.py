@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,10 +104,11 @@ def show(title: str, facts: dict[str, Any], rows: list[Row]) -> None:
             row.goal,
             row.peer,
         )
-    Console().print(table)
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    console.print(table)
     for row in rows:
         if row.why and row.values:
-            Console().print(f"  {row.name}: {row.why}")
+            console.print(f"  {row.name}: {row.why}")
 
 
 def _number(value: float) -> str:

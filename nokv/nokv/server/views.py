@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -74,6 +75,7 @@ class NodeView:
         status = shard.group.status()
         age_ms = shard.service.freshness.age_ms()
         value: dict[str, Any] = {
+            "pid": os.getpid(),
             "ready": not self.not_ready(),
             "not_ready_reason": self.not_ready(),
             "problem": status.problem,
