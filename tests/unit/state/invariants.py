@@ -1,4 +1,4 @@
-"""What must hold of every state: counts, parents, backlinks and usage, recomputed from the names."""
+"""What must hold of every state: counts, parents and usage, recomputed from the names."""
 
 from __future__ import annotations
 
