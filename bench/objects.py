@@ -4,7 +4,8 @@
 
 Rows: aioboto3 and obstore as they come, and `S3Store` with retries, upload and read on top, against
 rclone on loopback; the directory store beside them. Each with an idle event loop and with one that
-is saturated by callbacks of 1 ms. Repeats are interleaved and the median is shown.
+is saturated by callbacks of 1 ms. Repeats are interleaved and the medians are
+shown; the CPU time is the client's own and moves least when the machine does other work too.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def _new_key(client: str) -> str:
     return f"{client}/{VOLUME}/0/{next(_numbers):016x}/00000000/0000.0000"
 
 
-async def _per_second(call: Call, seconds: float) -> float:
-    """Return how many calls end in a second, CONCURRENCY of them in flight."""
+async def _rate(call: Call, seconds: float) -> tuple[float, float]:
+    """Return (calls that end in a second, CPU us of this process a call), CONCURRENCY in flight."""
     end = time.perf_counter() + seconds
     done = 0
 
@@ -72,9 +73,10 @@ async def _per_second(call: Call, seconds: float) -> float:
             at += CONCURRENCY
             done += 1
 
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(worker(first) for first in range(CONCURRENCY)))
-    return done / (time.perf_counter() - start)
+    spent, spent_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return done / spent, spent_cpu / done * 1e6
 
 
 @contextlib.asynccontextmanager
@@ -186,19 +188,25 @@ async def _measure(
             await _nokv("nokv on S3", s3, data),
             await _nokv("nokv on a directory", local, data),
         ]
-        found: dict[tuple[str, str, str], list[float]] = {}
+        found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
         for _ in range(repeats):
             for busy in (False, True):
                 for name, put, get in clients:
                     for what, call in (("PUT 1 MiB", put), ("GET 16 KiB", get)):
                         async with _saturated(on=busy):
-                            rate = await _per_second(call, seconds)
+                            rate = await _rate(call, seconds)
                         loop = "saturated" if busy else "idle"
                         found.setdefault((what, name, loop), []).append(rate)
         for store in stores:
             await store.close()
     return [
-        {"what": what, "client": name, "loop": loop, "per_second": statistics.median(rates)}
+        {
+            "what": what,
+            "client": name,
+            "loop": loop,
+            "per_second": statistics.median(rate for rate, _ in rates),
+            "cpu_us": statistics.median(cpu for _, cpu in rates),
+        }
         for (what, name, loop), rates in sorted(found.items())
     ]
 
@@ -226,9 +234,16 @@ def main() -> None:
                 )
             )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    table = Table("what", "client", "event loop", "a second", title=f"objects ({machine})")
+    table = Table(title=f"objects ({machine})")
+    for column in ("what", "client", "event loop", "a second", "client CPU us"):
+        table.add_column(
+            column, justify="right" if column in ("a second", "client CPU us") else "left"
+        )
     for row in rows:
-        table.add_row(row["what"], row["client"], row["loop"], f"{row['per_second']:,.0f}")
+        # A saturated loop burns a whole core by itself.
+        cpu = f"{row['cpu_us']:,.0f}" if row["loop"] == "idle" else ""
+        rate = f"{row['per_second']:,.0f}"
+        table.add_row(row["what"], row["client"], row["loop"], rate, cpu)
     Console(file=sys.stdout).print(table)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 from nokv.errors import (
     InvalidArgument,
@@ -326,8 +327,7 @@ class S3Store:
                 config: S3Config = {
                     "region": session.region_name or REGION_DEFAULT,
                     "virtual_hosted_style_request": not self.endpoint and "." not in self.bucket,
-                    # TLS protects the bytes on their way; without it their hash is signed too.
-                    "unsigned_payload": not self.endpoint.startswith("http://"),
+                    "unsigned_payload": _is_protected(self.endpoint),
                 }
                 if self.endpoint:
                     config["endpoint"] = self.endpoint
@@ -405,6 +405,15 @@ class S3Store:
         if known is None:
             raise error  # a defect, not a failure of the store
         return known(f"{where}: {_text(error)}")
+
+
+def _is_protected(endpoint: str) -> bool:
+    """Return whether nothing can change bytes on their way: TLS, or they do not leave the host.
+
+    Otherwise their SHA-256 is signed with the request, and the server checks it.
+    """
+    url = urlsplit(endpoint)
+    return url.scheme != "http" or url.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _ns(moment: datetime) -> int:
