@@ -226,6 +226,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     epoch: Count
 
 
+# msgspec lets what its C code hits pass: deep nesting, and text that is not UTF-8.
+_UNDECODABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
 _frame_decoder = msgspec.msgpack.Decoder(Frame)
 Refusal = Annotated[str, msgspec.Meta(max_length=512)]
 """Instead of a hello: why the connection is refused, for the other side's operator."""
@@ -246,7 +249,7 @@ def decode_frame(data: bytes) -> Frame:
     """
     try:
         frame = _frame_decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNDECODABLE as error:
         message = f"undecodable frame of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
     body = frame.body
@@ -272,7 +275,7 @@ def decode_hello(data: bytes) -> Hello:
     """
     try:
         hello = _hello_decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNDECODABLE as error:
         message = f"undecodable hello of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
     if isinstance(hello, str):
