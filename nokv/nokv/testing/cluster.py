@@ -64,14 +64,18 @@ class LocalCluster:
     Args:
         folder: a cluster that was made there.
         owned: remove the folder at the end.
+        detached: the nodes go on when this process ends without `close`.
     """
 
-    def __init__(self, folder: ClusterFolder, *, owned: bool = False) -> None:
+    def __init__(
+        self, folder: ClusterFolder, *, owned: bool = False, detached: bool = False
+    ) -> None:
         self.folder: Final = folder
         self.members: Final = folder.members
         self.addresses: Final = folder.addresses
         """All nodes' RPC addresses, as `nokv.connect` and NOKV_CLUSTER take them."""
         self._owned = owned
+        self._detached = detached
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._read_fd, self._write_fd = os.pipe()
         self._closed = False
@@ -84,6 +88,7 @@ class LocalCluster:
         directory: str | os.PathLike[str] | None = None,
         store: Store | None = None,
         settings: Settings | None = None,
+        detached: bool = False,
         timeout_s: float = READY_S,
     ) -> Self:
         """Make a cluster, start its nodes and wait until all of them are ready.
@@ -93,6 +98,7 @@ class LocalCluster:
             directory: where; it stays. None: a temporary one, removed at the end.
             store: where bodies go; None: a directory beside the nodes.
             settings: for every `node.toml`, as `{"timing.commit_interval_ms": 100}`.
+            detached: the nodes go on when this process ends without `close`.
             timeout_s: for becoming ready.
 
         Raises:
@@ -104,8 +110,8 @@ class LocalCluster:
         members = [NodePorts(i + 1, *ports[3 * i : 3 * i + 3]) for i in range(nodes)]
         cluster: Self | None = None
         try:
-            cluster = cls(create(path, members, store=store, settings=settings))
-            cluster._owned = directory is None
+            folder = create(path, members, store=store, settings=settings)
+            cluster = cls(folder, owned=directory is None, detached=detached)
             for member in members:
                 cluster.start_node(member.node)
             cluster.wait_ready(timeout_s=timeout_s)
@@ -127,7 +133,9 @@ class LocalCluster:
     def start_node(self, node: int) -> None:
         """Start a node that does not run; return at once."""
         self.folder.wait_gone(node)
-        self._processes[node] = self.folder.spawn(node, lifeline_fd=self._read_fd)
+        self._processes[node] = self.folder.spawn(
+            node, lifeline_fd=-1 if self._detached else self._read_fd
+        )
 
     def is_running(self, node: int) -> bool:
         """Return whether the node's processes run."""
