@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -12,8 +13,9 @@ from nokv.errors import NokvError, from_wire
 from nokv.objects.source import SourceLike
 from nokv.objects.upload import Progress, UploadAttempt, UploadedBody, Uploader
 from nokv.types.commands import TIME_NOW, Op, Predicate, Publish, PublishMode
+from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result
-from nokv.types.values import At
+from nokv.types.values import At, ChunkMap, Extent
 
 
 class FileInfo(NamedTuple):
@@ -77,6 +79,13 @@ class BodyUpload:
         """
         assert self.body is None
         self.session.check()
+        if inline and isinstance(source, bytes) and len(source) <= self._core.volume.inline_max:
+            small = _inline_body(source, offset, sha256=sha256)
+            if small is not None:
+                self.body = small
+                if progress is not None:
+                    progress(small.length)
+                return
         self._uploader = await self._core.uploader(self.session)
         self._attempt = self._uploader.attempt(self._lease)
         try:
@@ -151,6 +160,18 @@ class BodyUpload:
         if self._number and not self._settled:
             self.session.uploads.settled(self._number)
         self._settled = True
+
+
+def _inline_body(data: bytes, offset: int, *, sha256: bool) -> UploadedBody | None:
+    """Return the map of a small body in one chunk, without any object; None where it has two."""
+    chunk, within = divmod(offset, CHUNK_BYTES)
+    if within + len(data) > CHUNK_BYTES:
+        return None
+    digest = hashlib.sha256(data).digest() if sha256 else b""
+    if not data:
+        return UploadedBody(0, digest, ())
+    extent = Extent(within, len(data), data=data)
+    return UploadedBody(len(data), digest, (ChunkMap(chunk, (), (extent,)),))
 
 
 async def begin_upload(core: Core) -> BodyUpload:

@@ -143,6 +143,8 @@ class Cluster:
         self.results: list[Result] = []
         """All that was applied."""
         self.renewals: list[Marks] = []
+        self.renewed = asyncio.Event()
+        """Set whenever a renewal arrived."""
         self.lose_renewals = False
         self.reads = 0
         self.arrived = asyncio.Event()
@@ -246,6 +248,7 @@ class Cluster:
 
     def renew(self, call: Call, marks: Marks) -> None:
         self.renewals.append(marks)
+        self.renewed.set()
         if self.lose_renewals:
             return
         session = self.machine.marks_of(marks.session)
