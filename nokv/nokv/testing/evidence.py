@@ -202,7 +202,7 @@ class Compared(NamedTuple):
 
 
 async def compare_tree(fs: ReadHandle, path: str, source: Path) -> Compared:
-    """Read a tree back whole and compare every name, mode, time, link and SHA-256 with its source."""
+    """Read a tree back whole; compare each name, mode, time, link and SHA-256 with its source."""
     wanted = await asyncio.to_thread(_describe, source)
     found: dict[str, tuple[object, ...]] = {}
     files: list[str] = []

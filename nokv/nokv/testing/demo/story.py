@@ -172,7 +172,8 @@ class Story:
         self._report.check(
             f"{shown.path} read back through follower {node}: {compared.files} files, "
             f"{compared.links} links, {compared.directories} directories, "
-            f"{compared.n_bytes / (1 << 20):.0f} MiB; SHA-256, modes, times and links are the source's",
+            f"{compared.n_bytes / (1 << 20):.0f} MiB; "
+            "SHA-256, modes, times and links are the source's",
             "; ".join(compared.problems),
         )
 
