@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -229,10 +231,7 @@ def test_a_silent_server_meets_the_deadline(s3: S3Server) -> None:
 
 def test_a_server_that_comes_back_is_found_again(tmp_path: Path, s3: S3Server) -> None:
     assert s3.endpoint
-    with S3Server(tmp_path) as server:
-        server.access_key, server.secret_key = s3.access_key, s3.secret_key
-        server.stop()
-        server.start()
+    with S3Server(tmp_path, keys=(s3.access_key, s3.secret_key)) as server:
 
         async def main() -> None:
             raw = S3Store("bucket", endpoint=server.endpoint)
@@ -332,6 +331,40 @@ def test_the_s3_libraries_are_imported_only_when_used() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_keys_that_expire_are_asked_for_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in s3.environment:
+        if "METADATA" not in name:
+            monkeypatch.delenv(name)
+    keys = {
+        "Version": 1,
+        "AccessKeyId": s3.access_key,
+        "SecretAccessKey": s3.secret_key,
+        "Expiration": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+    }
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    (tmp_path / "config").write_text(
+        f"[default]\nregion = eu-west-1\ncredential_process = cat {tmp_path}/keys.json\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+
+    async def main() -> None:
+        store = S3Store(bucket_name(), endpoint=s3.endpoint)
+        await store.ensure_bucket()
+        await store.put("x", b"y")
+        given = await store._credentials()
+        assert given["access_key_id"] == s3.access_key
+        assert given["expires_at"] is not None
+        # Before the session's own refresh, ten minutes before they expire, at the latest.
+        left = given["expires_at"] - datetime.now(UTC)
+        assert timedelta(minutes=5) < left < timedelta(minutes=10)
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:

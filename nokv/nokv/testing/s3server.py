@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sysconfig
-import threading
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 REGION = "us-east-1"
 
-_READY = "Starting s3 server on [http://"
+POLL_S = 0.01
+"""How often the log is looked at until the server is ready."""
+
+_READY = b"/]\n"
+"""Ends the line that says where it listens."""
 
 
 class S3ServerError(RuntimeError):
@@ -52,17 +58,32 @@ class S3Server:
     Args:
         directory: where buckets are; it must exist.
         port: 0 for a free one.
+        keys: (access key, secret key); new ones by default.
+        log: a file that the server's log is appended to; kept in a temporary file by default.
+        detached: run in a session of its own, so that neither this process's end nor a Ctrl-C at
+            its terminal ends the server; whoever needs to stop it later keeps `pid`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        port: int = 0,
+        keys: tuple[str, str] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        detached: bool = False,
+    ) -> None:
         self.directory = Path(directory)
-        self.access_key = "NOKV" + secrets.token_hex(8).upper()
-        self.secret_key = secrets.token_urlsafe(30)
+        self.access_key, self.secret_key = keys or (
+            "NOKV" + secrets.token_hex(8).upper(),
+            secrets.token_urlsafe(30),
+        )
         self.endpoint = ""
+        """URL, once it was started. Stopped and started again, it is the same."""
         self._port = port
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: list[str] = []
-        self._reader: threading.Thread | None = None
+        self._log = log
+        self._detached = detached
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,7 +102,7 @@ class S3Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server; return once it listens. A stopped one gets its old port again.
+        """Start the server; return once it listens.
 
         Raises:
             S3ServerError: it ended, or was not ready in time.
@@ -94,34 +115,37 @@ class S3Server:
         ]
         # In the environment and not among the arguments, which everybody can read.
         keys = {"RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"'}
-        self._process = subprocess.Popen(
-            command,
-            env=os.environ | keys,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        ready = threading.Event()
-        self._reader = threading.Thread(target=self._read_log, args=(ready,), daemon=True)
-        self._reader.start()
-        if not ready.wait(START_TIMEOUT_S) or not self.endpoint:
-            log = "\n".join(self._lines)
+        with tempfile.TemporaryFile("a+b") if self._log is None else open(self._log, "a+b") as log:
+            begun = log.seek(0, os.SEEK_END)
+            self._process = subprocess.Popen(
+                command,
+                env=os.environ | keys,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=self._detached,
+            )
+            said = self._await_ready(log, begun)
+        address = re.search(rb"Starting s3 server on \[http://([\d.]+:(\d+))/\]", said)
+        if address is None:
             self.stop()
-            raise S3ServerError(f"the S3 server did not start:\n{log}")
+            raise S3ServerError(f"the S3 server did not start:\n{said.decode(errors='replace')}")
+        self.endpoint = f"http://{address[1].decode()}"
+        self._port = int(address[2])
 
-    def _read_log(self, ready: threading.Event) -> None:
-        """Follow the server's log to its end: it says where it listens once it does."""
+    def _await_ready(self, log: BinaryIO, begun: int) -> bytes:
+        """Return what the server wrote once it listens, has ended, or has had its time."""
         assert self._process is not None
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._lines = [*self._lines[-99:], line.rstrip()]
-            if _READY in line:
-                address = line.split(_READY, 1)[1].split("/")[0]
-                self.endpoint = f"http://{address}"
-                self._port = int(address.rsplit(":", 1)[1])
-                ready.set()
-        ready.set()  # it ended
+        end = time.monotonic() + START_TIMEOUT_S
+        ended = False
+        while True:
+            log.seek(begun)
+            said = log.read()
+            if ended or _READY in said or time.monotonic() > end:
+                return said
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(POLL_S)
+                ended = True
 
     def stop(self) -> None:
         """End the server, if it runs, and wait until it has."""
@@ -134,10 +158,6 @@ class S3Server:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if self._reader is not None:
-            self._reader.join()
-        if process.stderr is not None:
-            process.stderr.close()
 
     def __enter__(self) -> Self:
         self.start()

@@ -101,7 +101,7 @@ def layouts(draw: st.DrawFn) -> list[tuple[int, int, str, int]]:
     return found
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(layouts(), st.data())
 def test_any_range_of_any_layout_reads_as_the_model_says(
     layout: list[tuple[int, int, str, int]], data: st.DataObject
