@@ -202,7 +202,7 @@ class ClusterFolder:
         from nokv.server.datadir import LOCK_FILE
 
         end = time.monotonic() + timeout_s
-        while self.pid(node) or not _is_free(self.node_path(node) / "data" / LOCK_FILE):
+        while self.pid(node) or not is_unlocked(self.node_path(node) / "data" / LOCK_FILE):
             if time.monotonic() > end:
                 message = f"node {node} of {self.path} still runs"
                 raise Unavailable(message, hint="look at its processes: ps -ef | grep nokv")
@@ -248,7 +248,8 @@ def _locked(fd: int) -> bool:
     return False
 
 
-def _is_free(lock: Path) -> bool:
+def is_unlocked(lock: Path) -> bool:
+    """Return whether no process holds a lock file (flock(2))."""
     try:
         fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

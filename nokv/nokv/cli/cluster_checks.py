@@ -1,0 +1,181 @@
+"""The checks of `nokv doctor` that ask a running cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from nokv.cli import output
+from nokv.cli.checks import Finding
+from nokv.cli.status import Seen, has_quorum, look
+from nokv.errors import ConfigError, NokvError
+
+if TYPE_CHECKING:
+    from nokv.objects.port import ObjectStore
+
+Tell = Callable[[Finding], None]
+
+SKEW_NS_MAX: Final = 2_000_000_000
+"""Clocks that differ by more than this make file times wrong; at 10 s the leader clamps them."""
+LAG_ENTRIES_MAX: Final = 10_000
+FREE_BYTES_MIN: Final = 1 << 30
+PROBE: Final = "doctor/probe"
+
+
+def run(cluster: str, tell: Tell) -> None:
+    """Look at the nodes, then at the object store that they name."""
+    asyncio.run(_run(cluster, tell))
+
+
+async def _run(cluster: str, tell: Tell) -> None:
+    try:
+        sent_ns = time.time_ns()
+        seen = await look(cluster)
+        took_ns = time.time_ns() - sent_ns
+    except ConfigError as error:
+        tell(Finding("failure", "cluster", error.message, error.hint))
+        return
+    for one in seen:
+        tell(_node(one))
+    answered = [one for one in seen if one.status is not None]
+    if not answered:
+        return
+    tell(_quorum(seen))
+    for finding in (*_lags(answered), *_disks(answered), *_one_cluster(answered)):
+        tell(finding)
+    tell(_clocks(answered, sent_ns, took_ns))
+    if has_quorum(seen):
+        await _round_trips(cluster, tell)
+
+
+def _node(one: Seen) -> Finding:
+    if one.status is None:
+        advice = "start it, or look at its log; is the address right?"
+        return Finding("failure", f"node at {one.address}", f"no answer: {one.error}", advice)
+    text = f"{one.status.role} in term {one.status.term}, build {one.status.build}"
+    return Finding("ok", f"node {one.status.node} at {one.address}", text)
+
+
+def _quorum(seen: list[Seen]) -> Finding:
+    for one in seen:
+        if one.status is not None and one.status.role == "leader":
+            cut = [str(peer.node) for peer in one.status.peers if not peer.connected]
+            text = f"node {one.status.node} leads"
+            if not has_quorum(seen):
+                advice = "start the other nodes: without a majority nothing is committed"
+                return Finding("failure", "quorum", f"{text} without a majority", advice)
+            if cut:
+                advice = "start them, or repair the network between the nodes"
+                text += f", but does not reach node {', '.join(cut)}"
+                return Finding("warning", "quorum", text, advice)
+            return Finding("ok", "quorum", f"{text} and reaches all others")
+    advice = "start a majority of the nodes, and see that their peer ports reach each other"
+    return Finding("failure", "quorum", "no node leads", advice)
+
+
+def _lags(answered: list[Seen]) -> list[Finding]:
+    commit = max(one.status.commit_index for one in answered if one.status is not None)
+    found = []
+    for one in answered:
+        assert one.status is not None
+        lag = commit - one.status.applied_index
+        if lag > LAG_ENTRIES_MAX:
+            advice = "is its disk or its processor too slow? compare: nokv doctor --dir"
+            text = f"{lag} entries behind"
+            found.append(Finding("warning", f"node {one.status.node}", text, advice))
+    return found or [Finding("ok", "lag", "every node follows")]
+
+
+def _disks(answered: list[Seen]) -> list[Finding]:
+    found = []
+    for one in answered:
+        assert one.status is not None
+        free = one.status.free_bytes
+        if free < FREE_BYTES_MIN:
+            advice = "free disk there: below its reserve growing commands are refused"
+            text = f"{output.size(free)} free for metadata"
+            found.append(Finding("warning", f"node {one.status.node}", text, advice))
+    return found or [Finding("ok", "metadata disks", "space on every node")]
+
+
+def _one_cluster(answered: list[Seen]) -> list[Finding]:
+    names = {one.status.cluster for one in answered if one.status is not None}
+    builds = {one.status.build for one in answered if one.status is not None}
+    found = []
+    if len(names) > 1:
+        advice = "name the nodes of one cluster only"
+        text = f"the nodes belong to {len(names)} clusters: {', '.join(sorted(names))}"
+        found.append(Finding("failure", "cluster", text, advice))
+    if len(builds) > 1:
+        advice = "fine during an upgrade; finish it"
+        found.append(Finding("warning", "versions", ", ".join(sorted(builds)), advice))
+    return found
+
+
+def _clocks(answered: list[Seen], sent_ns: int, took_ns: int) -> Finding:
+    """Compare this machine's clock with the file times of the cluster.
+
+    The cluster's `wall_ns` is that of its last entry, so only one that is ahead says something of
+    an idle cluster.
+    """
+    ahead_ns = max(one.status.wall_ns for one in answered if one.status is not None) - sent_ns
+    if ahead_ns - took_ns > SKEW_NS_MAX:
+        text = f"the cluster's file times are {ahead_ns / 1e9:.1f} s ahead of this machine's clock"
+        return Finding("warning", "clocks", text, "run NTP on the nodes and here: timedatectl")
+    return Finding("ok", "clocks", "the cluster's file times are not ahead of this machine's")
+
+
+# ---------------------------------------------------------------- a read, and the object store
+
+
+async def _round_trips(cluster: str, tell: Tell) -> None:
+    from nokv.client.connect import connect
+    from nokv.objects.open import open_store
+
+    try:
+        async with connect(cluster) as fs:
+            started_s = time.perf_counter()
+            counts = await fs.statfs()
+            took_ms = (time.perf_counter() - started_s) * 1e3
+            text = f"a linearizable one took {took_ms:.1f} ms; {counts.files} files, "
+            tell(Finding("ok", "read", f"{text}{output.size(counts.bytes)}"))
+            started_s = time.perf_counter()
+            await fs.session_id()
+            took_ms = (time.perf_counter() - started_s) * 1e3
+            tell(Finding("ok", "commit", f"opening a session took {took_ms:.1f} ms"))
+            volume = fs.volume
+            subject = f"{volume.kind} store {volume.endpoint or ''}{volume.bucket}".strip()
+            store = open_store(volume)
+            try:
+                tell(await _store(store, subject, volume.volume))
+            finally:
+                await store.close()
+    except NokvError as error:
+        tell(Finding("failure", "cluster", error.message, error.hint))
+
+
+async def _store(store: ObjectStore, subject: str, volume: str) -> Finding:
+    """Put, get and delete one object outside of every volume's own names."""
+    from nokv.objects.volume import check_volume
+
+    name = f"{PROBE}-{os.urandom(8).hex()}"
+    data = os.urandom(4096)
+    try:
+        await check_volume(store, volume)
+        started_s = time.perf_counter()
+        await store.put(name, data)
+        back = await store.get(name)
+        left = await store.delete([name])
+    except NokvError as error:
+        advice = error.hint or "check endpoint, bucket, and the credentials of this process"
+        return Finding("failure", subject, error.message, advice)
+    if back != data:
+        return Finding("failure", subject, "other bytes came back", "this store can't be trusted")
+    if left:
+        reason = str(next(iter(left.values())))
+        return Finding("failure", subject, f"no delete: {reason}", "allow s3:DeleteObject")
+    took_ms = (time.perf_counter() - started_s) * 1e3
+    return Finding("ok", subject, f"put, get and delete of 4 KiB took {took_ms:.1f} ms")
