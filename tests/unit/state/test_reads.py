@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.state.programs import entries
+from tests.unit.state.namespace_programs import entries
 from tests.unit.state.shard import ALICE, BOB, ROOT, VOLUME, Shard, at
 
 from nokv.errors import (

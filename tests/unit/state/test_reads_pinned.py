@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.state.invariants import check, reap
-from tests.unit.state.programs import Program, entries, listing
+from tests.unit.state.namespace_programs import Program, entries, listing
 from tests.unit.state.shard import Shard, at
 
 from nokv.errors import NotFound, VersionNotPinned
