@@ -32,9 +32,7 @@ def run(cluster: str, tell: Tell) -> None:
 
 async def _run(cluster: str, tell: Tell) -> None:
     try:
-        sent_ns = time.time_ns()
         seen = await look(cluster)
-        took_ns = time.time_ns() - sent_ns
     except ConfigError as error:
         tell(Finding("failure", "cluster", error.message, error.hint))
         return
@@ -46,7 +44,7 @@ async def _run(cluster: str, tell: Tell) -> None:
     tell(_quorum(seen))
     for finding in (*_lags(answered), *_disks(answered), *_one_cluster(answered)):
         tell(finding)
-    tell(_clocks(answered, sent_ns, took_ns))
+    tell(_clocks(answered))
     if has_quorum(seen):
         await _round_trips(cluster, tell)
 
@@ -115,17 +113,15 @@ def _one_cluster(answered: list[Seen]) -> list[Finding]:
     return found
 
 
-def _clocks(answered: list[Seen], sent_ns: int, took_ns: int) -> Finding:
-    """Compare this machine's clock with the file times of the cluster.
-
-    The cluster's `wall_ns` is that of its last entry, so only one that is ahead says something of
-    an idle cluster.
-    """
-    ahead_ns = max(one.status.wall_ns for one in answered if one.status is not None) - sent_ns
-    if ahead_ns - took_ns > SKEW_NS_MAX:
-        text = f"the cluster's file times are {ahead_ns / 1e9:.1f} s ahead of this machine's clock"
-        return Finding("warning", "clocks", text, "run NTP on the nodes and here: timedatectl")
-    return Finding("ok", "clocks", "the cluster's file times are not ahead of this machine's")
+def _clocks(answered: list[Seen]) -> Finding:
+    """Compare the nodes' clocks with each other and with this machine's."""
+    skews = {one.status.node: one.skew_ns for one in answered if one.status is not None}
+    spread_ns = max(*skews.values(), 0) - min(*skews.values(), 0)
+    text = ", ".join(f"node {node} {skew / 1e6:+.1f} ms" for node, skew in sorted(skews.items()))
+    if spread_ns > SKEW_NS_MAX:
+        advice = "run NTP on the nodes and here: timedatectl; file times follow the leader's clock"
+        return Finding("warning", "clocks", f"against this machine's: {text}", advice)
+    return Finding("ok", "clocks", f"against this machine's: {text}")
 
 
 # ---------------------------------------------------------------- a read, and the object store

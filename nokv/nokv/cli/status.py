@@ -30,6 +30,8 @@ class Seen(NamedTuple):
     hello: HelloReply | None
     status: StatusReply | None
     error: str = ""
+    skew_ns: int = 0
+    """How far the node's clock is ahead of this machine's, ns; half a round trip uncertain."""
 
 
 async def look(cluster: str) -> list[Seen]:
@@ -61,6 +63,8 @@ def _order(one: Seen) -> tuple[int, str]:
 
 
 async def _ask(address: str) -> Seen:
+    import time
+
     from nokv.errors import NokvError
     from nokv.wire.connection import RpcConnection
     from nokv.wire.rpc import PROTOCOL, Hello, Status, StatusReply
@@ -71,14 +75,17 @@ async def _ask(address: str) -> Seen:
         )
     except NokvError as error:
         return Seen(address, None, None, error.message)
+    sent_ns = time.time_ns()
     try:
         reply = await connection.call(Status(), timeout_s=PROBE_S)
+        answered_ns = time.time_ns()
     except NokvError as error:
         return Seen(address, connection.hello, None, error.message)
     finally:
         await connection.close()
     assert isinstance(reply, StatusReply)
-    return Seen(address, connection.hello, reply)
+    skew_ns = reply.clock_ns - (sent_ns + answered_ns) // 2 if reply.clock_ns else 0
+    return Seen(address, connection.hello, reply, "", skew_ns)
 
 
 def has_quorum(seen: list[Seen]) -> bool:
@@ -122,6 +129,7 @@ def _fields(one: Seen, commit: int) -> dict[str, Any]:
         "log_bytes": status.log_bytes,
         "free_bytes": status.free_bytes,
         "wall_ns": status.wall_ns,
+        "clock_ns": status.clock_ns,
         "cluster_ns": status.cluster_ns,
         "format": status.format,
         "build": status.build,

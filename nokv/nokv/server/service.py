@@ -426,4 +426,5 @@ class Service:
             format=machine.counters.format,
             build=self._build,
             fingerprint=machine.fingerprint(),
+            clock_ns=time.time_ns(),
         )

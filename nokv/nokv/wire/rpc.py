@@ -188,6 +188,8 @@ class StatusReply(Lenient, frozen=True, tag=5):
     build: str
     fingerprint: bytes
     """Running hash of all results at `applied_index`."""
+    clock_ns: int = 0
+    """The node's own clock as it answers, ns since 1970; 0 from a node that does not say."""
 
 
 class Pong(Lenient, frozen=True, tag=6):
