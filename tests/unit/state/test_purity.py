@@ -25,7 +25,7 @@ STEPS = 300
 
 
 class Recorded(Shard):
-    """A shard that keeps its log: (wall_ns, cluster_ns, payloads) of each entry, and its results."""
+    """A shard that keeps its log, (wall_ns, cluster_ns, payloads) of each entry, and results."""
 
     def __init__(self, kv: KV | None = None) -> None:
         self.log: list[tuple[int, int, list[bytes]]] = []
