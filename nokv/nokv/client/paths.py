@@ -48,9 +48,17 @@ def components(path: AnyPath) -> Components:
         InvalidArgument: a path that is relative, or has `..`, a NUL or an empty component.
         NameTooLong: a name over NAME_BYTES_MAX or a path over PATH_BYTES_MAX.
     """
-    raw = encode_name(os.fspath(path))
+    raw = encode_name(path if isinstance(path, str | bytes) else os.fspath(path))
     if raw == b"/":
         return ()
+    plain = raw[:1] == b"/" and len(raw) <= NAME_BYTES_MAX and raw[-1:] != b"/"
+    if plain and b"//" not in raw and b"/.." not in raw and b"\0" not in raw:
+        return tuple(raw[1:].split(b"/"))
+    return _components_checked(raw)
+
+
+def _components_checked(raw: bytes) -> Components:
+    """Return the components of a path that is not plainly right, or raise what is wrong."""
     if raw[:1] != b"/":
         message = f"{_shown(raw)} is not an absolute path"
         raise InvalidArgument(message, hint="paths start with '/'")
