@@ -17,6 +17,7 @@ STICKY = 0o1000
 GROUP_X = 0o010
 PERMISSIONS = 0o7777
 
+_DIRECTORY = int(FileType.DIRECTORY)
 _IMMUTABLE = int(InodeFlag.IMMUTABLE)
 _FROZEN = int(InodeFlag.IMMUTABLE | InodeFlag.APPEND)
 
@@ -104,7 +105,7 @@ def clear_privileges(mode: int) -> int:
 
 def inherit(parent: Inode, caller: Caller, mode: int) -> tuple[int, int]:
     """Return (mode, gid) of a new inode whose mode, type bits included, was asked for."""
-    directory = mode >> 12 == FileType.DIRECTORY
+    directory = mode >> 12 == _DIRECTORY
     gid = caller.gid
     if parent.mode & SET_GID:
         gid = parent.gid

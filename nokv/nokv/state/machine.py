@@ -47,6 +47,8 @@ from nokv.types.results import AtomicDone, InnerValue, ResultValue
 from nokv.types.values import Caller, Marks
 from nokv.wire.codec import decode_command, encode_failure, encode_success
 
+_SESSION = Family.SESSION
+_META = Family.META
 _UNSTORED = (UnknownSession, SessionExpired, SequenceReused, WindowFull)
 """Refusals about the session itself: no row keeps them (docs/namespace.md: sessions)."""
 
@@ -60,12 +62,12 @@ class StateMachine:
 
     def __init__(self, kv: KV) -> None:
         self._kv = kv
-        row = kv.get(Family.META, keys.COUNTERS)
+        row = kv.get(_META, keys.COUNTERS)
         self._counters = Counters() if row is None else decode_counters(row)
         if self._counters.format > 1:
             message = f"state format {self._counters.format}; this build knows 1: upgrade the node"
             raise Incompatible(message)
-        row = kv.get(Family.META, keys.POSITION)
+        row = kv.get(_META, keys.POSITION)
         self._position = Position(0, 0, b"") if row is None else decode_position(row)
         self._txn = Txn(kv, self._counters)
         self._effects: list[Effect] = []
@@ -152,8 +154,8 @@ class StateMachine:
             record = EventRecord(wall_ns, tuple(chains), tuple(events))
             txn.set_row(Family.EVENT, keys.pack(self._counters.version), encode(record))
         self._position = position
-        txn.set_row(Family.META, keys.COUNTERS, encode(self._counters))
-        txn.set_row(Family.META, keys.POSITION, encode(position))
+        txn.set_row(_META, keys.COUNTERS, encode(self._counters))
+        txn.set_row(_META, keys.POSITION, encode(position))
         txn.merge()
         txn.flush()
 
@@ -256,13 +258,13 @@ class StateMachine:
         """Return a stored result, or None, and the session to run in."""
         txn = self._txn
         known = 0 < command.session < 2**64
-        row = txn.get(Family.SESSION, keys.session(command.session)) if known else None
+        row = txn.get(_SESSION, keys.session(command.session)) if known else None
         if row is None:
             message = f"no session {command.session:016x}"
             raise UnknownSession(message)
         session = decode_session(row)
         if command.seq >= 1 and command.seq > session.acked:
-            stored = txn.get(Family.SESSION, keys.result(command.session, command.seq))
+            stored = txn.get(_SESSION, keys.result(command.session, command.seq))
             if stored is not None:
                 return stored, session
         if session.died:
@@ -290,15 +292,15 @@ class StateMachine:
         acked = max(session.acked, command.acked)
         for seq in range(session.acked + 1, min(acked, session.acked + RESULT_WINDOW) + 1):
             key = keys.result(session_id, seq)
-            if txn.get(Family.SESSION, key) is not None:
-                txn.delete_row(Family.SESSION, key)
+            if txn.get(_SESSION, key) is not None:
+                txn.delete_row(_SESSION, key)
                 results -= 1
         if result:
-            txn.set_row(Family.SESSION, keys.result(session_id, command.seq), result)
+            txn.set_row(_SESSION, keys.result(session_id, command.seq), result)
             results += 1
         assert 0 <= results <= RESULT_WINDOW, f"{results} results are kept"
         after = msgspec.structs.replace(session, acked=acked, results=results)
-        txn.set_row(Family.SESSION, keys.session(session_id), encode(after))
+        txn.set_row(_SESSION, keys.session(session_id), encode(after))
 
     # ------------------------------------------------------------------ reads and duties
 
@@ -317,12 +319,12 @@ class StateMachine:
 
     def initialised(self) -> bool:
         """Whether the volume record exists: the first command was applied."""
-        return self._kv.get(Family.META, keys.VOLUME) is not None
+        return self._kv.get(_META, keys.VOLUME) is not None
 
     def live_sessions(self) -> list[tuple[int, int]]:
         """Return (session, time to live in ns) of every session that has not ended."""
         found = []
-        for key, value in self._kv.scan(Family.SESSION, keys.pack(1), b"\xff" * 9):
+        for key, value in self._kv.scan(_SESSION, keys.pack(1), b"\xff" * 9):
             if key[8:] == keys.RECORD:
                 session = decode_session(value)
                 if not session.died:
@@ -332,7 +334,7 @@ class StateMachine:
     def marks_of(self, session_id: int) -> Marks | None:
         """Return the newest applied marks of a session, or None if it is unknown."""
         known = 0 < session_id < 2**64
-        row = self._kv.get(Family.SESSION, keys.session(session_id)) if known else None
+        row = self._kv.get(_SESSION, keys.session(session_id)) if known else None
         if row is None:
             return None
         s = decode_session(row)
@@ -350,7 +352,9 @@ def _internal(error: Exception) -> Internal:
 
 def _renumber(ctx: Context, chains: dict[tuple[int, ...], int]) -> Iterator[StoredEvent]:
     """Move a command's events over to the entry's chains."""
-    where = {old: chains.setdefault(one, len(chains)) for old, one in enumerate(ctx.chains)}
+    if not ctx.events:
+        return
+    where = {old: chains.setdefault(one, len(chains)) for one, old in ctx.chains.items()}
     where[-1] = -1
     for event in ctx.events:
         at, to = where[event.chain], where[event.to_chain]

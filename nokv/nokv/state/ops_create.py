@@ -14,6 +14,7 @@ from nokv.state.arguments import DEVICES
 from nokv.state.context import (
     DIRECTORY,
     REGULAR,
+    S_IFMT,
     SYMLINK,
     Context,
     chain,
@@ -29,7 +30,11 @@ from nokv.types.commands import BulkCreate, Create, Link, Mkdir, Mknod, Symlink
 from nokv.types.events import EventKind
 from nokv.types.limits import LINK_MAX
 from nokv.types.results import Made, MadeMany
-from nokv.types.values import At, FileType
+from nokv.types.values import At
+
+_CREATE = EventKind.CREATE
+_INODE = Family.INODE
+_DENTRY = Family.DENTRY
 
 
 def place(ctx: Context, at: At, name: bytes) -> Found:
@@ -43,8 +48,8 @@ def place(ctx: Context, at: At, name: bytes) -> Found:
 
 def need_free(ctx: Context, parent: Found, name: bytes) -> None:
     """Raise AlreadyExists if the directory has the name."""
-    key = keys.dentry(parent.view, parent.ino, name)
-    if ctx.txn.get(Family.DENTRY, key) is not None:
+    key = keys.pack2(parent.view, parent.ino) + name
+    if ctx.txn.get(_DENTRY, key) is not None:
         message = f"{name!r} exists"
         raise AlreadyExists(message)
 
@@ -52,7 +57,7 @@ def need_free(ctx: Context, parent: Found, name: bytes) -> None:
 def _make(
     ctx: Context, parent: Found, name: bytes, mode: int, *, rdev: int = 0, target: bytes = b""
 ) -> Made:
-    view, directory = parent.view, mode >> 12 == FileType.DIRECTORY
+    view, directory = parent.view, mode & S_IFMT == DIRECTORY
     mode, gid = inherit(parent.inode, ctx.caller, mode)
     now, size = ctx.wall_ns, len(target)
     inode = Inode(
@@ -75,7 +80,7 @@ def _make(
     ctx.add_usage(view, parent.ino, 1, size)
     ctx.counters.files += 1
     ctx.counters.size_bytes += size
-    ctx.emit(EventKind.CREATE, view, parent.ino, name, ino, size=size)
+    ctx.emit(_CREATE, view, parent.ino, name, ino, size=size)
     return Made(make_attr(view, ino, inode, ctx.version))
 
 
@@ -120,15 +125,13 @@ def bulk_create(ctx: Context, op: BulkCreate) -> MadeMany:
     ctx.counters.next_inode += count
     numbers = range(first, first + count)
     pack, prefix, file_type = keys.pack2, keys.pack2(view, parent.ino), mode >> 12
-    txn.put_fresh(Family.INODE, [(pack(view, ino), body) for ino in numbers])
+    txn.put_fresh(_INODE, [(pack(view, ino), body) for ino in numbers])
     rows = zip(names, numbers, strict=True)
-    txn.put_fresh(
-        Family.DENTRY, [(prefix + name, encode(Dentry(file_type, ino))) for name, ino in rows]
-    )
+    txn.put_fresh(_DENTRY, [(prefix + name, encode(Dentry(file_type, ino))) for name, ino in rows])
     touch_directory(ctx, view, parent.ino, parent.inode, children=count)
     ctx.add_usage(view, parent.ino, count, 0)
     ctx.counters.files += count
-    ctx.emit(EventKind.CREATE, view, parent.ino, b"", first, names=names)
+    ctx.emit(_CREATE, view, parent.ino, b"", first, names=names)
     return MadeMany(first, count)
 
 

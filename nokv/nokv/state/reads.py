@@ -68,6 +68,8 @@ EVENTS_BYTES_MAX = 2 * 1024 * 1024
 _EVENT_BYTES = 128
 _ID_BYTES = 9
 _decode_volume = msgspec.msgpack.Decoder(Volume).decode
+_INODE = Family.INODE
+_DENTRY = Family.DENTRY
 
 
 def run(txn: Txn, caller: Caller, request: Read) -> ReadValue:
@@ -110,12 +112,12 @@ def _lookup(source: Source, caller: Caller, request: Lookup) -> AttrReply:
     parent = resolve_parent(source, caller, 0, request.parent)
     need(parent.inode, caller, X)
     view = parent.view
-    value = source.get(Family.DENTRY, keys.dentry(view, parent.ino, request.name))
+    value = source.get(_DENTRY, keys.dentry(view, parent.ino, request.name))
     if value is None:
         message = f"no entry {request.name!r}"
         raise NotFound(message)
     ino = decode_dentry(body_of(value)).inode
-    row = source.get(Family.INODE, keys.inode(view, ino))
+    row = source.get(_INODE, keys.inode(view, ino))
     assert row is not None, f"inode {view}:{ino} is named and does not exist"
     return AttrReply(make_attr(view, ino, decode_inode(body_of(row)), born_of(row)))
 
@@ -157,11 +159,11 @@ def _read_dir(source: Source, caller: Caller, request: ReadDir) -> DirPage:
     need(found.inode, caller, R)
     prefix = keys.inode(found.view, found.ino)
     if isinstance(source, PinnedSource):
-        rows, cut = source.page(Family.DENTRY, prefix, request.after, request.limit)
+        rows, cut = source.page(_DENTRY, prefix, request.after, request.limit)
     else:
         start = prefix + request.after + b"\0" if request.after else prefix
         end = keys.after_prefix(prefix)
-        rows = list(islice(source.scan(Family.DENTRY, start, end), request.limit + 1))
+        rows = list(islice(source.scan(_DENTRY, start, end), request.limit + 1))
         cut = rows[request.limit - 1][0] if len(rows) > request.limit else None
         del rows[request.limit :]
     entries = tuple(
@@ -180,7 +182,7 @@ def _entry(source: Source, view: int, name: bytes, value: bytes, *, plus: bool) 
     ino = dentry.inode
     if not plus:
         return DirEntry(name, ino, dentry.file_type, view)
-    row = source.get(Family.INODE, keys.inode(view, ino))
+    row = source.get(_INODE, keys.inode(view, ino))
     assert row is not None, f"inode {view}:{ino} is named and does not exist"
     attr = make_attr(view, ino, decode_inode(body_of(row)), born_of(row))
     return DirEntry(name, ino, dentry.file_type, view, attr)

@@ -18,6 +18,9 @@ from nokv.state.records import Inode, body_of, born_of, decode_dentry, decode_in
 from nokv.types.limits import NAME_BYTES_MAX, SYMLINK_HOPS_MAX
 from nokv.types.values import At, Caller
 
+_INODE = Family.INODE
+_DENTRY = Family.DENTRY
+
 
 class Found(msgspec.Struct, frozen=True, gc=False):
     """What an address shows."""
@@ -37,7 +40,7 @@ def resolve(source: Source, caller: Caller, session_id: int, at: At) -> Found:
     """
     view, ino = at.view, at.inode
     root = root_of(source, view)
-    value = source.get(Family.INODE, keys.pack2(view, ino)) if 0 < ino < 2**64 else None
+    value = source.get(_INODE, keys.pack2(view, ino)) if 0 < ino < 2**64 else None
     if value is None:
         message = f"no inode {view}:{ino}"
         raise Stale(message)
@@ -90,7 +93,7 @@ def _walk(source: Source, caller: Caller, at: At, root: int, value: bytes) -> tu
         elif name != b".":
             ino = _step(source, view, ino, name)
         if ino != directory:
-            row = get(Family.INODE, keys.pack2(view, ino))
+            row = get(_INODE, keys.pack2(view, ino))
             assert row is not None, f"inode {view}:{ino} is named and does not exist"
             value = row
             if not todo and not at.follow:
@@ -103,7 +106,7 @@ def _walk(source: Source, caller: Caller, at: At, root: int, value: bytes) -> tu
                     raise TooManyLinks(message)
                 todo += _components(inode.target)
                 ino = root if inode.target.startswith(b"/") else directory
-                row = get(Family.INODE, keys.pack2(view, ino))
+                row = get(_INODE, keys.pack2(view, ino))
                 assert row is not None, "the directory of a link does not exist"
                 value = row
                 inode = decode_inode(body_of(value))
@@ -115,7 +118,7 @@ def _step(source: Source, view: int, directory: int, name: bytes) -> int:
     if len(name) > NAME_BYTES_MAX:  # only a link's target can hold such a name
         message = f"a link leads through a name of {len(name)} bytes"
         raise NameTooLong(message)
-    value = source.get(Family.DENTRY, keys.pack2(view, directory) + name)
+    value = source.get(_DENTRY, keys.pack2(view, directory) + name)
     if value is None:
         message = f"no entry {name!r}"
         raise NotFound(message)
