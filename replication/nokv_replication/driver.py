@@ -71,12 +71,11 @@ class Driver:
 
     async def close(self) -> None:
         """Stop: commit the machine, settle what waits, close the log and the connections."""
-        if self._closed:
-            return
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            self._group.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self._group.stop()
         await self._network.close()
 
     # ------------------------------------------------------------------ stepping

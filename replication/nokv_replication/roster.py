@@ -56,11 +56,9 @@ class Roster:
         return self._digest
 
     def candidate(self) -> Members | None:
-        """Return the full list when every first member's incarnation is known.
+        """Return the full list when every first member's incarnation is known, else None.
 
-        Raises:
-            StartRefused: a peer has synced another list: a member was replaced while the group
-                was being founded.
+        None too, and for good, where a peer has synced a list that is not this one.
         """
         if set(self._incarnations) != set(self._addresses):
             return None
@@ -73,11 +71,13 @@ class Roster:
         digest = members.digest(self._identity.cluster)
         for node, other in self._foreign_digests.items():
             if other != digest:
-                message = (
+                self.last_refusal = (
                     f"node {node} was founded with another list of members than the one this node"
-                    " collected: a data directory was wiped meanwhile. Initialise all anew"
+                    " sees. If this node's data directory was wiped or replaced, it must not rejoin"
+                    " under its old name; if another's was, while the group was being founded,"
+                    " initialise all anew"
                 )
-                raise StartRefused(message)
+                return None
         return members
 
     def found(self, members: Members) -> None:

@@ -121,7 +121,7 @@ class _Connection(asyncio.Protocol):
             self._refuse(refusal)
             return
         except ProtocolError as error:
-            log.warning("closing the connection with %s: %s", self._name(), error)
+            self._network.report(self._name(), str(error))
             self.abort()
             return
         del buffer[:position]
@@ -147,7 +147,7 @@ class _Connection(asyncio.Protocol):
         self._network.established(self)
 
     def _refuse(self, refusal: HandshakeRefused) -> None:
-        log.warning("refusing the connection with %s: %s", self._name(), refusal)
+        self._network.report(self._name(), str(refusal))
         if self._dialed is None:
             self.write(encode(str(refusal)[:512]))
         if self.transport is not None:
@@ -218,6 +218,7 @@ class TcpNetwork:
         self._established: dict[int, _Connection] = {}
         self._endpoint: Endpoint | None = None
         self._closing = False
+        self._reported: dict[str, str] = {}
 
     @property
     def endpoint(self) -> Endpoint:
@@ -274,6 +275,12 @@ class TcpNetwork:
         if self._closing:
             connection.abort()
 
+    def report(self, peer: str, reason: str) -> None:
+        """Log why a connection was closed; once, while a peer that dials again fails the same."""
+        level = logging.DEBUG if self._reported.get(peer) == reason else logging.WARNING
+        self._reported[peer] = reason
+        log.log(level, "closing the connection with %s: %s", peer, reason)
+
     def established(self, connection: _Connection) -> None:
         """A connection passed its handshake; it replaces an older one with that peer."""
         peer = connection.peer
@@ -282,6 +289,7 @@ class TcpNetwork:
         if old is not None:
             old.abort()
         self._established[peer] = connection
+        self._reported.pop(f"node {peer}", None)
         self.endpoint.connected(peer, connection.epoch)
 
     def lost(self, connection: _Connection) -> None:

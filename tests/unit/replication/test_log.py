@@ -9,6 +9,8 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.simulation.disk import WRITING_CALLS, Crash, SimDisk
+from tests.simulation.script import NothingKept
 
 from nokv_replication import (
     Disk,
@@ -18,13 +20,11 @@ from nokv_replication import (
     LogDamaged,
     StartRefused,
     initialise,
+    records,
 )
-from nokv_replication import records
 from nokv_replication.disk import OsDisk
 from nokv_replication.log import Log, segment_name
 from nokv_replication.records import BATCH_START, HardState, RecordType
-from tests.simulation.disk import WRITING_CALLS, Crash, SimDisk
-from tests.simulation.script import NothingKept
 
 IDENTITY = Identity("c", 1, 11)
 SMALL = GroupConfig(segment_bytes=1024, cache_bytes=256)
