@@ -26,10 +26,12 @@ from nokv.state.context import (
     load_attr,
     load_dentry,
     need_inode,
+    root_of,
 )
 from nokv.state.drops import drop_body, load_chunk, write_chunk
 from nokv.state.extents import from_publish, move, overlay
 from nokv.state.families import Family
+from nokv.state.links import home
 from nokv.state.ops_session import check_upload, consume_upload, need_session
 from nokv.state.publish_arguments import check_publish
 from nokv.state.records import Dentry, Inode, encode
@@ -41,6 +43,9 @@ from nokv.types.limits import EXTENTS_PER_CHUNK_MAX, FILE_BYTES_MAX
 from nokv.types.results import Published
 from nokv.types.values import FileType, InodeFlag, StoredChunk
 
+MERGED_INLINE_BYTES_MAX = 4 * 1024 * 1024
+"""Inline bytes of a chunk after patches and appends: its record must fit a reply's frame."""
+
 _KEEPS_BODY = (PublishMode.PATCH, PublishMode.APPEND)
 
 
@@ -51,7 +56,9 @@ def publish(ctx: Context, op: Publish) -> Published:
         check_upload(ctx, op.upload)
     if not op.name:
         found = resolve(ctx.txn, ctx.caller, ctx.session_id, op.parent)
-        result = _rewrite(ctx, op, found.view, found.ino, found.inode, found.inode.parent, b"")
+        root = root_of(ctx.txn, found.view)
+        directory, _ = home(ctx.txn, found.view, found.ino, found.inode, root)
+        result = _rewrite(ctx, op, found.view, found.ino, found.inode, directory, b"")
     else:
         parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
         access.need(parent.inode, ctx.caller, access.X)
@@ -127,16 +134,15 @@ def _rewrite(
 def _published(
     ctx: Context, name: bytes, view: int, ino: int, directory: int, after: Inode, offset: int
 ) -> Published:
-    if directory:
-        ctx.emit(
-            EventKind.PUBLISH,
-            view,
-            directory,
-            name,
-            ino,
-            size=after.size,
-            generation=after.generation,
-        )
+    ctx.emit(
+        EventKind.PUBLISH,
+        view,
+        directory,
+        name,
+        ino,
+        size=after.size,
+        generation=after.generation,
+    )
     attr = load_attr(ctx.txn, view, ino)
     return Published(ino, after.generation, after.size, offset, attr)
 
@@ -195,6 +201,9 @@ def _merge_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) ->
         if len(merged.extents) > EXTENTS_PER_CHUNK_MAX:
             message = f"chunk {index} would have {len(merged.extents)} extents"
             raise ResultTooLarge(message, hint="publish the whole file again")
+        if sum(len(e.data) for e in merged.extents) > MERGED_INLINE_BYTES_MAX:
+            message = f"chunk {index} would have over {MERGED_INLINE_BYTES_MAX} inline bytes"
+            raise ResultTooLarge(message, hint="publish the whole file again, as objects")
         write_chunk(ctx, key, merged)
     if op.publish_mode == PublishMode.APPEND:
         _note_shared(ctx, op, view, ino, body, base)

@@ -6,17 +6,23 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
+from tests.unit.state.bodies import DAY_NS, part
+from tests.unit.state.shard import Shard
+
+from nokv.state import keys
+from nokv.state.context import is_directory
+from nokv.state.families import Family
+from nokv.state.records import body_of, decode_inode
 from nokv.types import commands as c
 from nokv.types import reads as r
 from nokv.types.limits import CHUNK_BYTES, SESSION_TTL_NS_DEFAULT
 from nokv.types.values import At, Caller, ChunkMap, Extent, Lease, Marks, ObjectPart, Volume
-from tests.unit.state.bodies import DAY_NS, part
 
 T = TypeVar("T")
 
 WEIRD = (-(2**63), -1, 0, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 CALLERS = (Caller(), Caller(), Caller(), Caller(1000, 100, (200,)), Caller(1001, 200))
-NAMES = (b"a", b"b", b"c", b"d")
+NAMES = (b"a", b"b", b"c", b"d", b"e", b"f")
 ODD_NAMES = (b"", b".", b"..", b"a/b", b"\0", b"n" * 255, b"n" * 256, b"\xff")
 FIRST_SESSION = (1 << 32) + 1
 
@@ -33,6 +39,13 @@ class Programs:
         """About the next inode."""
         self.uploads = 1
         """The next upload to publish."""
+        self.directories: list[int] = [1]
+        """Present ones, staged and detached too: most commands go there."""
+        self.files: list[int] = [1]
+        self.names: list[tuple[int, bytes]] = []
+        """(directory, name) of what is there."""
+        self.pins: list[tuple[int, int]] = []
+        """(version, pin)."""
 
     def one(self, values: tuple[T, ...]) -> T:
         return self.rng.choice(values)
@@ -50,7 +63,39 @@ class Programs:
     def name(self) -> bytes:
         return self.one(ODD_NAMES) if self.odd() else self.one(NAMES)
 
+    def look(self, shard: Shard) -> None:
+        """Look at the present state, for commands that are likely to succeed."""
+        self.version = shard.machine.version
+        self.inodes = shard.machine.counters.next_inode
+        self.directories, self.files = [], []
+        for key, value in shard.kv.scan(Family.INODE, b"\x00", b"\xff" * 9):
+            found = self.directories if is_directory(decode_inode(body_of(value))) else self.files
+            found.append(int.from_bytes(key[8:], "big"))
+        rows = shard.kv.scan(Family.DENTRY, b"\x00", b"\xff" * 9)
+        self.names = [(int.from_bytes(key[8:16], "big"), key[16:]) for key, _ in rows]
+        rows = shard.kv.scan(Family.PIN, b"\x00", b"\xff" * 9)
+        self.pins = [keys.pin_parts(key)[1:] for key, _ in rows]
+
+    def entry(self) -> tuple[At, bytes]:
+        """Return a name that is there, mostly."""
+        if self.names and self.rng.random() < 0.7:
+            directory, name = self.rng.choice(self.names)
+            return At(0, directory), name
+        return self.at(), self.name()
+
     def at(self) -> At:
+        """Return the address of a directory, mostly."""
+        if self.rng.random() < 0.8:
+            return At(0, self.rng.choice(self.directories))
+        return self.any_at()
+
+    def file(self) -> At:
+        """Return the address of something that is no directory, mostly."""
+        if self.files and self.rng.random() < 0.8:
+            return At(0, self.rng.choice(self.files), (), self.rng.random() < 0.7)
+        return self.any_at()
+
+    def any_at(self) -> At:
         path = tuple(self.name() for _ in range(self.one((0, 0, 1, 1, 2, 3))))
         follow = self.rng.random() < 0.7
         if self.rng.random() < 0.6:
@@ -58,7 +103,7 @@ class Programs:
         return At(self.number(0), self.below(self.inodes + 1), path, follow)
 
     def mode(self) -> int:
-        return self.number(0o755, 0o777, 0o777, 0o6777, 0o1777, 0o2775)
+        return self.number(0o755, 0o777, 0o777, 0o777, 0o6777, 0o1777, 0o2777)
 
     def size(self) -> int:
         return self.number(0, 1, 5, 10, 20, 40, CHUNK_BYTES - 3, CHUNK_BYTES, CHUNK_BYTES + 7)
@@ -73,7 +118,7 @@ class Programs:
     def extent(self, parts: tuple[ObjectPart, ...], offset: int) -> Extent:
         if parts and self.rng.random() < 0.7:
             index = self.rng.randrange(len(parts))
-            length = self.number(self.rng.randint(1, parts[index].length))
+            length = self.number(self.rng.randint(1, max(1, min(parts[index].length, 99))))
             return Extent(offset, length, self.number(index), self.number(0))
         data = bytes([self.rng.randrange(256)]) * self.rng.randint(1, 8)
         return Extent(offset, self.number(len(data)), -1, 0, data)
@@ -87,11 +132,13 @@ class Programs:
         extents = []
         for number in range(max(len(parts), 1)):
             if number < len(parts) and not self.odd():
-                one = Extent(offset, self.rng.randint(1, parts[number].length), number, 0)
+                one = Extent(
+                    offset, self.rng.randint(1, max(1, min(parts[number].length, 99))), number, 0
+                )
             else:
                 one = self.extent(parts, offset)
             extents.append(one)
-            offset += max(one.length, 1) + self.one((0, 3))
+            offset = min(offset + max(one.length, 1) + self.one((0, 3)), 2**62)
         return ChunkMap(self.number(index), parts, tuple(extents))
 
     def publish(self) -> c.Publish:
@@ -103,9 +150,10 @@ class Programs:
         if any(x.parts for x in chunks):
             upload = self.below(self.uploads) if self.odd() else self.uploads
             self.uploads += 1
+        handle = self.rng.random() < 0.4
         return c.Publish(
-            self.at(),
-            b"" if self.rng.random() < 0.3 else self.name(),
+            self.file() if handle else self.at(),
+            b"" if handle else self.name(),
             self.number(0, 1, 1, 2, 3, 3, 4, 4),
             self.mode(),
             self.number(size),
@@ -131,27 +179,25 @@ class Programs:
             lambda: c.Symlink(
                 self.at(), self.name(), self.one((b"a", b"/b", b"../c/", b"", b"\0"))
             ),
-            lambda: c.Link(self.at(), self.at(), self.name()),
-            lambda: c.Link(self.at(), self.at(), self.name()),
-            lambda: c.Unlink(self.at(), self.name()),
-            lambda: c.Unlink(self.at(), self.name()),
-            lambda: c.Rmdir(self.at(), self.name()),
-            lambda: c.RemoveTree(self.at(), self.name()),
-            lambda: c.Rename(
-                self.at(), self.name(), self.at(), self.name(), self.number(0, 0, 1, 2)
-            ),
-            lambda: c.Rename(
-                self.at(), self.name(), self.at(), self.name(), self.number(0, 0, 1, 2)
-            ),
+            lambda: c.Link(self.file(), self.at(), self.name()),
+            lambda: c.Link(self.file(), self.at(), self.name()),
+            lambda: c.Unlink(*self.entry()),
+            lambda: c.Unlink(*self.entry()),
+            lambda: c.Rmdir(*self.entry()),
+            lambda: c.RemoveTree(*self.entry()),
+            lambda: c.Rename(*self.entry(), *self.entry(), self.number(0, 0, 1, 2)),
+            lambda: c.Rename(*self.entry(), self.at(), self.name(), self.number(0, 0, 1, 2)),
             self.set_attr,
-            lambda: c.SetAttr(self.at(), size=self.size()),
-            lambda: c.SetXattr(self.at(), self.one((b"user.a", b"user.b", b"trusted.c")), b"v"),
-            lambda: c.SetXattr(self.at(), self.name(), b"v" * self.one((0, 65_537)), self.below(3)),
-            lambda: c.RemoveXattr(self.at(), self.one((b"user.a", b"user.b", b"trusted.c"))),
+            lambda: c.SetAttr(self.file(), size=self.size()),
+            lambda: c.SetXattr(self.file(), self.one((b"user.a", b"user.b", b"trusted.c")), b"v"),
+            lambda: c.SetXattr(
+                self.file(), self.name(), b"v" * self.one((0, 65_537)), self.below(3)
+            ),
+            lambda: c.RemoveXattr(self.file(), self.one((b"user.a", b"user.b", b"trusted.c"))),
             lambda: c.StageSwap(
                 self.number(0), self.below(self.inodes), self.at(), self.name(), self.number(0, 1)
             ),
-            lambda: c.StageSwap(0, self.below(self.inodes), At(), self.name(), 1),
+            lambda: c.StageSwap(0, self.one(tuple(self.directories)), *self.entry(), 1),
         )
         return self.one(makers)()
 
@@ -160,7 +206,7 @@ class Programs:
             return self.number(*values) if self.rng.random() < 0.3 else None
 
         return c.SetAttr(
-            self.at(),
+            self.file() if self.rng.random() < 0.7 else self.at(),
             self.mode() if self.rng.random() < 0.3 else None,
             maybe(0, 1000, 1001),
             maybe(0, 100, 200),
@@ -181,12 +227,13 @@ class Programs:
             lambda: c.PinView(0),
             lambda: c.ExpireSession(self.session()) if self.odd() else c.PinView(0),
             self.unpin,
+            self.unpin,
         )
         return self.one(makers)()
 
     def unpin(self) -> c.UnpinView:
-        version = self.below(self.version + 1)
-        return c.UnpinView(self.number(0), version, self.number(version + 1))
+        version, pin = self.one(tuple(self.pins)) if self.pins else (1, 2)
+        return c.UnpinView(self.number(0), self.number(version), self.number(pin))
 
     def session(self) -> int:
         return self.number(0, FIRST_SESSION, FIRST_SESSION + 1, FIRST_SESSION + 2)
@@ -235,7 +282,7 @@ class Programs:
     def raw(self) -> c.Command:
         """Return a command of any session, with any numbers."""
         op = self.op()[0]
-        seq = self.below(self.version + 1)
+        seq = max(self.below(self.version + 1), 1 - 2**63)
         return c.Command(
             c.COMMAND_FORMAT, self.session(), seq, self.number(seq - 1, 0), self.caller(), op
         )
@@ -251,7 +298,7 @@ class Programs:
             lambda: r.BodyMap(
                 self.at(), self.size(), self.size(), version, self.session(), self.below(9)
             ),
-            lambda: r.BodyMap(self.at(), self.size(), self.size(), version),
+            lambda: r.BodyMap(self.file(), self.size(), self.size(), version),
             lambda: r.GetXattr(self.at(), self.one((b"user.a", b"x")), version),
             lambda: r.ListXattr(self.at(), version),
             r.StatFs,

@@ -1,0 +1,433 @@
+"""What must hold of every state between two entries, recomputed from all of its records.
+
+For tests, the model's machine and the simulator: a check reads everything. Each predicate is one
+that a lost update, a wrong count or an early or late collection would break.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+from nokv.state import keys
+from nokv.state.collect import sessions_of
+from nokv.state.context import (
+    DIRECTORY,
+    JOB_ORPHAN,
+    JOB_TRIM,
+    JOB_UNPIN,
+    S_IFMT,
+    is_directory,
+    is_regular,
+    is_symlink,
+)
+from nokv.state.families import Family
+from nokv.state.pinned import VERSIONED, Source
+from nokv.state.records import (
+    Counters,
+    Dentry,
+    Drop,
+    Inode,
+    Job,
+    Session,
+    Usage,
+    body_of,
+    born_of,
+    decode_chunk,
+    decode_count,
+    decode_counters,
+    decode_dentry,
+    decode_drop,
+    decode_events,
+    decode_inode,
+    decode_job,
+    decode_pin,
+    decode_usage,
+)
+from nokv.types.limits import CHUNK_BYTES, DEPTH_MAX, EXTENTS_PER_CHUNK_MAX, RESULT_WINDOW
+from nokv.types.values import ROOT_INODE, StoredChunk
+
+Node = tuple[int, int]
+"""(view, inode)."""
+
+ChunkKey = tuple[int, int, int, int]
+"""(view, inode, body, chunk)."""
+
+_LAST = b"\xff" * 9
+
+
+def check(source: Source) -> None:
+    """Raise AssertionError, naming the record, for the first thing that does not hold."""
+    state = _State(source)
+    _check_tree(state)
+    _check_links(state)
+    _check_usage(state)
+    _check_bodies(state)
+    _check_drops(state)
+    _check_refs(state)
+    _check_history(state)
+    _check_sessions(state)
+    _check_counters(state)
+    _check_events(state)
+
+
+class _State:
+    """Every record that the checks compare, decoded."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        row = source.get(Family.META, keys.COUNTERS)
+        self.counters = Counters() if row is None else decode_counters(row)
+        self.inodes: dict[Node, Inode] = {
+            keys.U64X2.unpack(key): decode_inode(body_of(value))
+            for key, value in self.rows(Family.INODE)
+        }
+        self.dentries: dict[tuple[int, int, bytes], Dentry] = {
+            (*keys.U64X2.unpack_from(key), key[16:]): decode_dentry(body_of(value))
+            for key, value in self.rows(Family.DENTRY)
+        }
+        self.names: dict[Node, list[int]] = defaultdict(list)
+        self.entries: dict[Node, list[Dentry]] = defaultdict(list)
+        for (view, directory, _), dentry in self.dentries.items():
+            self.names[view, dentry.inode].append(directory)
+            self.entries[view, directory].append(dentry)
+        self.chunks: dict[ChunkKey, StoredChunk] = {
+            keys.chunk_parts(key): decode_chunk(body_of(value))
+            for key, value in self.rows(Family.CHUNK)
+        }
+        self.drops: dict[int, Drop] = {
+            int.from_bytes(key, "big"): decode_drop(value) for key, value in self.rows(Family.DROP)
+        }
+        self.history = dict(self.rows(Family.HISTORY))
+        end = keys.after_prefix(keys.JOB_PREFIX)
+        self.jobs: list[Job] = [
+            decode_job(value) for _, value in source.scan(Family.META, keys.JOB_PREFIX, end)
+        ]
+        self.orphans = {(job.view, job.a) for job in self.jobs if job.kind == JOB_ORPHAN}
+        self.sessions: dict[int, Session] = dict(sessions_of(source, 0))
+        self.pins: dict[int, set[int]] = defaultdict(set)
+        for key, _ in self.rows(Family.PIN):
+            view, version, _ = keys.pin_parts(key)
+            self.pins[view].add(version)
+
+    def rows(self, family: Family) -> list[tuple[bytes, bytes]]:
+        """Return a whole family."""
+        return list(self.source.scan(family, b"\x00", _LAST))
+
+
+# ---------------------------------------------------------------- the tree
+
+
+def _check_tree(state: _State) -> None:
+    """Names show inodes of their type, directories form trees, and each tree has an owner."""
+    for (view, directory, name), dentry in state.dentries.items():
+        parent = state.inodes.get((view, directory))
+        assert parent is not None, f"{name!r} in directory {directory}, which does not exist"
+        assert is_directory(parent), f"{name!r} in inode {directory}, which is no directory"
+        inode = state.inodes.get((view, dentry.inode))
+        assert inode is not None, f"{name!r} of {directory} shows {dentry.inode}: nothing is there"
+        assert dentry.file_type == inode.mode >> 12, f"{name!r} of {directory}: another type"
+    staged = {stage: sid for sid, s in state.sessions.items() for stage in s.stages}
+    for node, inode in state.inodes.items():
+        if inode.parent:
+            _check_walk(state, node)
+            assert not inode.stage, f"inode {node} is staged and has a parent"
+            continue
+        assert not state.names[node], f"inode {node} has a name and no parent"
+        if node[1] == ROOT_INODE:
+            continue
+        if inode.stage:
+            assert staged.get(node) == inode.stage, f"staged root {node} is on no session's list"
+        else:
+            assert node in state.orphans, f"inode {node} is reachable by nothing, and has no job"
+    for node, session_id in staged.items():
+        assert node in state.inodes, f"session {session_id:x} has a stage {node} that is gone"
+        assert state.inodes[node].stage == session_id, f"stage {node} is not {session_id:x}'s"
+    for node in state.orphans:
+        assert node in state.inodes, f"the job of {node} has nothing to do"
+        assert not state.inodes[node].parent, f"detached root {node} has a parent"
+
+
+def _check_walk(state: _State, node: Node) -> None:
+    view, ino = node
+    seen = set()
+    while ino := state.inodes[view, ino].parent:
+        assert ino not in seen, f"inode {node} lies below itself"
+        assert (view, ino) in state.inodes, f"inode {node} lies below {ino}, which is gone"
+        seen.add(ino)
+    assert len(seen) <= DEPTH_MAX + len(state.inodes), "a walk without end"
+
+
+def _check_links(state: _State) -> None:
+    """Link counts, children, parents and backlinks are those that the names make."""
+    backlinks: dict[Node, dict[int, int]] = defaultdict(dict)
+    for key, value in state.rows(Family.BACKLINK):
+        backlinks[keys.U64X2.unpack_from(key)][int.from_bytes(key[16:], "big")] = decode_count(
+            body_of(value)
+        )
+    for node, inode in state.inodes.items():
+        names = state.names[node]
+        assert inode.parent == min(names, default=0), f"parent of {node} is {inode.parent}: {names}"
+        if is_directory(inode):
+            assert len(names) <= 1, f"directory {node} has {len(names)} names"
+            entries = state.entries[node]
+            below = sum(entry.file_type << 12 == DIRECTORY for entry in entries)
+            if node in state.orphans:
+                assert inode.children >= len(entries), f"children of the detached {node}"
+            else:
+                assert inode.children == len(entries), f"{inode.children} children of {node}"
+                assert inode.nlink == 2 + below, f"{inode.nlink} links of directory {node}"
+        else:
+            assert inode.nlink == len(names), f"{inode.nlink} links of {node}, names {names}"
+        wanted = dict(Counter(names)) if len(names) > 1 else {}
+        assert backlinks.pop(node, {}) == wanted, f"backlinks of {node}"
+    assert not backlinks, f"backlinks of inodes that are gone: {sorted(backlinks)[:3]}"
+
+
+def _check_usage(state: _State) -> None:
+    """Usage is the sum of what lies below, in every tree that is not being taken apart."""
+    stored = {
+        keys.U64X2.unpack(key): decode_usage(body_of(value))
+        for key, value in state.rows(Family.USAGE)
+    }
+    sums: dict[Node, list[int]] = defaultdict(lambda: [0, 0])
+    tops: dict[Node, Node] = {}
+    for (view, directory, _), dentry in state.dentries.items():
+        size = state.inodes[view, dentry.inode].size
+        ino = directory
+        while ino:
+            total = sums[view, ino]
+            total[0] += 1
+            total[1] += size
+            tops[view, directory] = view, ino
+            ino = state.inodes[view, ino].parent
+    for node, usage in stored.items():
+        assert node in state.inodes, f"usage of {node}, which is gone"
+        assert is_directory(state.inodes[node]), f"usage of {node}, which is no directory"
+        assert usage.entries >= 0, f"usage of {node}: {usage}"
+        assert usage.size_bytes >= 0, f"usage of {node}: {usage}"
+    for node, inode in state.inodes.items():
+        if not is_directory(inode):
+            continue
+        top = node
+        while parent := state.inodes[top].parent:
+            top = top[0], parent
+        if top not in state.orphans:
+            usage = stored.get(node, Usage(0, 0))
+            wanted = sums[node]
+            assert [usage.entries, usage.size_bytes] == wanted, f"usage of {node}: {usage}"
+
+
+# ---------------------------------------------------------------- bodies
+
+
+def _check_bodies(state: _State) -> None:
+    """Chunk records belong to the body of an inode or to a drop row, and are well formed."""
+    dropped = {
+        (drop.view, drop.inode, drop.body) for drop in state.drops.values() if not drop.history
+    }
+    for node, inode in state.inodes.items():
+        assert not inode.body or is_regular(inode), f"inode {node} has a body and is no file"
+        assert inode.body < state.counters.next_body, f"body {inode.body} was never minted"
+        assert (*node, inode.body) not in dropped, f"the body of {node} is its own and dropped"
+    for key, chunk in state.chunks.items():
+        view, ino, body, index = key
+        owner = state.inodes.get((view, ino))
+        live = owner is not None and owner.body == body
+        assert live or key[:3] in dropped, f"chunk {key} belongs to no body"
+        _check_chunk(state, key, chunk)
+        if live and owner is not None:
+            last = chunk.extents[-1]
+            end = index * CHUNK_BYTES + last.offset + last.length
+            assert end <= owner.size, f"chunk {key} ends at {end}, beyond the size {owner.size}"
+
+
+def _check_chunk(state: _State, key: ChunkKey, chunk: StoredChunk) -> None:
+    assert 1 <= len(chunk.extents) <= EXTENTS_PER_CHUNK_MAX, f"extents of chunk {key}"
+    end = 0
+    for extent in chunk.extents:
+        assert extent.offset >= end, f"extents of chunk {key} overlap"
+        assert extent.length > 0, f"chunk {key} has an extent of no bytes"
+        end = extent.offset + extent.length
+        assert 0 < extent.born <= state.counters.version, f"chunk {key} has an unborn hold"
+        if extent.object < 0:
+            assert len(extent.data) == extent.length, f"inline data of chunk {key}"
+        else:
+            length = chunk.objects[extent.object].length
+            assert extent.object_offset + extent.length <= length, f"objects of chunk {key}"
+    assert end <= CHUNK_BYTES, f"chunk {key} ends beyond its size"
+    used = {extent.object for extent in chunk.extents if extent.object >= 0}
+    assert used == set(range(len(chunk.objects))), f"objects of chunk {key} that nothing uses"
+
+
+def _check_drops(state: _State) -> None:
+    """A drop row ends holds that no record of the present has, and owns the history it names."""
+    rows: Counter[bytes] = Counter()
+    for number, drop in state.drops.items():
+        assert number < state.counters.next_drop, f"drop row {number} was never numbered"
+        assert drop.born <= drop.death <= state.counters.version, f"drop row {number}: {drop}"
+        if not drop.history:
+            continue
+        rows[drop.history] += 1
+        value = state.history.get(drop.history)
+        assert value is not None, f"drop row {number} names no history"
+        family, record, death = keys.history_parts(drop.history)
+        assert family == Family.CHUNK, f"drop row {number} names a {family.name} row"
+        assert death == drop.death, f"drop row {number} and its history end apart"
+        assert drop.born <= born_of(value), f"drop row {number} is younger than its record"
+        present = state.chunks.get(keys.chunk_parts(record))
+        named = set(present.objects) if present is not None else set()
+        assert not named & set(drop.objects), f"drop row {number} ends what the chunk still names"
+        before = set(decode_chunk(body_of(value)).objects)
+        assert set(drop.objects) <= before, f"drop row {number} ends what the chunk never named"
+    doubled = [key for key, count in rows.items() if count > 1]
+    assert not doubled, f"history with two drop rows: {doubled[:3]}"
+
+
+def _check_refs(state: _State) -> None:
+    """An object in several live chunk records has a REF row each; no row is without a record."""
+    holders: dict[bytes, set[ChunkKey]] = defaultdict(set)
+    live: dict[bytes, set[ChunkKey]] = defaultdict(set)
+    for key, chunk in state.chunks.items():
+        inode = state.inodes.get((key[0], key[1]))
+        for obj in chunk.objects:
+            holders[keys.object_prefix(obj)].add(key)
+            if inode is not None and inode.body == key[2]:
+                live[keys.object_prefix(obj)].add(key)
+            session = state.sessions.get(obj.session)
+            if session is not None:
+                assert obj.upload < session.next_upload, f"{obj} lies in no leased upload"
+    for drop in state.drops.values():
+        if drop.history:
+            _, record, _ = keys.history_parts(drop.history)
+            for obj in drop.objects:
+                holders[keys.object_prefix(obj)].add(keys.chunk_parts(record))
+    refs: dict[bytes, set[ChunkKey]] = defaultdict(set)
+    for row, _ in state.rows(Family.REF):
+        refs[row[:-40]].add(keys.U64X4.unpack_from(row, len(row) - 40))
+    for name, where in refs.items():
+        assert where <= holders[name], f"REF rows {where - holders[name]} without a record"
+    for name, where in live.items():
+        bodies = {key[:3] for key in where}
+        assert len(bodies) == 1, f"an object in the bodies {bodies}"
+        if len(where) > 1:
+            assert where <= refs[name], f"a shared object without a REF row in {where}"
+
+
+# ---------------------------------------------------------------- history
+
+
+def _check_history(state: _State) -> None:
+    """Every row of history has one owner, and is needed while nothing waits to be reclaimed."""
+    owners = Counter(drop.history for drop in state.drops.values() if drop.history)
+    waiting = {job.view for job in state.jobs if job.kind == JOB_UNPIN}
+    for row, _ in state.rows(Family.RECLAIM):
+        newest, born, family, record, death = keys.reclaim_parts(row)
+        key = keys.history(family, record, death)
+        value = state.history.get(key)
+        assert value is not None, f"a RECLAIM row without history: {row.hex()}"
+        assert born_of(value) == born <= newest < death, f"a RECLAIM row at odds: {row.hex()}"
+        owners[key] += 1
+        view = int.from_bytes(row[:8], "big")
+        needed = any(born <= pin < death for pin in state.pins[view])
+        assert needed or view in waiting, f"history that no pin shows: {family.name} {record.hex()}"
+    for key, value in state.history.items():
+        family, record, death = keys.history_parts(key)
+        assert owners[key] == 1, f"history with {owners[key]} owners: {family.name} {record.hex()}"
+        assert born_of(value) < death <= state.counters.version, f"history at odds: {key.hex()}"
+    for row, _ in state.rows(Family.TOUCHED):
+        view, newest = keys.U64X2.unpack_from(row)
+        kept = any(pin <= newest for pin in state.pins[view])
+        assert kept or view in waiting, f"a TOUCHED row without a pin: {row.hex()}"
+    for family in VERSIONED:
+        for row, value in state.rows(family):
+            born = born_of(value)
+            assert 0 < born <= state.counters.version, f"{family.name} {row.hex()} born at {born}"
+
+
+# ---------------------------------------------------------------- sessions, counters, events
+
+
+def _check_sessions(state: _State) -> None:
+    trimmed = {job.a for job in state.jobs if job.kind == JOB_TRIM}
+    nonces: dict[bytes, int] = {}
+    results: dict[int, list[int]] = defaultdict(list)
+    consumed: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for key, value in state.rows(Family.SESSION):
+        session_id, tag = int.from_bytes(key[:8], "big"), key[8:9]
+        if not session_id:
+            nonces[key[9:]] = int.from_bytes(value, "big")
+            continue
+        assert session_id in state.sessions or session_id in trimmed, f"rows of {session_id:x}"
+        if tag == keys.RESULT:
+            results[session_id].append(int.from_bytes(key[9:], "big"))
+        elif tag == keys.CONSUMED:
+            first = int.from_bytes(key[9:], "big")
+            consumed[session_id].append((first, int.from_bytes(value, "big")))
+    assert nonces == {s.nonce: sid for sid, s in state.sessions.items()}, "nonces of sessions"
+    for session_id, session in state.sessions.items():
+        kept = results[session_id]
+        what = f"session {session_id:x}"
+        assert session.results == len(kept) <= RESULT_WINDOW, f"{what} keeps {len(kept)} results"
+        if kept:
+            assert session.acked < min(kept), f"{what} keeps what was acknowledged"
+            assert max(kept) <= session.acked + RESULT_WINDOW, f"{what} keeps beyond the window"
+        ranges = consumed[session_id]
+        assert all(first <= last for first, last in ranges), f"{what}: uploads {ranges}"
+        for (_, last), (first, _) in pairwise(ranges):
+            assert last + 1 < first, f"{what}: neighbouring ranges of uploads"
+        if ranges:
+            assert ranges[-1][1] < session.next_upload, f"{what} published what it never leased"
+        assert session.watermark <= session.next_upload, f"{what}: its watermark"
+        assert session.floor <= state.counters.version, f"{what}: its floor"
+        if session.died:
+            assert not session.leases, f"{what} is dead and holds leases"
+            assert not session.stages, f"{what} is dead and holds staged trees"
+    for key, value in state.rows(Family.PIN):
+        owner = decode_pin(value).session
+        if owner:
+            alive = owner in state.sessions and not state.sessions[owner].died
+            assert alive, f"pin {keys.pin_parts(key)} of a session that has ended"
+
+
+def _check_counters(state: _State) -> None:
+    """The scalars are what the rows add up to, and nothing has a number that is still to come."""
+    counters = state.counters
+    sized = [inode for inode in state.inodes.values() if is_regular(inode) or is_symlink(inode)]
+    total = sum(inode.size for inode in sized)
+    assert counters.files == len(state.inodes), f"{counters.files} inodes of {len(state.inodes)}"
+    assert counters.size_bytes == total, f"{counters.size_bytes} bytes of {total}"
+    assert counters.jobs == len(state.jobs), f"{counters.jobs} jobs of {len(state.jobs)}"
+    assert counters.drops == len(state.drops), f"{counters.drops} drops of {len(state.drops)}"
+    assert counters.history == len(state.history), f"{counters.history} rows of history"
+    assert counters.sessions == len(state.sessions), f"{counters.sessions} sessions"
+    newest = max((ino for _, ino in state.inodes), default=1)
+    assert newest < counters.next_inode, f"inode {newest} was never numbered"
+    names: Counter[Node] = Counter()
+    for key, _ in state.rows(Family.XATTR):
+        names[keys.U64X2.unpack_from(key)] += len(key) - 16 + 1
+    for node, size in names.items():
+        assert node in state.inodes, f"attributes of {node}, which is gone"
+        assert size == state.inodes[node].xattr_bytes, f"attributes of {node}: {size} bytes"
+    for node, inode in state.inodes.items():
+        assert inode.xattr_bytes == names[node], f"attributes of {node}: {inode.xattr_bytes} bytes"
+        assert inode.mode & S_IFMT, f"inode {node} has no type"
+        assert inode.size >= 0, f"inode {node} has {inode.size} bytes"
+
+
+def _check_events(state: _State) -> None:
+    """Event records ascend without overlap, and stand on chains that they hold."""
+    before = 0
+    for key, value in state.rows(Family.EVENT):
+        last = int.from_bytes(key, "big")
+        record = decode_events(value)
+        versions = [event.version for event in record.events]
+        assert versions == sorted(versions), f"events of record {last} are out of order"
+        assert before < versions[0], f"event record {last} overlaps the one before"
+        assert versions[-1] <= last <= state.counters.version, f"event record {last}: {versions}"
+        count = len(record.chains)
+        for event in record.events:
+            assert 0 <= event.chain < count, f"an event of {event.version} without a chain"
+            assert -1 <= event.to_chain < count, f"an event of {event.version}: its other chain"
+        assert all(chain[-1] == ROOT_INODE for chain in record.chains), f"chains of record {last}"
+        before = last
