@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from nokv.client.clock import boot_ns
@@ -51,12 +51,14 @@ NODES_MAX: Final = 64
 CONNECT_TIMEOUT_S: Final = 2.0
 PROBE_TIMEOUT_S: Final = 1.0
 """For one node's answer to who leads."""
+CLAIM_WAIT_S: Final = 0.05
+"""For the other nodes' answers once one claims to lead."""
 READ_ATTEMPT_S: Final = 5.0
 """For one node's answer to a read; then another node is asked."""
 VOLUME_STALE_MS: Final = 3_600_000
 """The volume record never changes."""
-PING_INTERVAL_S: Final = 0.5
-PING_TIMEOUT_S: Final = 1.5
+PING_INTERVAL_S: Final = 0.3
+PING_TIMEOUT_S: Final = 1.0
 BACKOFF_MIN_S: Final = 0.02
 BACKOFF_MAX_S: Final = 1.0
 
@@ -389,23 +391,36 @@ class Router:
                 await asyncio.sleep(backoff_s(attempt + 1, self._rng))
 
     async def _ask_for_leader(self) -> Node | None:
-        """Ask all nodes at once; the claim of the highest term wins."""
-        nodes = self.nodes
-        answers = await asyncio.gather(*(self._status(node) for node in nodes))
-        best: tuple[int, Node] | None = None
-        for node, status in zip(nodes, answers, strict=True):
-            if status is None:
-                continue
-            if status.role == "leader":
-                named: Node | None = node
-            elif status.leader_address:
-                named = self._resolve(status.leader_address)
-            else:
-                named = None
-            own = status.role == "leader"
-            if named is not None and (best is None or (status.term, own) > (best[0], False)):
-                best = (status.term, named)
-        return best[1] if best is not None else None
+        """Ask all nodes at once; the claim of the highest term wins.
+
+        Once a node says that it leads itself, those that have not answered get CLAIM_WAIT_S more.
+        """
+        loop = asyncio.get_running_loop()
+        asked = {loop.create_task(self._status(node)): node for node in self.nodes}
+        waiting = set(asked)
+        end = loop.time() + PROBE_TIMEOUT_S
+        best: tuple[int, bool] = (-1, False)
+        found: Node | None = None
+        while waiting and loop.time() < end:
+            done, waiting = await asyncio.wait(
+                waiting, timeout=end - loop.time(), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                status = task.result()
+                if status is None:
+                    continue
+                own = status.role == "leader"
+                named = asked[task] if own else None
+                if named is None and status.leader_address:
+                    named = self._resolve(status.leader_address)
+                if named is not None and (status.term, own) > best:
+                    best, found = (status.term, own), named
+            if best[1]:
+                end = min(end, loop.time() + CLAIM_WAIT_S)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return found
 
     async def _status(self, node: Node) -> StatusReply | None:
         try:
@@ -486,33 +501,35 @@ class Router:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         attempt = 0
-        last: NokvError = error or Unavailable("no node is connected")
+        reasons: dict[str, str] = {}
+        if failed is not None and error is not None:
+            reasons[failed.address] = error.message
         while True:
             for node in self._order(failed) if only is None else (only,):
                 left_s = end - loop.time()
                 if left_s <= 0:
-                    raise last
+                    raise _no_answer(reasons)
                 try:
                     async with asyncio.timeout(left_s):
                         connection = await self.connection(node)
                     left_s = max(0.001, end - loop.time())
                     reply = await connection.call(query, timeout_s=min(left_s, READ_ATTEMPT_S))
-                except TimeoutError as passed:
-                    last = passed if isinstance(passed, NokvError) else last
-                    self._rest(node)
                 except _PASSING as passed:
-                    last = passed
+                    reasons[node.address] = passed.message
+                    self._rest(node)
+                except TimeoutError:
+                    reasons[node.address] = "no connection in time"
                     self._rest(node)
                 else:
                     node.failures = 0
                     if isinstance(reply, QueryReply):
                         return reply
-                    last = Unavailable(f"{node.address} answered a read with nonsense")
+                    reasons[node.address] = f"answered with {type(reply).__name__}"
             attempt += 1
             failed = None
             pause = backoff_s(attempt, self._rng)
             if loop.time() + pause >= end:
-                raise last
+                raise _no_answer(reasons)
             await asyncio.sleep(pause)
 
     def _order(self, failed: RpcConnection | None) -> list[Node]:
@@ -560,6 +577,12 @@ class Router:
             await connection.close()
         except NokvError:
             return
+
+
+def _no_answer(reasons: Mapping[str, str]) -> Unavailable:
+    """Return the error of a read that no node answered, with each node's reason."""
+    told = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
+    return Unavailable(f"no node answered the read in time: {told or 'none is connected'}")
 
 
 def _forget(node: Node, task: asyncio.Task[RpcConnection]) -> None:
