@@ -309,6 +309,8 @@ class Shard:
         self.free_bytes = disk_bytes + self.kv.free_bytes() + status.droppable_bytes
         # A peer that has not acknowledged anything yet has told nothing.
         told = [peer.free_bytes for peer in status.peers if peer.match_index]
+        # A follower that is low alone stops storing; the leader's quorum goes on without it.
+        self.group.set_accepting(self.free_bytes >= self.config.disk.reserve_bytes // 2)
         was_low = self.space.low
         self.space.judge(self.free_bytes, told, len(self.members))
         if self.space.low != was_low:

@@ -55,6 +55,8 @@ log = logging.getLogger("nokv.worker")
 CALL_S: Final = 10.0
 """Deadline of one call to the node."""
 STALE_PERIOD_S: Final = 3600.0
+FOREIGN_S: Final = 10.0
+"""Pause before a store that belongs to somebody else is looked at again."""
 _MS: Final = 1_000_000
 
 V = TypeVar("V")
@@ -129,15 +131,35 @@ class Worker:
             volume=identity.cluster.volume.volume,
             grace_ns=config.worker.grace_ms * _MS,
         )
-        self._claimed = False
         self._stale_due_s = 0.0
 
     async def run(self) -> None:
         """Work until cancelled."""
         worker = self.config.worker
+        await self._claim()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._repeat("collect", worker.interval_ms, self._collect))
             tasks.create_task(self._repeat("sweep", worker.sweep_interval_ms, self._sweep))
+
+    async def _claim(self) -> None:
+        """Make the bucket and mark it as this volume's.
+
+        Every node's worker does so at its start: all write the same, and whoever is first spares
+        the clients the wait for a leader's.
+        """
+        while True:
+            try:
+                await self.store.ensure_bucket()
+                if await claim_volume(self.store, self.identity.cluster.volume.volume):
+                    log.info("the object store is this volume's from now on")
+            except ForeignVolume as error:
+                log.error("the object store is not ours, nothing is collected: %s", error)
+                await asyncio.sleep(FOREIGN_S)
+            except NokvError as error:
+                log.info("the object store cannot be used: %s", error)
+                await asyncio.sleep(self.config.worker.interval_ms / 1000)
+            else:
+                return
 
     async def _repeat(
         self, name: str, interval_ms: int, work: Callable[[], Awaitable[None]]
@@ -146,23 +168,10 @@ class Worker:
         while True:
             try:
                 if await self.client.leads():
-                    await self._claim()
                     await work()
-            except ForeignVolume as error:
-                log.error("the object store is not ours: %s", error)
-                await asyncio.sleep(10)
             except NokvError as error:
                 log.info("%s: %s", name, error)
             await asyncio.sleep(interval_ms / 1000)
-
-    async def _claim(self) -> None:
-        """Make the bucket and mark it as this volume's. Raises ForeignVolume."""
-        if self._claimed:
-            return
-        await self.store.ensure_bucket()
-        if await claim_volume(self.store, self.identity.cluster.volume.volume):
-            log.info("the object store is this volume's from now on")
-        self._claimed = True
 
     async def _collect(self) -> None:
         await self.collector.collect()
