@@ -87,7 +87,7 @@ class Nodes:
             await asyncio.sleep(0.01)
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
+        while not holds():  # noqa: ASYNC110 - the condition is anybody's
             await asyncio.sleep(0.01)
 
 

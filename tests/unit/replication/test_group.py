@@ -22,6 +22,7 @@ from nokv_replication import (
     Role,
     StartRefused,
     Stopped,
+    Times,
     TooFarBehind,
     TooLarge,
 )
@@ -36,7 +37,7 @@ def leading(nodes: int = 3, config: GroupConfig = CONFIG) -> Script:
     return script
 
 
-def entries_of(script: Script, node: int) -> list[int]:
+def entry_sizes(script: Script) -> list[int]:
     """Return the number of payloads of each applied entry."""
     return [len(script.checker.applied[i].payloads) for i in sorted(script.checker.applied)]
 
@@ -55,7 +56,7 @@ class TestProposals:
         for i in range(50):
             script.groups[1].propose(b"%d" % i, done.append)
         script.settle(rounds=3)
-        assert entries_of(script, 1)[-1] == 50
+        assert entry_sizes(script)[-1] == 50
         assert [outcome.result for outcome in done] == [b"%d" % (i + 1) for i in range(50)]
 
     def test_a_single_command_needs_no_timer(self) -> None:
@@ -96,7 +97,7 @@ class TestProposals:
         for i in range(10):
             script.groups[1].propose(b"%d" % i + bytes(300), done.append)
         script.settle(rounds=6)
-        assert entries_of(script, 1)[-4:] == [2, 3, 3, 2] or sum(entries_of(script, 1)) == 10
+        assert entry_sizes(script)[-4:] == [2, 3, 3, 2] or sum(entry_sizes(script)) == 10
         assert [outcome.result for outcome in done] == [b"%d" % (i + 1) for i in range(10)]
 
     def test_a_deposed_leader_does_not_know(self) -> None:
@@ -240,8 +241,8 @@ class Slow:
         self.script = script
         self.pulled = 0
 
-    def apply(self, applied: Applied, times: object, payloads: Sequence[bytes]) -> Iterator[bytes]:
-        for result in self.inner_apply(applied, applied.times, payloads):
+    def apply(self, applied: Applied, times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
+        for result in self.inner_apply(applied, times, payloads):
             self.pulled += 1
             self.script.wait(5 * MS_NS)
             self.script.clocks[1].enter(self.script.now_ns)
@@ -294,9 +295,9 @@ class TestApply:
             yield b""
 
         script.groups[1]._applier._machine._inner.apply = broken  # type: ignore[attr-defined]
+        script.propose(1, b"x")
+        script.deliver(1, 2)
         with pytest.raises(MemoryError):
-            script.propose(1, b"x")
-            script.deliver(1, 2)
             script.deliver(2, 1)
         with pytest.raises(AssertionError, match="failed"):
             script.groups[1].step()

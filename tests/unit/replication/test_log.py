@@ -1,5 +1,6 @@
 """The log over both disks: one conformance suite, then what only a simulated disk can do to it."""
 
+import contextlib
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -285,7 +286,7 @@ class TestDamage:
         disk = SimDisk()
         log = create(disk)
         disk.fail_at("create", errno.ENOSPC)
-        with pytest.raises(DiskFailed, match="No space|armed"):
+        with pytest.raises(DiskFailed, match="armed"):
             fill(log, 60)
 
 
@@ -339,10 +340,8 @@ def test_what_was_synced_survives_a_crash_at_any_call(
 
     synced()
     disk.crash_at(call, count, after=after)
-    try:
+    with contextlib.suppress(Crash):
         run_operations(log, operations, synced)
-    except Crash:
-        pass
     disk.kill()
     if power:
         disk.power_cut(Random(seed))
