@@ -5,10 +5,12 @@ An inode's `parent` is the smallest directory that names it.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from msgspec.structs import replace
 
 from nokv.state import keys
-from nokv.state.context import Context, is_directory
+from nokv.state.context import Context, chain, is_directory
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
 from nokv.state.links import directories_of
@@ -18,14 +20,22 @@ from nokv.types.events import EventKind
 
 
 def add_size(ctx: Context, view: int, ino: int, inode: Inode, delta: int) -> None:
-    """Add to the usage above every name of the inode. `counters.size_bytes` is the caller's."""
+    """Add to the usage above every name of the inode, each directory once.
+
+    `counters.size_bytes` is the caller's.
+    """
     if not delta:
         return
-    if inode.nlink > 1:
-        for directory, count in directories_of(ctx.txn, view, ino):
-            ctx.add_usage(view, directory, 0, delta * count)
-    elif inode.parent:
-        ctx.add_usage(view, inode.parent, 0, delta)
+    if inode.nlink <= 1:
+        if inode.parent:
+            ctx.add_usage(view, inode.parent, 0, delta)
+        return
+    above: Counter[int] = Counter()
+    for directory, count in directories_of(ctx.txn, view, ino):
+        for ancestor in chain(ctx.txn, view, directory):
+            above[ancestor] += count
+    for ancestor, count in above.items():
+        ctx.add_usage_to(view, (ancestor,), 0, delta * count)
 
 
 def touch_directory(
