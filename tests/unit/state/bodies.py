@@ -130,7 +130,7 @@ class Files(Shard):
 
     def body(self, where: At, offset: int = 0, length: int = 2**62, **rest: int) -> BodyMapReply:
         """Return a body map."""
-        reply = self.read(BodyMap(where, offset, length, **rest))  # type: ignore[arg-type]
+        reply = self.read(BodyMap(where, offset, length, **rest))
         assert isinstance(reply, BodyMapReply)
         return reply
 
