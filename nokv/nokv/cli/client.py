@@ -53,7 +53,7 @@ async def _connected(work: Work, options: argparse.Namespace) -> int:
     from nokv.client.connect import connect
     from nokv.client.core import ClientConfig
 
-    config = ClientConfig(agent=f"nokv-cli:{os.getpid()}")
+    config = ClientConfig(deadline_s=options.timeout, agent=f"nokv-cli:{os.getpid()}")
     async with connect(cluster_of(options), config=config) as fs:
         return await work(fs, options)
 

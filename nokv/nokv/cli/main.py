@@ -21,6 +21,8 @@ EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
+TIMEOUT_S: Final = 30.0
+
 USAGE_CODES: Final = frozenset({100, 101, 102})
 """Codes of ConfigError, DataDirectoryError and UsageError: trying again cannot help."""
 
@@ -187,7 +189,7 @@ def _chosen(arguments: Sequence[str]) -> str:
     for argument in arguments:
         if skip:
             skip = False
-        elif argument == "--cluster":
+        elif argument in {"--cluster", "--timeout"}:
             skip = True
         elif not argument.startswith("-"):
             return argument if argument in COMMANDS else ""
@@ -219,12 +221,19 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def add_cluster(parser: argparse.ArgumentParser, default: str | None = argparse.SUPPRESS) -> None:
-    """Add `--cluster`; the one after the command's name wins over the one before it."""
+    """Add how to reach a cluster; an option after the command's name wins over one before it."""
     parser.add_argument(
         "--cluster",
         metavar="ADDRESSES",
         default=default,
         help="host:port of some nodes, separated by commas (default: NOKV_CLUSTER)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=TIMEOUT_S if default is None else argparse.SUPPRESS,
+        help=f"for each answer of the cluster (default: {TIMEOUT_S:g})",
     )
 
 
