@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from nokv.client import tree
+from nokv.client import segments, tree
 from nokv.client.entries import file_type
 from nokv.client.files import AsyncWriter
 from nokv.client.options import expect
@@ -32,6 +32,7 @@ from nokv.types.commands import (
     TIME_NOW,
     BulkCreate,
     Create,
+    GenerationIs,
     Link,
     Mkdir,
     Mknod,
@@ -323,12 +324,29 @@ class AsyncClient(ReadHandle):
         Raises:
             UploadFailed, SourceChanged: nothing was published.
         """
+        kind = _publish_mode(if_generation, if_absent=if_absent)
+        if isinstance(data, str | os.PathLike):
+            found = await asyncio.to_thread(tree.check_file, os.fspath(data))
+            if found.st_size > segments.SEGMENT_BYTES:
+                if if_generation is not None:
+                    predicates = (*predicates, GenerationIs(at(path), if_generation))
+                return await segments.write_large(
+                    self._core,
+                    self._options,
+                    path,
+                    data,
+                    found,
+                    mode=mode,
+                    create=if_absent,
+                    predicates=predicates,
+                    mtime_ns=mtime_ns,
+                    progress=progress,
+                )
         upload = await begin_upload(self._core)
         try:
             await self._core.fault_point("upload")
             await upload.upload(data, progress=progress)
             await self._core.fault_point("uploaded")
-            kind = _publish_mode(if_generation, if_absent=if_absent)
             return await self._publish_body(
                 upload, path, kind, mode, if_generation or 0, mtime_ns, predicates
             )

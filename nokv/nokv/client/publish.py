@@ -9,10 +9,12 @@ but a hidden directory, which is dropped, and objects, which are deleted as far 
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Literal, NamedTuple, TypeVar
 
+from nokv.client import segments
 from nokv.client.core import Core
 from nokv.client.options import Options, expect, query
 from nokv.client.paths import AnyPath, Components, decode_name, join, split
@@ -26,20 +28,23 @@ from nokv.client.plan import (
     finish_ops,
     link_ops,
 )
+from nokv.client.segments import segment_op
 from nokv.client.session import Session
-from nokv.client.upload import BodyUpload, FileInfo, checked, propose_uploads
+from nokv.client.upload import (
+    BodyUpload,
+    FileInfo,
+    certainly_not_applied,
+    checked,
+    propose_uploads,
+)
 from nokv.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     InvalidArgument,
-    NokvError,
     NotADirectory,
     NotFound,
-    OutcomeUnknown,
     SessionExpired,
     Stale,
     TooLarge,
-    Unavailable,
 )
 from nokv.objects.upload import Progress
 from nokv.types.commands import (
@@ -171,7 +176,8 @@ class _Job:
         inline_max = self._core.volume.inline_max
         base_bytes = 16 + sum(len(part) + 5 for part in self._target.path)
         estimated = self._plan.estimate_bytes(base_bytes, inline_max)
-        return self._plan.op_count() <= ATOMIC_MAX and estimated <= ATOMIC_BYTES
+        large = any((file.size or 0) > segments.SEGMENT_BYTES for file in self._plan.files)
+        return not large and self._plan.op_count() <= ATOMIC_MAX and estimated <= ATOMIC_BYTES
 
     async def _attr(self, where: At) -> Attr | None:
         try:
@@ -353,7 +359,7 @@ class _Job:
             result = checked(await self._send(session, Atomic(last), ()))
         except BaseException as error:
             # Unless the swap may be applied, the tree goes; else it goes with the session.
-            if not filler.swapping or (isinstance(error, NokvError) and _was_refused(error)):
+            if not filler.swapping or certainly_not_applied(error):
                 self._core.spawn(self._drop(session, root))
             raise
         return Published(result.version, self._shown(), self._files)
@@ -371,6 +377,9 @@ class _Job:
 
         async def one(pair: tuple[PlannedFile, BodyUpload]) -> None:
             file, upload = pair
+            if (file.size or 0) > segments.SEGMENT_BYTES and file.before is not None:
+                await self._upload_large(session, base, file)
+                return
             if uploaded is None:
                 await self._upload_one(file, upload)
             op = upload.op(
@@ -389,6 +398,26 @@ class _Job:
                 self._note_one(ready.file, ready.upload, value)
         finally:
             await _release(uploads)
+
+    async def _upload_large(self, session: Session, base: At, file: PlannedFile) -> None:
+        """Upload a file into the staged tree segment by segment."""
+        assert isinstance(file.source, str | os.PathLike)
+        assert file.before is not None
+        parent, name = below(base, file.path[:-1]), file.path[-1]
+
+        async def place(upload: BodyUpload, offset: int) -> PublishedValue:
+            op = segment_op(upload, parent, name, offset, file.mode, file.mtime_ns)
+            done = expect(
+                checked(await self._send(session, Atomic((op,)), [upload])).value, AtomicDone
+            )
+            return expect(done.values[0], PublishedValue)
+
+        value = await segments.upload_segments(
+            self._core, session, file.source, file.before, place, self._progress
+        )
+        await self._core.fault_point("uploaded")
+        info = FileInfo(value.generation, "", file.before.st_size, value.inode)
+        self._files[decode_name(b"/".join(file.path))] = info
 
     async def _command(self, session: Session, op: StageBegin | StageDrop) -> Result:
         result = await self._core.submit(session, op, (), self._options.deadline_s)
@@ -451,11 +480,6 @@ def batches(ops: Iterable[InnerOp]) -> list[tuple[InnerOp, ...]]:
     if batch:
         found.append(tuple(batch))
     return found
-
-
-def _was_refused(error: NokvError) -> bool:
-    """Whether an error that a swap raised says for certain that it was not applied."""
-    return not isinstance(error, DeadlineExceeded | OutcomeUnknown | Unavailable)
 
 
 async def _release(uploads: Sequence[BodyUpload]) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from nokv.client.core import Core
 from nokv.client.session import Session
-from nokv.errors import NokvError, from_wire
+from nokv.errors import DeadlineExceeded, NokvError, OutcomeUnknown, Unavailable, from_wire
 from nokv.objects.source import SourceLike
 from nokv.objects.upload import Progress, UploadAttempt, UploadedBody, Uploader
 from nokv.types.commands import TIME_NOW, Op, Predicate, Publish, PublishMode
@@ -230,3 +230,9 @@ def checked(result: Result) -> Result:
     if result.code:
         raise from_wire(result.code, result.message, result.hint)
     return result
+
+
+def certainly_not_applied(error: BaseException) -> bool:
+    """Return whether an error of a command that was sent says that it had no effect."""
+    open_ended = DeadlineExceeded | OutcomeUnknown | Unavailable
+    return isinstance(error, NokvError) and not isinstance(error, open_ended)
