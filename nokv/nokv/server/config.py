@@ -320,8 +320,8 @@ def _check_values(config: NodeConfig, sources: Mapping[str, str], path: Path) ->
         if text or key in {"peer.listen", "rpc.listen"}:
             check_loopback(text, f"{sources.get(key, str(path))}: {key}")
     timing = config.timing
-    if not timing.heartbeat_ms * 3 <= timing.election_min_ms < timing.election_max_ms:
-        message = f"{path}: timing: 3 * heartbeat_ms <= election_min_ms < election_max_ms is false"
+    if not timing.heartbeat_ms * 3 < timing.election_min_ms < timing.election_max_ms:
+        message = f"{path}: timing: 3 * heartbeat_ms < election_min_ms < election_max_ms is false"
         raise ConfigError(message)
 
 

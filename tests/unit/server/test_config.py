@@ -67,7 +67,8 @@ def test_check_reads_the_process_environment(path: Path, monkeypatch: pytest.Mon
         ("[peer]\nlisten = '10.0.0.1:7'", "not a loopback address"),
         ("[peer]\nlisten = 'here'", "not an address"),
         ("[http]\nlisten = '0.0.0.0:80'", "not a loopback address"),
-        ("[timing]\nheartbeat_ms = 500", "3 * heartbeat_ms <= election_min_ms"),
+        ("[timing]\nheartbeat_ms = 500", "3 * heartbeat_ms < election_min_ms"),
+        ("[timing]\nheartbeat_ms = 200", "3 * heartbeat_ms < election_min_ms"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong_and_where(tmp_path: Path, text: str, said: str) -> None:
