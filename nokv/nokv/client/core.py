@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from nokv.client.guard import GuardedStore
 from nokv.client.routing import Router
 from nokv.client.session import Session
 from nokv.errors import (
@@ -318,7 +319,7 @@ class Core:
             raise SessionExpired(message)
         if self._uploader is None or self._uploader.session != session.id:
             self._uploader = Uploader(
-                store,
+                GuardedStore(store, session),
                 volume=self.volume.volume,
                 shard=SHARD,
                 session=session.id,

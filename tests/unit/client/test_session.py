@@ -19,6 +19,7 @@ from nokv.errors import (
     VersionNotPinned,
 )
 from nokv.types.commands import OpenSession
+from nokv.types.limits import BLOCK_BYTES, UPLOAD_WINDOW
 
 S = 1_000_000_000
 
@@ -248,7 +249,7 @@ def test_no_session_without_a_leader() -> None:
     asyncio.run(main())
 
 
-def test_uploads_wait_while_the_window_is_full() -> None:
+def test_the_watermark_reaches_the_cluster() -> None:
     async def main() -> None:
         async with client() as (running, fs):
             session = await fs._core.session()
@@ -258,5 +259,44 @@ def test_uploads_wait_while_the_window_is_full() -> None:
                 session.uploads.settled(number)
             await session.renew(5)
             assert running.session(session.id).watermark == taken[-1] + 1
+
+    asyncio.run(main())
+
+
+def test_uploads_wait_while_the_window_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nokv.client.session.LEASE_POLL_S", 0.01)
+
+    async def main() -> None:
+        async with client() as (running, fs):
+            session = await fs._core.session()
+            taken: list[int] = []
+            while len(taken) < UPLOAD_WINDOW - 2048:
+                taken.append(await session.take_upload())
+            waiting = [asyncio.ensure_future(session.take_upload()) for _ in range(4096)]
+            running.renewed.clear()
+            await running.renewed.wait()  # the full window asks for a renewal
+            assert not waiting[-1].done()
+            for number in taken:
+                session.uploads.settled(number)
+            more = await asyncio.gather(*waiting)
+            assert len({*taken, *more}) == len(taken) + len(more)
+
+    asyncio.run(main())
+
+
+@pytest.mark.allow_logs("is over")
+def test_no_put_starts_once_the_session_is_over() -> None:
+    async def main() -> None:
+        async with client() as (running, fs):
+            session = await fs._core.session()
+            gate = running.store.hold("put", 1)
+            writing = asyncio.ensure_future(fs.write_bytes("/f", bytes(64 * BLOCK_BYTES)))
+            await gate.reached.wait()
+            session._die(SessionExpired("ended by the test"))
+            gate.release()
+            with pytest.raises(SessionExpired):
+                await writing
+            assert running.store.calls["put"] < 64
+            await fs.write_bytes("/f", bytes(BLOCK_BYTES))
 
     asyncio.run(main())
