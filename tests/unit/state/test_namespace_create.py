@@ -264,6 +264,18 @@ def test_a_link_is_a_further_name_of_the_same_file() -> None:
     check(shard)
 
 
+def test_the_parent_of_a_file_is_the_smallest_directory_that_names_it() -> None:
+    shard = Shard()
+    for path in ("a", "b"):
+        shard.mkdir(path)
+    shard.create("b/f")
+    for name, parent in ((b"a", "a"), (b"", "")):
+        made = shard.do(Link(at("b/f"), at(parent), b"g" + name))
+        assert isinstance(made, Made)
+        assert made.attr.parent == shard.stat(parent).inode
+        check(shard)
+
+
 def test_which_error_of_linking_wins() -> None:
     shard = Shard()
     shard.mkdir("d")

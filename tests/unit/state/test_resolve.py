@@ -7,6 +7,7 @@ from tests.unit.state.invariants import check
 from tests.unit.state.shard import ALICE, Shard, at
 
 from nokv.errors import (
+    InvalidArgument,
     NameTooLong,
     NotADirectory,
     NotFound,
@@ -14,7 +15,7 @@ from nokv.errors import (
     Stale,
     TooManyLinks,
 )
-from nokv.types.commands import Create, Mkdir, Rename, Rmdir, SetAttr, StageBegin
+from nokv.types.commands import Atomic, Create, Mkdir, Rename, Rmdir, SetAttr, StageBegin
 from nokv.types.limits import DEPTH_MAX, SYMLINK_HOPS_MAX
 from nokv.types.reads import GetAttr
 from nokv.types.results import Done, Made
@@ -178,3 +179,37 @@ def test_a_chain_as_deep_as_the_limit_works() -> None:
     assert isinstance(made, Made)
     assert shard.fails(Create(at(inode=made.attr.inode), b"f", 0o644)) is NameTooLong
     assert shard.do(Rmdir(at(inode=deepest), b"d")) == Done()
+
+
+def test_an_undone_directory_leaves_no_memory_of_where_it_was() -> None:
+    shard = Shard()
+    shard.mkdir("a")
+    top = shard.stat("a").inode
+    ino = shard.machine.counters.next_inode
+    undone = Atomic(
+        (
+            Mkdir(at("a"), b"x", 0o755),
+            Create(at(inode=ino), b"f", 0o644),
+            Rename(at(), b"a", at(inode=ino), b"loop"),
+        )
+    )
+    assert shard.fails(undone) is InvalidArgument
+    again = shard.mkdir("y")
+    assert again.inode == ino
+    shard.do(Create(at(inode=ino), b"f", 0o644))
+    assert shard.usage("y") == (1, 0)
+    assert shard.usage("a") == (0, 0)
+    assert shard.stat("y/..").inode == 1 != top
+    check(shard)
+
+
+def test_an_undone_move_leaves_no_memory_of_where_it_went() -> None:
+    shard = Shard()
+    for path in ("d", "e"):
+        shard.mkdir(path)
+    ino = shard.stat("d").inode
+    undone = Atomic((Rename(at(), b"d", at("e"), b"d"), Create(at("e/d/x"), b"f", 0o644)))
+    assert shard.fails(undone) is NotFound
+    shard.do(Create(at(inode=ino), b"f", 0o644))
+    assert (shard.usage("d"), shard.usage("e")) == ((1, 0), (0, 0))
+    check(shard)
