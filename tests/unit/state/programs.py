@@ -274,10 +274,14 @@ class Programs:
     def predicates(self) -> tuple[c.Predicate, ...]:
         if self.rng.random() > 0.05:
             return ()
-        kind = self.one((c.VersionIs, c.GenerationIs))
-        return (
-            self.one((c.Exists(self.at()), c.Absent(self.at()), kind(self.at(), self.below(9)))),
+        where, number = self.at(), self.below(9)
+        some: tuple[c.Predicate, ...] = (
+            c.Exists(where),
+            c.Absent(where),
+            c.VersionIs(where, number),
+            c.GenerationIs(where, number),
         )
+        return (self.one(some),)
 
     def raw(self) -> c.Command:
         """Return a command of any session, with any numbers."""
