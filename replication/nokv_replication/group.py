@@ -105,33 +105,27 @@ class Group:
         Core.enter(self._now_ns, rng)
         self._core = Core(identity.node, others, config, self._log, self)
         self._core.start_at(self._applier.applied.index)
-        self._peers = Peers(others, self._core, self._log, config, self.counters)
-        self._pre_votes = PreVotes(self._core, self._log, config, self.counters)
-        self._reads = Reads(config, self.counters, self._send)
+        core, log, counters = self._core, self._log, self.counters
+        self._peers = Peers(others, core, log, config, counters)
+        self._pre_votes = PreVotes(core, log, config, counters)
+        self._reads = Reads(config, counters, self._send)
         self._leadership = Leadership(
-            self._core,
-            self._log,
-            self._applier,
-            self._roster,
-            clock,
-            config,
-            self.counters,
-            self._quorum,
+            core, log, self._applier, self._roster, clock, config, counters, self._quorum
         )
         self._timekeeper = self._leadership.timekeeper
         self._proposals = self._leadership.proposals
         self._receiver = Receiver(
-            self._core,
-            self._log,
+            core,
+            log,
             self._peers,
             self._applier,
             self._pre_votes,
             self._reads,
             self._timekeeper,
-            self.counters,
+            counters,
             self._send,
         )
-        self._outbox = Outbox(identity.node, self._log, network, clock, self.counters)
+        self._outbox = Outbox(identity.node, log, network, clock, counters)
         self.wake: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[int, int, Body | None]] = deque()
         self._role = Role.FOLLOWER

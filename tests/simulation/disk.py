@@ -1,8 +1,9 @@
 """A disk in memory that forgets, or tears, what was not synced.
 
 `SimDisk` is the `Disk` port of one node. It outlives the node's process: `kill` keeps what the
-page cache held, `power_cut` keeps of the unsynced writes a random subset of their sectors and of
-the unsynced directory operations a prefix. A fault can be armed at any named call.
+page cache held, `power_cut` keeps of the unsynced writes a random subset of their sectors, of the
+unsynced creations and renames a prefix, and of the removals a random subset. A fault can be armed
+at any named call.
 """
 
 import errno
@@ -170,13 +171,17 @@ class SimDisk:
         self.kill()
         applied = rng.randint(0, len(self._operations))
         names = dict(self._durable_names)
-        for kind, name, new, file in self._operations[:applied]:
-            if kind == "create":
+        for position, (kind, name, new, file) in enumerate(self._operations):
+            if kind == "unlink":
+                # Removals need not reach the platter in the order they were made.
+                if rng.random() < 0.5:
+                    names.pop(name, None)
+            elif position >= applied:
+                continue
+            elif kind == "create":
                 names[name] = file
-            elif kind == "rename":
-                names[new] = names.pop(name)
             else:
-                del names[name]
+                names[new] = names.pop(name)
         self._names = names
         for file in names.values():
             file.tear(rng)

@@ -2,6 +2,9 @@
 
 import contextlib
 import errno
+import inspect
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -375,3 +378,117 @@ def test_no_sync_no_promise() -> None:
 
 def test_hard_state_record_is_what_msgpack_says() -> None:
     assert msgspec.msgpack.encode(HardState(3, 2)) == b"\x92\x03\x02"
+
+
+class SkippingDisk(SimDisk):
+    """Does not sync where one function of the log asks for it."""
+
+    def __init__(self, call: str, caller: str) -> None:
+        super().__init__()
+        self.skip = (call, caller)
+        self.skipped = 0
+
+    def _skips(self, call: str) -> bool:
+        skips = (call, sys._getframe(2).f_code.co_name) == self.skip
+        self.skipped += skips
+        return skips
+
+    def fdatasync(self, handle: int) -> None:
+        if not self._skips("fdatasync"):
+            super().fdatasync(handle)
+
+    def fsync_dir(self) -> None:
+        if not self._skips("fsync_dir"):
+            super().fsync_dir()
+
+
+def live(disk: SimDisk, seed: int) -> None:
+    """Fill, drop and cut the power again and again; what was synced must be there each time."""
+    rng = Random(seed)
+    log = create(disk)
+    expected: list[tuple[int, int, bytes]] = []
+    for _ in range(30):
+        fill(log, rng.randint(1, 12), size=rng.randint(0, 100))
+        log.prepare()
+        log.sync()
+        if rng.random() < 0.3:
+            log.drop_to(log.synced_index, keep_bytes=0)
+        expected = contents(log)
+        if rng.random() < 0.5:
+            continue
+        death = rng.choice(("now", "between write and sync", "at any call"))
+        if death == "between write and sync":
+            # What the next life of the process reads, it relies on.
+            fill(log, 1)
+            disk.crash_at("fdatasync", 1, after=False)
+            with contextlib.suppress(Crash):
+                log.sync()
+            disk.kill()
+            log = reopen(disk)
+            expected = contents(log)
+        elif death == "at any call":
+            disk.crash_at(rng.choice(WRITING_CALLS), 1, after=rng.random() < 0.5)
+            with contextlib.suppress(Crash):
+                fill(log, 12)
+                log.sync()
+                expected = contents(log)
+        disk.kill()
+        disk.power_cut(rng)
+        log = reopen(disk)
+        held = contents(log)
+        needed = [entry for entry in expected if entry[0] > log.base_index]
+        assert needed
+        assert all(entry in held for entry in needed)
+
+
+SYNCS = [
+    ("fdatasync", "_flush"),
+    ("fdatasync", "_start_segment"),
+    ("fdatasync", "_read_segment"),
+    ("fsync_dir", "_start_segment"),
+    ("fsync_dir", "_remove"),
+]
+
+
+@pytest.mark.parametrize(("call", "caller"), SYNCS, ids=[" in ".join(sync) for sync in SYNCS])
+def test_taking_any_one_sync_away_loses_something(call: str, caller: str) -> None:
+    skipped = 0
+
+    def search() -> None:
+        nonlocal skipped
+        for seed in range(100):
+            disk = SkippingDisk(call, caller)
+            try:
+                live(disk, seed)
+            finally:
+                skipped += disk.skipped
+
+    with pytest.raises((AssertionError, LogDamaged, StartRefused)):
+        search()
+    assert skipped
+
+
+def test_with_all_its_syncs_nothing_is_lost() -> None:
+    for seed in range(50):
+        live(SimDisk(), seed)
+
+
+def test_a_prepared_segment_leaves_nothing_for_a_later_sync_to_write() -> None:
+    config = GroupConfig(segment_bytes=4 << 20)
+    disk = SimDisk()
+    log = create(disk, config)
+    log.append(bytes(3 << 20), 1, 1)
+    log.sync()
+    while log.prepare():
+        assert not disk._names["spare"].dirty
+
+
+def test_the_list_of_syncs_is_complete() -> None:
+    source = inspect.getsource(Log)
+    functions = re.split(r"\n    (?=def |@)", source)
+    found = {
+        (call, re.search(r"def (\w+)", function).group(1))  # type: ignore[union-attr]
+        for function in functions
+        for call in re.findall(r"disk\.(fdatasync|fsync_dir)\(", function)
+    }
+    assert found == {*SYNCS, ("fdatasync", "_prepare_spare")}
