@@ -8,9 +8,9 @@ import contextlib
 import os
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, TypeVar
 
 from nokv.cli import output
 from nokv.cli.client import basename, each, is_directory, join, with_client
@@ -31,6 +31,7 @@ PARALLEL: Final = 8
 """Files copied side by side."""
 
 PIECE_BYTES: Final = 4 * 1024 * 1024
+PIPE_BYTES: Final = 256 * 1024
 
 STANDARD: Final = "-"
 """Standard input or output."""
@@ -54,6 +55,33 @@ def add_put(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=with_client(_put))
 
 
+def _standard_input() -> BinaryIO | AsyncIterator[bytes]:
+    """Return what is read: a file as it is, a pipe or terminal without a thread that waits for it.
+
+    A thread in read(2) cannot be interrupted, so that Ctrl-C would wait for the other end.
+    """
+    fd = sys.stdin.fileno()
+    mode = os.fstat(fd).st_mode
+    waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
+    return _read_pipe(fd) if waits else sys.stdin.buffer
+
+
+async def _read_pipe(fd: int) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        while True:
+            await readable.wait()
+            readable.clear()
+            data = os.read(fd, PIPE_BYTES)
+            if not data:
+                return
+            yield data
+    finally:
+        loop.remove_reader(fd)
+
+
 class _Upload(NamedTuple):
     local: Path
     path: str
@@ -67,7 +95,7 @@ async def _put(fs: AsyncClient, options: argparse.Namespace) -> int:
             raise UsageError("standard input can be the only source")
         with output.progress("standard input", None) as done:
             await fs.write_bytes(
-                options.target, sys.stdin.buffer, if_absent=options.no_replace, progress=done
+                options.target, _standard_input(), if_absent=options.no_replace, progress=done
             )
         return 0
     into = await is_target_directory(fs, options.target, len(sources))

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,9 @@ PEER_PORT: Final = 7201
 HTTP_PORT: Final = 7301
 
 PARENT_POLL_S: Final = 0.25
+
+_started: Final[list[subprocess.Popen[bytes]]] = []
+"""Nodes that go on when this program ends; held so that nobody warns of that."""
 
 
 def default_folder() -> Path:
@@ -118,7 +122,7 @@ def _up(options: argparse.Namespace) -> int:
     for member in folder.members:
         if not folder.pid(member.node):
             _check_ports(member)
-            folder.spawn(member.node)
+            _started.append(folder.spawn(member.node))
     _wait_ready(folder, READY_S)
     _announce(folder, as_json=options.json)
     return 0

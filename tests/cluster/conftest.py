@@ -1,0 +1,61 @@
+"""Real clusters: what the tests of this folder share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from nokv.cli.main import main
+from nokv.testing.cluster import LocalCluster
+
+Check = Callable[[Path], None]
+
+FAST = {"worker.interval_ms": 200}
+
+
+class Done(NamedTuple):
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Nokv = Callable[..., Done]
+
+
+@pytest.fixture
+def nokv(
+    nokv_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Nokv:
+    """Run the command line, in this process, on the shared cluster."""
+    monkeypatch.setenv("NOKV_CLUSTER", nokv_cluster.addresses)
+
+    def run(*arguments: str | os.PathLike[str]) -> Done:
+        capfd.readouterr()
+        code = main([os.fspath(argument) for argument in arguments])
+        return Done(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rough_cluster() -> Iterator[LocalCluster]:
+    """A cluster of this module's own: its tests kill and restart what they like."""
+    with LocalCluster.start(settings=FAST) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def quiet(nokv_cluster: LocalCluster, check_log: Check) -> None:
+    """No node of the shared cluster may log a warning that the test did not declare."""
+    for node in nokv_cluster.nodes:
+        check_log(nokv_cluster.folder.log_path(node))
