@@ -405,6 +405,7 @@ SHRINKING_OPS: tuple[type[Strict], ...] = (
     Rmdir,
     RemoveTree,
     StageDrop,
+    OpenSession,
     ExpireSession,
     UnpinView,
     SessionMarks,
@@ -414,7 +415,7 @@ SHRINKING_OPS: tuple[type[Strict], ...] = (
     TrimEvents,
     Checkpoint,
 )
-"""Go on while the disk is nearly full."""
+"""Go on while the disk is nearly full; a client needs a session to remove anything."""
 
 
 # ---------------------------------------------------------------- predicates
