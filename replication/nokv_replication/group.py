@@ -135,6 +135,7 @@ class Group:
         self._free_bytes = 0
         self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
         self._more_to_prepare = False
+        self._log_keep_bytes = config.log_keep_bytes
         self._stopped = False
         self._failed = False
 
@@ -236,6 +237,10 @@ class Group:
         """Stop (or go on) storing new entries as a follower, for want of disk space."""
         self._receiver.accept_entries = accepting
 
+    def set_keeping_log(self, keeping: bool) -> None:  # noqa: FBT001
+        """Stop (or go on) keeping log for slow followers, for want of disk space."""
+        self._log_keep_bytes = self._config.log_keep_bytes if keeping else 0
+
     def cluster_ns(self) -> int:
         """Return the group's time: at the leader up to this step, else as last applied."""
         if self._role == Role.LEADER:
@@ -316,7 +321,7 @@ class Group:
         if applier.between_entries:
             self._reads.finish(applier.applied.index)
         if applier.commit_if_due():
-            dropped = log.drop_to(applier.durable_index, self._config.log_keep_bytes)
+            dropped = log.drop_to(applier.durable_index, self._log_keep_bytes)
             self.counters.segments_dropped += dropped
         self._more_to_prepare = log.prepare()
 

@@ -275,6 +275,7 @@ class Shard:
         self._later(TICK_MS / 1000, self._tick)
         if self.role == Role.LEADER and not self.duties.active:
             self._ask_for_office(self.group.status().term)
+        self.digests.tick()
         if self.port.between_entries:
             self.duties.tick()
         machine = self.port.machine
@@ -309,6 +310,8 @@ class Shard:
         self.free_bytes = disk_bytes + self.kv.free_bytes() + status.droppable_bytes
         # A peer that has not acknowledged anything yet has told nothing.
         told = [peer.free_bytes for peer in status.peers if peer.match_index]
+        # Log that is kept for others counts as free, so it goes as soon as the space is needed.
+        self.group.set_keeping_log(disk_bytes >= self.config.disk.reserve_bytes)
         # A follower that is low alone stops storing; the leader's quorum goes on without it.
         self.group.set_accepting(self.free_bytes >= self.config.disk.reserve_bytes // 2)
         was_low = self.space.low
