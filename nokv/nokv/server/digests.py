@@ -40,6 +40,8 @@ class Digests:
         self._worker_listens = False
         self._open: OrderedDict[int, channel.CheckpointMade] = OrderedDict()
         self._made: OrderedDict[int, DigestReply] = OrderedDict()
+        self._missed: OrderedDict[int, str] = OrderedDict()
+        """Checkpoints that will have no digest here, and why."""
         self._waiting: list[tuple[int, Call]] = []
         self.made_total = 0
         self.missed_total = 0
@@ -56,8 +58,8 @@ class Digests:
             return
         made = channel.CheckpointMade(number, applied_index, version)
         self._open[number] = made
-        while len(self._open) > KEPT_MAX:
-            self._open.popitem(last=False)
+        if len(self._open) > KEPT_MAX:
+            self._miss(next(iter(self._open)), "later checkpoints came first")
         if not channel.send(self._end, made):
             self._worker_listens = False
             self._miss(number, "the worker does not read")
@@ -72,12 +74,20 @@ class Digests:
         self._miss(number, "the worker did not open it in time")
         return False
 
+    def tick(self) -> None:
+        """End a hold that is over, also where no commit is due that would ask."""
+        hold = self._port.hold_until
+        if hold is not None and not hold():
+            self._port.hold_until = None
+
     def readable(self) -> None:
         """Take the worker's messages."""
         assert self._end is not None, "readable without a channel"
         for message in channel.receive(self._end):
             if isinstance(message, channel.WorkerReady):
                 self._worker_listens = True
+                for number in list(self._open):
+                    self._miss(number, "the worker was started again")
             elif isinstance(message, channel.CheckpointOpened):
                 if message.number == next(reversed(self._open), None):
                     self._port.hold_until = None
@@ -107,14 +117,16 @@ class Digests:
     def _miss(self, number: int, reason: str) -> None:
         self.missed_total += 1
         log.info("checkpoint %d is not digested here: %s", number, reason)
-        if self._open.pop(number, None) is not None and self._port.hold_until is not None:
+        if number == next(reversed(self._open), None):
             self._port.hold_until = None
+        self._open.pop(number, None)
+        self._missed[number] = reason
+        while len(self._missed) > KEPT_MAX:
+            self._missed.popitem(last=False)
         waiting, self._waiting = self._waiting, []
         for wanted, call in waiting:
-            if wanted == number:
-                call.fail(NotFound(f"checkpoint {number} was not digested here: {reason}"))
-            elif call.open:
-                self._waiting.append((wanted, call))
+            if call.open:
+                self.answer(wanted, call)
 
     def answer(self, number: int, call: Call) -> None:
         """Answer with a checkpoint's digest, now or when it is made; 0: the latest there is."""
@@ -122,6 +134,10 @@ class Digests:
         found = self._made.get(number)
         if found is not None:
             call.answer(found)
+            return
+        reason = self._missed.get(number)
+        if reason is not None:
+            call.fail(NotFound(f"checkpoint {number} was not digested here: {reason}"))
             return
         if number <= self.latest:
             call.fail(NotFound(f"no digest of checkpoint {number} is kept here"))

@@ -136,4 +136,6 @@ class Supervisor:
             log.error("the shard process does not stop; it is killed")
             self._shard.kill()
             code = self._shard.wait()
+        if code == -signal.SIGTERM:
+            return 0  # told to stop before it had begun to serve
         return code if code >= 0 else 128 - code

@@ -145,6 +145,31 @@ def test_what_the_worker_missed_is_told(replica: Replica) -> None:
     assert replica.port.commit() == replica.index
 
 
+def test_a_hold_ends_where_nothing_is_committed_meanwhile(replica: Replica) -> None:
+    replica.say(channel.WorkerReady())
+    replica.apply(Checkpoint(9))
+    waiting = Asked()
+    replica.digests.answer(9, waiting)
+    replica.digests.tick()
+    assert waiting.open
+    replica.now_s += HOLD_S
+    replica.digests.tick()
+    assert isinstance(waiting.told, NotFound)
+    late = Asked()
+    replica.digests.answer(9, late)
+    assert isinstance(late.told, NotFound)
+
+
+def test_a_worker_that_starts_anew_has_lost_what_was_open(replica: Replica) -> None:
+    replica.say(channel.WorkerReady())
+    replica.apply(Checkpoint(9))
+    replica.say(channel.CheckpointOpened(9))
+    waiting = Asked()
+    replica.digests.answer(9, waiting)
+    replica.say(channel.WorkerReady())
+    assert isinstance(waiting.told, NotFound)
+
+
 def test_without_a_worker_nothing_is_held(replica: Replica) -> None:
     replica.apply(Checkpoint(9))
     replica.apply(Reap(1))
