@@ -29,7 +29,7 @@ def main() -> int:
                 simulation.run(options.seconds * 1_000_000_000)
             except Exception as error:
                 failed += 1
-                print(f"seed {seed}: {type(error).__name__}: {error}")
+                print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
                 if options.seeds == 1:
                     raise
                 continue

@@ -188,7 +188,8 @@ class Simulation:
 
         def report(*entry: object) -> None:
             assert node.group is not None
-            checker.stepped(node.node, node.group)
+            with node.disk.unharmed():
+                checker.stepped(node.node, node.group)
             checker.entry_applied(node.node, *entry)  # type: ignore[arg-type]
 
         machine = node.storage.machine(lambda name: node.disk.on_call(f"machine.{name}"))
@@ -293,7 +294,8 @@ class Simulation:
         self._schedule_step(node, max(due, busy_until, self.now_ns + 1_000))
 
     def _check(self, node: Node, group: Group) -> None:
-        self.checker.stepped(node.node, group)
+        with node.disk.unharmed():
+            self.checker.stepped(node.node, group)
         applier = group._applier
         if applier.between_entries:
             self.checker.fingerprint(node.node, applier.applied.index, applier.fingerprint())

@@ -6,8 +6,9 @@ unsynced creations and renames a prefix, and of the removals a random subset. A 
 at any named call.
 """
 
+import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 SECTOR_BYTES = 512
@@ -192,6 +193,16 @@ class SimDisk:
         """Remove any armed fault."""
         self.on_call = lambda _name: None
         self.after_call = lambda _name: None
+
+    @contextlib.contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """Let no armed fault strike: it is the checker that looks."""
+        hooks = self.on_call, self.after_call
+        self.disarm()
+        try:
+            yield
+        finally:
+            self.on_call, self.after_call = hooks
 
     def crash_at(self, call: str, count: int, *, after: bool) -> None:
         """Die at the `count`-th call of that name from now on, before or after its effect."""
