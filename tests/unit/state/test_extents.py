@@ -18,7 +18,7 @@ from nokv.state.extents import (
     overlay,
 )
 from nokv.types.limits import CHUNK_BYTES
-from nokv.types.values import ChunkMap, Extent, StoredChunk, StoredExtent
+from nokv.types.values import ChunkMap, Extent, ObjectPart, StoredChunk, StoredExtent
 
 SIZE = 60
 
@@ -26,7 +26,9 @@ SIZE = 60
 @st.composite
 def chunk_maps(draw: st.DrawFn, upload: int = 0) -> ChunkMap:
     """A chunk of a publish: objects and inline runs with gaps between them, below SIZE."""
-    parts, extents, offset = [], [], 0
+    parts: list[ObjectPart] = []
+    extents: list[Extent] = []
+    offset = 0
     while offset < SIZE - 1 and len(extents) < 4:
         offset += draw(st.integers(0, 15))
         length = draw(st.integers(1, 12))
