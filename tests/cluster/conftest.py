@@ -47,9 +47,9 @@ def nokv(
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rough_cluster() -> Iterator[LocalCluster]:
-    """A cluster of this module's own: its tests kill and restart what they like."""
+    """A cluster whose nodes a test may kill, if it leaves them ready for the next one."""
     with LocalCluster.start(settings=FAST) as cluster:
         yield cluster
 

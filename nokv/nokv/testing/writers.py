@@ -67,6 +67,7 @@ class Writer:
         self.directory: Final = directory
         self.journal: Final = Journal(journal)
         self.acknowledged = 0
+        self._told = asyncio.Event()
         self._cluster = cluster
         self._name = name
         self._generation = 0
@@ -108,7 +109,14 @@ class Writer:
             self._generation = (await fs.stat(f"{self.directory}/state")).generation
         else:
             self.acknowledged += 1
+            self._told.set()
             self.journal.write(number=number, outcome="done", generation=generation)
+
+    async def wait_acknowledged(self, count: int) -> None:
+        """Wait until so many writes were acknowledged."""
+        while self.acknowledged < count:
+            self._told.clear()
+            await self._told.wait()
 
     def body(self, number: int) -> bytes:
         """Return the body that write `number` gives to `state`."""
