@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from nokv.client.routing import Router, backoff_s
 from nokv.errors import (
@@ -38,7 +38,7 @@ from nokv.types.results import Result
 from nokv.types.values import Caller
 from nokv.wire.codec import encode_command, result_codec
 from nokv.wire.connection import RpcConnection, error_of
-from nokv.wire.rpc import Outcome, Propose, ResultsReply
+from nokv.wire.rpc import Outcome, Propose, ResponseBody, ResultsReply
 
 WINDOW: Final = RESULT_WINDOW - 64
 """Sequence numbers in use above the acknowledged one; must stay below RESULT_WINDOW."""
@@ -131,7 +131,7 @@ class CommandStream:
         self._again: list[Call] = []
         """Calls whose last attempt came to nothing."""
         self._flush_due = False
-        self._batches: set[asyncio.Task[None]] = set()
+        self._batches: set[asyncio.Future[ResponseBody]] = set()
         self._pump: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -261,20 +261,35 @@ class CommandStream:
                 n_bytes += len(call.data)
                 batch.append(call)
             if batch:
-                task = self._loop.create_task(self._deliver(connection, batch))
-                self._batches.add(task)
-                task.add_done_callback(self._batches.discard)
+                self._deliver(connection, batch)
 
-    async def _deliver(self, connection: RpcConnection, batch: list[Call]) -> None:
-        try:
-            reply = await connection.call(
-                Propose(tuple([call.data for call in batch])), timeout_s=ATTEMPT_S
-            )
-        except NokvError as error:
+    def _deliver(self, connection: RpcConnection, batch: list[Call]) -> None:
+        """Send a batch; without a task of its own where there is room for it."""
+        body = Propose(tuple([call.data for call in batch]))
+        answer: asyncio.Future[ResponseBody]
+        if connection.full or connection.closed:
+            answer = self._loop.create_task(connection.call(body, timeout_s=ATTEMPT_S))
+        else:
+            answer = connection.send(body, timeout_s=ATTEMPT_S)
+        self._batches.add(answer)
+        answer.add_done_callback(lambda done: self._delivered(connection, batch, done))
+
+    def _delivered(
+        self,
+        connection: RpcConnection,
+        batch: list[Call],
+        answer: asyncio.Future[ResponseBody],
+    ) -> None:
+        self._batches.discard(answer)
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if isinstance(error, NokvError):
             self._router.doubt(connection, error)
             for call in batch:
                 self._failed(call, error)
             return
+        reply = answer.result()
         if not isinstance(reply, ResultsReply) or len(reply.outcomes) != len(batch):
             lost = Unavailable(f"{connection.address} answered a batch with something else")
             for call in batch:
@@ -435,9 +450,9 @@ class CommandStream:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        tasks: Iterable[asyncio.Task[None]] = [*self._batches]
+        tasks: list[asyncio.Future[Any]] = [*self._batches]
         if self._pump is not None:
-            tasks = [*tasks, self._pump]
+            tasks.append(self._pump)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

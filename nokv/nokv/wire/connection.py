@@ -149,12 +149,20 @@ class RpcConnection(asyncio.Protocol):
             message = f"a deadline of {timeout_s} seconds"
             raise InvalidArgument(message)
         deadline = self._loop.time() + timeout_s
-        if self._full():
+        if self.full:
             await self._wait_for_room(deadline)
         answer = self._send(body, deadline)
         if self._waiting:
             self._wake()
         return await answer
+
+    def send(self, body: RequestBody, *, timeout_s: float) -> asyncio.Future[ResponseBody]:
+        """Send one request at once and return the future of its answer; else as `call`.
+
+        For callers that look at `full` first. Raises Unavailable if the connection has ended.
+        """
+        assert not self.full, "look at `full` first, or use `call`"
+        return self._send(body, self._loop.time() + timeout_s)
 
     async def close(self) -> None:
         """End the connection; open calls raise Unavailable. Returns when it is gone."""
@@ -171,7 +179,9 @@ class RpcConnection(asyncio.Protocol):
 
     # ------------------------------------------------------------ sending
 
-    def _full(self) -> bool:
+    @property
+    def full(self) -> bool:
+        """Whether a further call has to wait for room."""
         return (
             len(self._calls) >= IN_FLIGHT_MAX
             or self._in_flight_bytes >= IN_FLIGHT_BYTES_MAX
@@ -213,10 +223,15 @@ class RpcConnection(asyncio.Protocol):
         answer: asyncio.Future[ResponseBody] = self._loop.create_future()
         self._calls[self._next_id] = _Call(answer, deadline, len(data))
         self._in_flight_bytes += len(data)
-        self._outgoing.append(data)
-        if not self._flush_due and not self._write_paused:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
+        if len(self._calls) == 1 and not self._outgoing and not self._write_paused:
+            # Nothing else is under way, so nothing will come that could share the write.
+            assert self._transport is not None, "an open connection has a transport"
+            self._transport.write(data)
+        else:
+            self._outgoing.append(data)
+            if not self._flush_due and not self._write_paused:
+                self._flush_due = True
+                self._loop.call_soon(self._flush)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         return answer
