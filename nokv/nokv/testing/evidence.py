@@ -75,14 +75,15 @@ class Bucket(NamedTuple):
     """Stored and not named."""
 
 
-async def compare_bucket(client: Harness, store: ObjectStore) -> Bucket:
-    """Compare the bucket with the records, once both stand still.
+async def compare_bucket(client: Harness, store: ObjectStore, tries: int = TRIES) -> Bucket:
+    """Compare the bucket with the records, once nobody writes.
 
-    The collector works meanwhile, so the comparison is made again while something is missing or
-    too much: a true difference stays.
+    The collector works meanwhile, so the comparison is made again, up to `tries` times, while
+    something is missing or too much: a true difference stays.
     """
+    assert tries > 0
     volume = client.core.volume.volume
-    for attempt in range(TRIES):
+    for attempt in range(tries):
         stored = set(await list_names(store, volume_prefix(volume)))
         live, queued = await _named(client, volume)
         bucket = Bucket(
