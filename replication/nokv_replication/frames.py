@@ -175,10 +175,11 @@ class Stale(msgspec.Struct, tag=11, frozen=True, array_like=True, forbid_unknown
 
 
 class TooFar(msgspec.Struct, tag=12, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """You need entries that my log, starting after `base_index`, no longer holds."""
+    """You may need entries that my log, starting after (base_index, base_term), does not hold."""
 
     term: Count
     base_index: Count
+    base_term: Count
 
 
 class Mismatch(msgspec.Struct, tag=13, frozen=True, array_like=True, forbid_unknown_fields=True):

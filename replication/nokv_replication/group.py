@@ -407,7 +407,7 @@ class Group:
         if "prevLogIdx" not in message:
             # The library would send its dump: the peer needs what this log no longer holds.
             self._core.set_next_index(peer, self._log.last_index + 1)
-            self._send(peer, TooFar(self._core.term(), self._log.base_index))
+            self._send(peer, TooFar(self._core.term(), self._log.base_index, self._log.base_term))
             return
         assert "transmission" not in message
         prev_index = message["prevLogIdx"]

@@ -32,6 +32,8 @@ class Peer(msgspec.Struct):
     """Next index to restore after a send pass that a full window ended, 0 for none."""
     commit_sent: int = 0
     """Largest commit index sent on this connection in this term."""
+    base_tried: int = -1
+    """Base of this log that was tried as the entry before, since the peer last confirmed one."""
     applied_index: int = 0
     free_bytes: int = 0
     vote_term: int = 0
@@ -67,6 +69,7 @@ class Peers:
         for peer in self.all.values():
             peer.forget_inflight()
             peer.commit_sent = 0
+            peer.base_tried = -1
             peer.held_index = 0
             peer.progress_ns = now_ns
 
@@ -74,6 +77,7 @@ class Peers:
         """Send again what the broken connection may have lost."""
         peer.forget_inflight()
         peer.commit_sent = 0
+        peer.base_tried = -1
         peer.progress_ns = now_ns
         match = self._core.match_index(peer.node)
         if self._core.is_leader() and match > 0:
@@ -179,14 +183,21 @@ class Peers:
         elif reset:
             peer.reset_at = peer.sent_sequence
             peer.forget_inflight()
+        next_index = min(max(ack.next_index, 1), log.last_index + 1)
         if ack.success:
+            peer.base_tried = -1
             self._shrink_window(peer, ack.next_index - 1, now_ns)
+        elif reset and next_index <= log.base_index and peer.base_tried != log.base_index:
+            # The peer is certain only of entries that are dropped here, but may hold more: try
+            # this log's base once, before it is told that it is too far behind.
+            peer.base_tried = log.base_index
+            next_index = log.base_index + 1
         before = core.next_index(peer.node)
         core.deliver(
             peer.node,
             {
                 "type": "next_node_idx",
-                "next_node_idx": min(max(ack.next_index, 1), log.last_index + 1),
+                "next_node_idx": next_index,
                 "reset": reset,
                 "success": ack.success,
             },

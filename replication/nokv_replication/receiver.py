@@ -157,7 +157,11 @@ class Receiver:
         if body.term < self._core.term():
             return
         self._pre_votes.contact(self._now_ns)
-        if body.base_index > self._log.last_index and peer == self._core.leader():
+        log = self._log
+        if body.base_index < log.base_index or peer != self._core.leader():
+            return
+        missing = body.base_index > log.last_index
+        if missing or log.term_at(body.base_index) != body.base_term:
             self.too_far_base = body.base_index
             self._reads.refuse_unreachable()
 

@@ -388,6 +388,21 @@ class TestReplication:
         assert len(frames) <= 2
         assert any(isinstance(frame.body, TooFar | Append) for frame in frames)
 
+    def test_a_node_that_holds_more_than_it_knows_to_be_committed_goes_on(self) -> None:
+        config = msgspec.structs.replace(CONFIG, segment_bytes=1024, log_keep_bytes=0)
+        script = leading(config=config)
+        for i in range(60):
+            script.propose(1, b"%d" % i)
+        script.deliver(1, 3)  # node 3 stores them all, and hears of no commit
+        script.isolate(3)
+        script.settle(1, 2, rounds=100)
+        base = script.groups[1]._log.base_index
+        assert script.groups[3]._core.commit_index() < base < script.groups[3]._log.last_index
+        script.connect_all()
+        script.settle(rounds=30)
+        assert script.groups[3].status().applied_index == 62
+        assert script.groups[3].status().problem == ""
+
     def test_a_follower_without_space_stores_nothing_and_stays(self) -> None:
         script = leading()
         script.groups[3].set_accepting(False)
