@@ -57,6 +57,7 @@ class Context:
         "counters",
         "effects",
         "events",
+        "newest_range",
         "seq",
         "session",
         "session_id",
@@ -87,6 +88,9 @@ class Context:
         self.chains: dict[tuple[int, ...], int] = {}
         """Chains of the events, with the numbers that the events give them."""
         self.effects: list[Effect] = []
+        self.newest_range: tuple[int, int] | None = None
+        """The range of published uploads that this command wrote last: an `Atomic` of many
+        publishes extends it each time, without a scan."""
 
     @property
     def version(self) -> int:

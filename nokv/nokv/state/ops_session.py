@@ -159,6 +159,9 @@ def consumed_ranges(source: Txn, session_id: int) -> list[tuple[int, int]]:
 
 def _range_at(ctx: Context, upload: int) -> tuple[int, int] | None:
     """Return the consumed range that begins at or below `upload`, nearest to it."""
+    newest = ctx.newest_range
+    if newest is not None and newest[1] == upload - 1:
+        return newest  # a range that held `upload` too would have been merged with it
     start = keys.consumed(ctx.session_id, 0)
     end = keys.consumed(ctx.session_id, upload + 1)
     for key, value in ctx.txn.scan(Family.SESSION, start, end, reverse=True):
@@ -196,6 +199,7 @@ def consume_upload(ctx: Context, upload: int) -> None:
         last = int.from_bytes(value, "big")
         ctx.txn.delete_row(Family.SESSION, above)
     ctx.txn.set_row(Family.SESSION, keys.consumed(ctx.session_id, first), keys.pack(last))
+    ctx.newest_range = (first, last)
 
 
 # ---------------------------------------------------------------- marks
