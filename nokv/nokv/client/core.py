@@ -26,7 +26,7 @@ from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore
 from nokv.objects.read import Reader
 from nokv.objects.upload import Uploader
-from nokv.objects.volume import check_volume
+from nokv.objects.volume import await_volume
 from nokv.types.commands import Op, Predicate
 from nokv.types.limits import GROUPS_MAX, SESSION_TTL_NS_DEFAULT
 from nokv.types.reads import VolumeReply
@@ -43,6 +43,9 @@ RETIRED_SETTLE_S: Final = 600.0
 
 RETIRED_MAX: Final = 16
 """Sessions that are over and still ask; the oldest is given up for a further one."""
+
+CLAIM_S: Final = 10.0
+"""A new cluster's worker marks the object store in its first seconds: a client waits so long."""
 
 SHARD: Final = 0
 
@@ -276,9 +279,11 @@ class Core:
         if self._store is None:
             async with self._preparing:
                 if self._store is None:
-                    store = self._given_store or open_store(self.volume)
+                    given = self._given_store
+                    store = given or open_store(self.volume)
                     try:
-                        await check_volume(store, self.volume.volume)
+                        patience_s = CLAIM_S if given is None else 0.0
+                        await await_volume(store, self.volume.volume, patience_s)
                     except BaseException:
                         if self._given_store is None:
                             await store.close()

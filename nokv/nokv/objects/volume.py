@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
-from nokv.errors import ForeignVolume, ObjectMissing
+from nokv.errors import ForeignVolume, ObjectMissing, ObjectStoreError
 from nokv.objects.layout import VOLUME_OBJECT, check_volume_id
 from nokv.objects.port import ObjectStore
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES, SUM_BYTES
 
 FORMAT = 1
+_POLL_S = 0.05
 
 
 class VolumeObject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,6 +63,29 @@ async def check_volume(store: ObjectStore, volume: str) -> None:
             hint="check the volume's endpoint, bucket and prefix",
         ) from error
     _compare(found, wanted)
+
+
+async def await_volume(store: ObjectStore, volume: str, patience_s: float) -> None:
+    """Do as `check_volume`, but give a store that is nobody's yet so long to become the volume's.
+
+    A new cluster serves its metadata at once, while a worker still makes bucket and object.
+
+    Raises:
+        ForeignVolume: it is another volume's, or still nobody's.
+        ObjectStoreError: there is still no bucket, or the store fails.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + patience_s
+    while True:
+        try:
+            await check_volume(store, volume)
+        except ObjectStoreError as error:
+            missing = type(error) is ObjectStoreError or isinstance(error.__cause__, ObjectMissing)
+            if not missing or loop.time() >= end_s:
+                raise
+        else:
+            return
+        await asyncio.sleep(_POLL_S)
 
 
 def _compare(found: bytes, wanted: VolumeObject) -> None:
