@@ -31,7 +31,7 @@ CUTS = 9
 EVENTS_MAX = 120
 """Events of the disk between the first command after a start, or the start, and the cut."""
 
-QUICK = {
+QUICK: dict[str, str | int | bool] = {
     "worker.enabled": False,
     "log.segment_bytes": 8 << 20,
     "timing.heartbeat_ms": 20,
@@ -46,7 +46,7 @@ NO_COMMITS = {**QUICK, "timing.commit_interval_ms": 3_600_000}
 class Machine:
     """A node whose data directory lies on the disk, and a client that knows what it was told."""
 
-    def __init__(self, place: Path, settings: dict[str, int | bool]) -> None:
+    def __init__(self, place: Path, settings: dict[str, str | int | bool]) -> None:
         (place / "mount").mkdir(parents=True)
         (place / "backing").mkdir()
         self.disk = PowerCutDisk(place / "mount", place / "backing")
@@ -147,7 +147,7 @@ def new_machine(
 ) -> Iterator[Callable[..., Machine]]:
     machines: list[Machine] = []
 
-    def make(settings: dict[str, int | bool]) -> Machine:
+    def make(settings: dict[str, str | int | bool]) -> Machine:
         machines.append(Machine(tmp_path / f"machine-{len(machines)}", settings))
         check_log(machines[-1].cluster.folder.log_path(1))
         return machines[-1]
@@ -197,7 +197,8 @@ def test_a_failed_sync_of_the_log_stops_the_node_and_answers_nobody(
         with pytest.raises(Unavailable):
             await machine.create(client, 2)
         (written,) = machine.disk.events()[before:]
-        assert written.startswith("write") and ".log" in written
+        assert written.startswith("write")
+        assert ".log" in written
         await client.connection.close()
 
     asyncio.run(create())
