@@ -12,6 +12,12 @@ from tests.machine.drawing import (
     TIMES,
     XATTRS,
     Drawing,
+    anything,
+    directory,
+    empty_directory,
+    filled,
+    regular,
+    tagged,
 )
 
 from nokv.types import commands as c
@@ -41,19 +47,19 @@ def symlink(d: Drawing, s: int) -> c.InnerOp:
 
 
 def link(d: Drawing, s: int) -> c.InnerOp:
-    return c.Link(d.at(s, kind="any" if d.chance(6) else "is_regular"), *d.place(s))
+    return c.Link(d.at(s, kind=regular if not d.chance(6) else anything), *d.place(s))
 
 
 def unlink(d: Drawing, s: int) -> c.InnerOp:
-    return c.Unlink(*d.entry(s, kind="any" if d.chance(4) else "is_regular"))
+    return c.Unlink(*d.entry(s, kind=regular if not d.chance(4) else anything))
 
 
 def rmdir(d: Drawing, s: int) -> c.InnerOp:
-    return c.Rmdir(*d.entry(s, kind="any" if d.chance(4) else "is_directory"))
+    return c.Rmdir(*d.entry(s, kind=empty_directory if not d.chance(4) else anything))
 
 
 def remove_tree(d: Drawing, s: int) -> c.InnerOp:
-    return c.RemoveTree(*d.entry(s, kind="any" if d.chance(4) else "is_directory"))
+    return c.RemoveTree(*d.entry(s, kind=directory if not d.chance(4) else anything))
 
 
 def rename(d: Drawing, s: int) -> c.InnerOp:
@@ -76,7 +82,7 @@ def chown(d: Drawing, s: int) -> c.InnerOp:
 
 
 def truncate(d: Drawing, s: int) -> c.InnerOp:
-    at = d.at(s, kind="any" if d.chance(6) else "is_regular")
+    at = d.at(s, kind=d.one((filled, filled, regular, anything)))
     return c.SetAttr(at, size=d.often(SIZES, BAD_SIZES))
 
 
@@ -86,12 +92,12 @@ def utimens(d: Drawing, s: int) -> c.InnerOp:
 
 
 def set_flags(d: Drawing, s: int) -> c.InnerOp:
-    return c.SetAttr(d.at(s), flags=d.often((0, 0, 0, 1, 2, 3), (4, -1)))
+    return c.SetAttr(d.at(s), flags=d.often((0, 0, 0, 0, 1, 2, 3), (4, -1)))
 
 
 def set_many(d: Drawing, s: int) -> c.InnerOp:
     return c.SetAttr(
-        d.at(s, kind="is_regular"),
+        d.at(s, kind=regular),
         mode=d.one((None, 0o6755, 0o2711)),
         uid=d.one((None, 0, 1)),
         gid=d.one((None, 1, 2)),
@@ -107,7 +113,8 @@ def set_xattr(d: Drawing, s: int) -> c.InnerOp:
 
 
 def remove_xattr(d: Drawing, s: int) -> c.InnerOp:
-    return c.RemoveXattr(d.at(s), d.often(XATTRS, BAD_XATTRS))
+    at = d.at(s, kind=anything if d.chance(6) else tagged)
+    return c.RemoveXattr(at, d.attribute(at))
 
 
 def _publish(d: Drawing, s: int, mode: PublishMode) -> c.InnerOp:
@@ -115,7 +122,7 @@ def _publish(d: Drawing, s: int, mode: PublishMode) -> c.InnerOp:
     if new and not d.chance(2 if mode != PublishMode.CREATE else 8):
         parent, name = d.place(s)
     else:
-        parent, name = d.entry(s, kind="any" if d.chance(10) else "is_regular")
+        parent, name = d.entry(s, kind=d.one((filled, filled, filled, regular, anything)))
     return _published(d, s, mode, parent, name)
 
 
@@ -157,12 +164,12 @@ def publish_append(d: Drawing, s: int) -> c.InnerOp:
 
 def publish_handle(d: Drawing, s: int) -> c.InnerOp:
     mode = d.often((1, 2, 3, 3, 4), (0, 5, -1))
-    return _published(d, s, mode, d.at(s, kind="is_regular"), b"")
+    return _published(d, s, mode, d.at(s, kind=regular if d.chance(4) else filled), b"")
 
 
 def stage_swap(d: Drawing, s: int) -> c.InnerOp:
     mode = d.often(tuple(StageMode), (2, -1))
-    where = d.entry(s) if d.chance(2) else d.place(s)
+    where = d.entry() if d.chance(2) else d.place(s if d.chance(8) else 0)
     return c.StageSwap(*d.stage(s), *where, int(mode))
 
 
@@ -194,6 +201,13 @@ INNER = (
     publish_handle,
     stage_swap,
 )
+
+TRAFFIC = (
+    *INNER,
+    *(publish_patch, publish_patch, publish_patch, publish_append, publish_replace, truncate),
+    *(mkdir, link, rename, rename, unlink),
+)
+"""What the machine does besides: mostly what has a history."""
 
 
 def atomic(d: Drawing, s: int) -> c.Op:

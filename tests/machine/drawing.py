@@ -6,9 +6,9 @@ taken as often as the others.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-from hypothesis import strategies as st
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TypeVar
 
 from nokv.errors import NokvError
 from nokv.types import commands as c
@@ -27,6 +27,7 @@ from nokv.types.values import (
 )
 from nokv_model.access import Resolver
 from nokv_model.model import Model
+from nokv_model.sessions import Session
 from nokv_model.tree import Inode
 
 T = TypeVar("T")
@@ -55,31 +56,74 @@ SIZES = (0, 1, 3, 4, 6, 8, 100, 4096, CHUNK_BYTES - 2, CHUNK_BYTES + 7, 2 * CHUN
 BAD_SIZES = (-1, FILE_BYTES_MAX + 1)
 TIMES = (c.TIME_NOW, 0, 7, 2**63 - 1)
 BAD_TIMES = (-2, 2**63)
-RARE = 16
+RARE = 30
 """One draw in so many is a bad one."""
+
+
+Kind = Callable[[Inode], object]
+"""Which inodes are wanted."""
+
+
+def anything(_inode: Inode) -> bool:
+    """Any inode."""
+    return True
+
+
+def directory(inode: Inode) -> bool:
+    """Directories."""
+    return inode.is_directory
+
+
+def empty_directory(inode: Inode) -> bool:
+    """Directories that rmdir takes."""
+    return inode.is_directory and not inode.entries
+
+
+def regular(inode: Inode) -> bool:
+    """Files."""
+    return inode.is_regular
+
+
+def filled(inode: Inode) -> bool:
+    """Files with a body."""
+    return inode.is_regular and inode.size > 0
+
+
+def symlink(inode: Inode) -> bool:
+    """Symbolic links."""
+    return inode.is_symlink
+
+
+def tagged(inode: Inode) -> bool:
+    """Inodes with extended attributes."""
+    return bool(inode.xattrs)
 
 
 class Drawing:
     """Draws the parts of commands; looks at the model for what exists."""
 
-    def __init__(self, data: st.DataObject, model: Model, sessions: list[int]) -> None:
-        self._data = data
+    def __init__(self, seed: bytes, model: Model, sessions: list[int]) -> None:
+        self._random = Random(seed)
         self._model = model
         self._sessions = sessions
 
-    def one(self, values: Any) -> Any:
+    def one(self, values: Sequence[T]) -> T:
         """One of some values."""
-        return self._data.draw(st.sampled_from(values))
+        return self._random.choice(values)
+
+    def some(self, values: Sequence[T], low: int, high: int) -> list[T]:
+        """Between `low` and `high` of some values, each once."""
+        return self._random.sample(values, self.number(low, high))
 
     def number(self, low: int, high: int) -> int:
         """A number of [low, high]."""
-        return self._data.draw(st.integers(low, high))
+        return self._random.randint(low, high)
 
     def chance(self, of: int) -> bool:
-        """True once in `of` draws; shrinks to False."""
-        return self.number(1, of) == of
+        """True once in `of` draws."""
+        return self._random.randrange(of) == 0
 
-    def often(self, good: Any, bad: Any) -> Any:
+    def often(self, good: Sequence[T], bad: Sequence[T]) -> T:
         """One of `good`; rarely one of `bad`."""
         return self.one(bad) if self.chance(RARE) else self.one(good)
 
@@ -90,8 +134,8 @@ class Drawing:
         return self.often(NAMES, BAD_NAMES)
 
     def caller(self) -> Caller:
-        """Root half of the time, so that enough succeeds."""
-        return self.one((Caller(),) * 4 + CALLERS)
+        """Root most of the time, so that enough succeeds."""
+        return self.one((Caller(),) * 8 + CALLERS)
 
     def mode(self) -> int:
         """Permission bits."""
@@ -114,21 +158,21 @@ class Drawing:
             inode = tree.inodes[parent]
         return inode.number, tuple(path)
 
-    def at(self, session: int = 0, *, kind: str = "any") -> At:
+    def at(self, session: int = 0, *, kind: Kind = anything) -> At:
         """An address: of an inode there is, by handle or by path, or of something made up."""
         follow = not self.chance(3)
         if self.chance(16):
             start = self.one((ROOT_INODE, ROOT_INODE, 0, 2, 5, 999))
             view = self.one((ROOT_VIEW, ROOT_VIEW, ROOT_VIEW, 7))
-            path = tuple(self._data.draw(st.lists(st.sampled_from(COMPONENTS), max_size=3)))
+            path = tuple(self.one(COMPONENTS) for _ in range(self.number(0, 3)))
             return At(view, start, path, follow)
         inodes = self._inodes(session)
-        wanted = [inode for inode in inodes if kind == "any" or getattr(inode, kind)]
+        wanted = [inode for inode in inodes if kind(inode)]
         inode = self.one(wanted or inodes)
         if self.chance(3):
             return At(ROOT_VIEW, inode.number, (), follow)
         start, path = self._path_to(inode)
-        if kind == "is_directory" and self.chance(6):
+        if kind is directory and self.chance(6):
             path = (*path, self.one((b".", b"..", b"a", b"b")))
         return At(ROOT_VIEW, start, path, follow)
 
@@ -145,14 +189,12 @@ class Drawing:
 
     def parent(self, session: int = 0) -> At:
         """The address of a directory, mostly."""
-        return self.at(session, kind="any" if self.chance(RARE) else "is_directory")
+        return self.at(session, kind=anything if self.chance(RARE) else directory)
 
-    def entry(self, session: int = 0, *, kind: str = "any") -> tuple[At, bytes]:
+    def entry(self, session: int = 0, *, kind: Kind = anything) -> tuple[At, bytes]:
         """A parent and a name in it that exists, mostly."""
         tree = self._model.state.tree
-        named = [
-            i for i in self._inodes(session) if i.names and (kind == "any" or getattr(i, kind))
-        ]
+        named = [i for i in self._inodes(session) if i.names and kind(i)]
         if not named or self.chance(6):
             return self.parent(session), self.name()
         directory, name = self.one(sorted(self.one(named).names))
@@ -164,60 +206,65 @@ class Drawing:
 
     def body(self, session: int, publish_mode: int) -> tuple[int, int, tuple[ChunkMap, ...]]:
         """(size, upload, chunks) of a publish, mostly valid."""
-        indexes = self._data.draw(st.sets(st.integers(0, 2), max_size=2))
-        chunks = tuple(self._chunk(index, number) for number, index in enumerate(sorted(indexes)))
+        indexes = self.some(range(3), 0, 2)
+        parts = self._uploads(session) != [] or self.chance(RARE)
+        chunks = tuple(
+            self._chunk(index, number, parts=parts) for number, index in enumerate(sorted(indexes))
+        )
         ends = [k.index * CHUNK_BYTES + k.extents[-1].offset + k.extents[-1].length for k in chunks]
         size = max(ends, default=0) + self.one((0, 0, 5))
-        if publish_mode == c.PublishMode.APPEND and size > 4096:
-            size, chunks = self._short(chunks)
-        parts = any(chunk.parts for chunk in chunks)
-        upload = self.upload(session) if parts else 0
+        if publish_mode == c.PublishMode.APPEND and parts:
+            size, chunks = self._short()
+        upload = self.upload(session) if any(chunk.parts for chunk in chunks) else 0
         if self.chance(RARE):
             return self._spoiled(size, upload, chunks)
         return size, upload, chunks
 
-    def _short(self, chunks: tuple[ChunkMap, ...]) -> tuple[int, tuple[ChunkMap, ...]]:
-        """Something small to append, so that appends stay near a border that exists."""
-        extents = (Extent(1, 4, data=b"tail"), Extent(5, 8, part=0))
+    def _short(self) -> tuple[int, tuple[ChunkMap, ...]]:
+        """Something small to append, so that appends cross a border and stay near it."""
         part = ObjectPart(0, 0, 9, 8, b"8" * 8)
-        del chunks
+        extents = self.one(
+            (
+                (Extent(0, 8, part=0), Extent(8, 4, data=b"tail")),
+                (Extent(1, 4, data=b"head"), Extent(5, 6, 0, 2)),
+            )
+        )
         return 13, (ChunkMap(0, (part,), extents),)
+
+    def _uploads(self, session: int) -> list[int]:
+        """Uploads that the session may publish."""
+        known = self._model.state.sessions.get(session)
+        if known is None:
+            return []
+        return sorted(set(range(known.watermark, known.next_upload)) - known.consumed)
 
     def upload(self, session: int) -> int:
         """An upload, mostly one that may be published."""
-        known = self._model.state.sessions.get(session)
-        if known is None or self.chance(RARE):
-            return self.number(0, 4)
-        free = set(range(known.watermark, known.next_upload)) - known.consumed
-        return self.one(sorted(free)[:3]) if free else self.number(1, 3)
+        free = self._uploads(session)
+        return self.number(1, 4) if not free or self.chance(RARE) else self.one(free[:3])
 
-    def _chunk(self, index: int, number: int) -> ChunkMap:
-        cuts = sorted(
-            self._data.draw(
-                st.sets(st.sampled_from(CUTS), min_size=2, max_size=6).filter(
-                    lambda found: len(found) % 2 == 0
-                )
-            )
-        )
+    def _chunk(self, index: int, number: int, *, parts: bool) -> ChunkMap:
+        cuts = sorted(self.some(CUTS, 2, 6))
         extents: list[Extent] = []
-        parts: list[ObjectPart] = []
-        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
+        made: list[ObjectPart] = []
+        for start, end in zip(cuts[::2], cuts[1::2], strict=False):
             length = min(end - start, 2 * SUM_BYTES)
-            if length <= 4096 and self.chance(2):
+            if not parts or (length <= 4096 and self.chance(2)):
+                length = min(length, 4096)
                 letter = bytes([self.number(65, 90)])
                 extents.append(Extent(start, length, data=letter * length))
-            elif parts and parts[-1].length >= length and self.chance(3):
-                skip = parts[-1].length - length
-                extents.append(Extent(start, length, len(parts) - 1, skip))
+            elif made and made[-1].length >= length and self.chance(3):
+                skip = made[-1].length - length
+                extents.append(Extent(start, length, len(made) - 1, skip))
             else:
                 skip = self.number(0, 2)
                 sums = -(-(length + skip) // SUM_BYTES)
                 part = ObjectPart(
-                    number, len(parts), self.number(0, 1), length + skip, b"s" * 8 * sums
+                    number, len(made), self.number(0, 1), length + skip, b"s" * 8 * sums
                 )
-                extents.append(Extent(start, length, len(parts), skip))
-                parts.append(part)
-        return ChunkMap(index, tuple(parts), tuple(extents))
+                extents.append(Extent(start, length, len(made), skip))
+                made.append(part)
+        return ChunkMap(index, tuple(made), tuple(extents))
 
     def _spoiled(
         self, size: int, upload: int, chunks: tuple[ChunkMap, ...]
@@ -265,6 +312,19 @@ class Drawing:
             )
         )
 
+    def frame(self, session: Session) -> Marks:
+        """Marks of a client that reads the present only, but for leases."""
+        version = self._model.version
+        leases = list(session.leases)
+        bodies = [inode for inode in self._model.state.tree.inodes.values() if inode.body]
+        if bodies and self.chance(2):
+            inode = self.one(bodies)
+            leases.append(Lease(ROOT_VIEW, inode.number, inode.body, version))
+        if leases and self.chance(4):
+            leases.pop(0)
+        number = session.marks_number + 1
+        return Marks(session.number, number, version, session.watermark, tuple(leases))
+
     def marks(self) -> c.SessionMarks:
         """A frame of some session's marks."""
         number = self.one((*self._sessions, 77))
@@ -296,6 +356,13 @@ class Drawing:
         right = inode.generation if inode is not None and not (name and parent.path) else 0
         return self.one((right, right, right, 0, self._model.version))
 
+    def attribute(self, at: At) -> bytes:
+        """The name of an attribute that a handle's inode has, mostly."""
+        inode = self._model.state.tree.inodes.get(at.inode)
+        if at.path or inode is None or not inode.xattrs or self.chance(4):
+            return self.often(XATTRS, BAD_XATTRS)
+        return self.one(sorted(inode.xattrs))
+
     def stage(self, session: int) -> tuple[int, int]:
         """(view, root) of a staged tree, mostly the session's own."""
         staged = self._model.state.tree.staged
@@ -316,7 +383,7 @@ class Drawing:
         known = self._model.state.sessions.values()
         leases = [(session.number, lease) for session in known for lease in session.leases]
         if not leases or self.chance(RARE):
-            return self.at(kind="is_regular"), self.one((0, *self._sessions)), self.number(0, 9)
+            return self.at(kind=regular), self.one((0, *self._sessions)), self.number(0, 9)
         session, lease = self.one(leases)
         return At(lease.view, lease.inode), session, lease.body
 

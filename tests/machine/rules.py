@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.machine import building
-from tests.machine.drawing import BAD_XATTRS, XATTRS, Drawing
-from tests.machine.world import ROOT, World, internal
+from tests.machine.drawing import BAD_XATTRS, XATTRS, Drawing, regular, symlink
+from tests.machine.world import GRACE_NS, ROOT, World, internal
 
 from nokv.state.memory import MemoryKV
 from nokv.types import commands as c
@@ -18,6 +19,10 @@ from nokv.types import reads as r
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result, SessionOpened
 from nokv.types.values import At, ChunkMap, Extent, ObjectPart, Volume
+from nokv_model.model import Model
+
+SEEDS = st.binary(min_size=6, max_size=6)
+"""What a rule draws from: one draw a step keeps examples small; bytes are drawn evenly."""
 
 SECOND_NS = 1_000_000_000
 DAY_NS = 86_400 * SECOND_NS
@@ -56,32 +61,68 @@ class Outcomes:
         (self.failed if code else self.succeeded)[name] += 1
 
 
-def _command(build: Callable[[Drawing, int], c.Op]) -> Callable[..., None]:
+def _stagers(model: Model) -> list[int]:
+    """Sessions that own a staged tree."""
+    return list(model.state.tree.staged.values())
+
+
+def _pinners(model: Model) -> list[int]:
+    """Sessions that own a pin."""
+    return [session for session, _ in model.state.pins.values()]
+
+
+Builder = Callable[[Drawing, int], c.Op]
+
+
+def _command(build: Builder) -> Callable[..., None]:
     """A rule that sends what a builder draws."""
 
-    def run(self: NamespaceMachine, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    def run(self: NamespaceMachine, seed: bytes) -> None:
+        draw = self.drawing(seed)
         session = self.session(draw)
+        self.traffic(draw, session)
         self.send(draw, build.__name__, session, build(draw, session))
 
     run.__name__ = run.__qualname__ = build.__name__
-    return rule(data=st.data())(run)
+    return rule(seed=SEEDS)(run)
+
+
+def _owned(
+    build: Builder, owners: Callable[[Model], list[int]], first: Builder
+) -> Callable[..., None]:
+    """A rule that sends it as a session that owns what it needs, or makes that first."""
+
+    def run(self: NamespaceMachine, seed: bytes) -> None:
+        draw = self.drawing(seed)
+        fit = owners(self.world.model)
+        session = draw.one(fit) if fit else self.session(draw)
+        if not fit and not draw.chance(4):
+            self.send(draw, first.__name__, session, first(draw, session))
+            self.flush(draw)
+        self.send(draw, build.__name__, session, build(draw, session))
+
+    run.__name__ = run.__qualname__ = build.__name__
+    return rule(seed=SEEDS)(run)
 
 
 class NamespaceMachine(RuleBasedStateMachine):
     """Everything a shard can be asked, in any order, against the model."""
 
     outcomes: ClassVar[Outcomes] = Outcomes()
+    world: World
+    """Of the class: the last example's, which after a failure is the one that failed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = self.make_world()
+        self.world = type(self).world = self.make_world()
+        self._mixed = b""
         self.sessions: list[int] = []
         self.next_seq: dict[int, int] = {}
         self.pending: list[tuple[str, c.Command]] = []
         self.sent: list[c.Command] = []
 
-    def make_world(self) -> World:
+    @classmethod
+    def make_world(cls) -> World:
         """Return an empty shard; other stores override it."""
 
         def reopen(kv: Any) -> Any:
@@ -113,8 +154,10 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.sessions.append(result.value.session)
             self.next_seq[result.value.session] = 1
 
-    def drawing(self, data: st.DataObject) -> Drawing:
-        return Drawing(data, self.world.model, self.sessions)
+    def drawing(self, seed: bytes) -> Drawing:
+        """Mix a step's seed with all before it: Hypothesis likes to repeat what it drew."""
+        self._mixed = blake2b(self._mixed + seed, digest_size=8).digest()
+        return Drawing(self._mixed, self.world.model, self.sessions)
 
     def session(self, draw: Drawing) -> int:
         """Mostly a live session; sometimes an ended or an unknown one."""
@@ -142,10 +185,16 @@ class NamespaceMachine(RuleBasedStateMachine):
         self.sent.append(command)
         self.queue(draw, name, command)
 
+    def traffic(self, draw: Drawing, session: int) -> None:
+        """Some commands besides, so that an example gets somewhere in few steps."""
+        for _ in range(draw.number(0, 3)):
+            build = draw.one(building.TRAFFIC)
+            self.send(draw, build.__name__, session, build(draw, session))
+
     def queue(self, draw: Drawing, name: str, command: c.Command) -> None:
         """Put a command into the next entry, which is sent at once or with some more."""
         self.pending.append((name, command))
-        if len(self.pending) >= PENDING_MAX or not draw.chance(3):
+        if len(self.pending) >= PENDING_MAX or draw.chance(2):
             self.flush(draw)
 
     def flush(self, draw: Drawing) -> None:
@@ -171,14 +220,22 @@ class NamespaceMachine(RuleBasedStateMachine):
         if draw.chance(4):
             self.world.compare()
         if draw.chance(8):
-            collected = self.world.collect(limit=draw.one((1, 100)))
-            if collected:
-                self.world.apply(collected)
+            self.world.collect(limit=draw.one((1, 100)))
+        if draw.chance(8):
+            self._let_go(draw)
+
+    def _let_go(self, draw: Drawing) -> None:
+        """Every client reads the present only, but for its leases; the grace passes; collect."""
+        frames = tuple(draw.frame(session) for session in self.world.model.state.sessions.values())
+        marks = internal(c.SessionMarks(frames))
+        self.world.apply([marks], cluster_step=2 * GRACE_NS)
+        self.world.collect()
 
     def teardown(self) -> None:
         if self.sessions:
             self.world.compare()
             self.world.finish()
+        self.world.close()
 
     # ------------------------------------------------------------------ commands
 
@@ -208,39 +265,39 @@ class NamespaceMachine(RuleBasedStateMachine):
     publish_append = _command(building.publish_append)
     publish_handle = _command(building.publish_handle)
     stage_begin = _command(building.stage_begin)
-    stage_swap = _command(building.stage_swap)
-    stage_drop = _command(building.stage_drop)
+    stage_swap = _owned(building.stage_swap, _stagers, building.stage_begin)
+    stage_drop = _owned(building.stage_drop, _stagers, building.stage_begin)
     atomic = _command(building.atomic)
     lease_uploads = _command(building.lease_uploads)
     pin_view = _command(building.pin_view)
-    unpin_view = _command(building.unpin_view)
+    unpin_view = _owned(building.unpin_view, _pinners, building.pin_view)
 
-    @rule(data=st.data())
-    def open_session(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def open_session(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         nonce = draw.often(tuple(bytes([n]) * 16 for n in range(4)), (b"short",))
         self.queue(draw, "open_session", _opening(nonce, draw.often((SECOND_NS,), (1, 2**62))))
 
-    @rule(data=st.data())
-    def expire_session(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def expire_session(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         target = draw.one((*self.sessions, 77))
         if draw.chance(3):
             self.send(draw, "expire_session", self.session(draw), c.ExpireSession(target))
         else:
             self.queue(draw, "expire_session", internal(c.ExpireSession(target)))
 
-    @rule(data=st.data())
-    def retry(self, data: st.DataObject) -> None:
+    @rule(seed=SEEDS)
+    def retry(self, seed: bytes) -> None:
         """The same bytes again: the first answer, whatever happened since."""
-        draw = self.drawing(data)
+        draw = self.drawing(seed)
         if self.sent:
             self.queue(draw, "retry", draw.one(self.sent[-8:]))
 
-    @rule(data=st.data())
-    def node(self, data: st.DataObject) -> None:
+    @rule(seed=SEEDS)
+    def node(self, seed: bytes) -> None:
         """Commands of the node itself."""
-        draw = self.drawing(data)
+        draw = self.drawing(seed)
         ended = [s.number for s in self.world.model.state.sessions.values() if s.died]
         op = draw.one(
             (
@@ -259,64 +316,64 @@ class NamespaceMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ reads
 
-    @rule(data=st.data())
-    def get_attr(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def get_attr(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         if draw.chance(2):
             self.ask(draw, "get_attr", r.GetAttr(draw.at(), draw.at_version()))
         else:
             self.ask(draw, "get_attr", r.Lookup(*draw.entry(), draw.at_version()))
 
-    @rule(data=st.data())
-    def read_link(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
-        self.ask(draw, "read_link", r.ReadLink(draw.at(kind="is_symlink"), draw.at_version()))
+    @rule(seed=SEEDS)
+    def read_link(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
+        self.ask(draw, "read_link", r.ReadLink(draw.at(kind=symlink), draw.at_version()))
 
-    @rule(data=st.data())
-    def read_dir(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def read_dir(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         after, limit = draw.one((b"", b"", b"a", b"c")), draw.often((1, 2, 100), (0, -1, 5_000))
         plus = draw.chance(2)
         self.ask(draw, "read_dir", r.ReadDir(draw.parent(), after, limit, plus, draw.at_version()))
 
-    @rule(data=st.data())
-    def body_map(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def body_map(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         offset = draw.often((0, 5, CHUNK_BYTES - 1, CHUNK_BYTES), (-1,))
         length = draw.one((1, 8, CHUNK_BYTES, 3 * CHUNK_BYTES, 0))
         if draw.chance(3):
             at, session, body = draw.leased()
             self.ask(draw, "body_map", r.BodyMap(at, offset, length, 0, session, body))
         else:
-            at = draw.at(kind="is_regular")
+            at = draw.at(kind=regular)
             self.ask(draw, "body_map", r.BodyMap(at, offset, length, draw.at_version()))
 
-    @rule(data=st.data())
-    def get_xattr(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def get_xattr(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         name, version = draw.often(XATTRS, BAD_XATTRS), draw.at_version()
         self.ask(draw, "get_xattr", r.GetXattr(draw.at(), name, version))
         self.ask(draw, "get_xattr", r.ListXattr(draw.at(), version))
 
-    @rule(data=st.data())
-    def access(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def access(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         self.ask(draw, "access", r.Access(draw.at(), draw.often((4, 2, 1, 0, 7), (8, -1))))
 
-    @rule(data=st.data())
-    def get_usage(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def get_usage(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         self.ask(draw, "get_usage", r.GetUsage(draw.parent()))
 
-    @rule(data=st.data())
-    def read_events(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def read_events(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         cursor = draw.one((0, 5, self.world.model.version // 2, self.world.model.version))
         self.ask(draw, "read_events", r.ReadEvents(cursor, draw.often((1, 3, 100), (0, -1))))
 
-    @rule(data=st.data())
-    def get_session(self, data: st.DataObject) -> None:
-        draw = self.drawing(data)
+    @rule(seed=SEEDS)
+    def get_session(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
         self.ask(draw, "get_session", r.GetSession(draw.one((*self.sessions, 77))))
 
     def ask(self, draw: Drawing, name: str, request: r.Read) -> None:
