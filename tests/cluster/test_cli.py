@@ -292,7 +292,7 @@ def test_up_and_down(nokv: Nokv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     try:
         monkeypatch.setenv("NOKV_CLUSTER", found["cluster"])
         assert nokv("mkdir", "/kept").code == 0
-        assert "1 nodes run" in nokv(*up).out
+        assert "1 node runs" in nokv(*up).out
         assert "stopped 1 of 1" in nokv("down", "--dir", folder).out
         assert "stopped 0 of 1" in nokv("down", "--dir", folder).out
         assert nokv("ls", "--timeout", "0.3", "/").code == 1

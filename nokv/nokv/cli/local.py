@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from nokv.cli import output
 from nokv.errors import ConfigError, DataDirectoryError, UsageError
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def _announce(folder: ClusterFolder, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(describe(folder)), flush=True)
         return
-    print(f"{len(folder.members)} nodes run; their files are in {folder.path}")
+    nodes = output.plural(len(folder.members), "node runs", "nodes run")
+    print(f"{nodes}; the files are in {folder.path}")
     print(f"export NOKV_CLUSTER={folder.addresses}")
     sys.stdout.flush()
 
