@@ -280,6 +280,30 @@ def test_debug_shows_state_and_log(nokv: Nokv, nokv_cluster: LocalCluster, base:
     assert nokv("debug", "state", base).code == 1
 
 
+def test_a_damaged_object_gives_no_bytes(
+    nokv: Nokv, nokv_cluster: LocalCluster, base: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(5 << 20))
+    blocks = Path(nokv_cluster.folder.store.bucket) / "blocks"
+    before = set(blocks.rglob("*.*"))
+    assert nokv("put", source, f"{base}/file").code == 0
+    last = max(set(blocks.rglob("*.*")) - before)
+    data = bytearray(last.read_bytes())
+    data[-1] ^= 1
+    last.write_bytes(data)
+    shown = nokv("cat", "--offset", str((5 << 20) - 10), f"{base}/file")
+    assert (shown.code, shown.out) == (1, "")
+    assert f"{last.parent.name}/{last.name}" in shown.err
+    target = tmp_path / "target"
+    target.write_bytes(b"as it was")
+    assert nokv("get", f"{base}/file", target).code == 1
+    assert target.read_bytes() == b"as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+    last.unlink()
+    assert f"{last.parent.name}/{last.name}" in nokv("cat", f"{base}/file").err
+
+
 # ---------------------------------------------------------------- clusters of their own
 
 
