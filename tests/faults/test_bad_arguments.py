@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from tests.unit.state.shard import ROOT, Shard, at
 
@@ -21,6 +22,7 @@ from nokv.errors import (
     PredicateFailed,
     Stale,
     TooLarge,
+    WindowFull,
     from_wire,
 )
 from nokv.kv.digest import digest
@@ -230,10 +232,13 @@ def test_sequence_numbers_and_sessions() -> None:
     for _ in range(3):
         shard.do(c.SetAttr(at("d"), mode=0o755))
     before = untouched(shard)
-    for seq in (command.seq, 1, 0, -1, 1 - 2**63, 2**63, 2**64 - 1):
+    for seq in (command.seq, 1, 0, -1, 1 - 2**63):
         (result,) = shard.entry(shard.command(c.Mkdir(at(), b"z", 0o755), seq=seq))
         assert result.code, seq
         assert type(from_wire(result.code, "")) is not NokvError
+    far = msgspec.structs.replace(shard.command(op, seq=2**62), acked=0)
+    (result,) = shard.entry(far)
+    assert result.code == WindowFull.code
     ended = shard.open(b"\x02" * 16)
     shard.do(c.ExpireSession(ended), session=0)
     for session in (ended, 12345, 2**63, 2**64 - 1, -1):
