@@ -187,7 +187,7 @@ class Server:
                 poller.unregister(before)
 
     def command(self) -> bool:
-        line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]
+        line = sys.stdin.buffer.raw.readline()  # type: ignore[union-attr]
         if not line:
             return False
         name, *arguments = json.loads(line)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.powercut.disk import PowerCutDisk, why_unusable
@@ -38,7 +39,7 @@ on_fuse = [
 ]
 
 
-def needs_fuse(function):  # noqa: ANN001, ANN201 - a decorator made of marks
+def needs_fuse(function: Any) -> Any:
     for mark in on_fuse:
         function = mark(function)
     return function

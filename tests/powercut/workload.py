@@ -84,7 +84,7 @@ def check(image: Path) -> list[object]:
     """Judge the store in a folder; the folder is used up."""
     try:
         data = image / "data.mdb"
-        problems = verify(str(data)) if data.exists() else []
+        problems = verify(str(data)) if data.exists() else []  # type: ignore[no-untyped-call]
         if problems:
             return ["failed", "; ".join(problems[:3])]
         kv = LmdbKV(image)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -200,7 +201,7 @@ class SimNetwork:
                 connection.open_at.discard(node)
                 if notice_after_ns:
                     at = self.now_ns + notice_after_ns
-                    self._schedule(at, lambda connection=connection: self.notice(connection))
+                    self._schedule(at, partial(self.notice, connection))
                 else:
                     self.notice(connection)
 

@@ -320,7 +320,7 @@ def test_what_is_no_bucket_name_is_refused(bucket: str) -> None:
 @pytest.mark.parametrize("argument", [{"endpoint": "ftp://x"}, {"prefix": "../x"}])
 def test_what_is_no_location_is_refused(argument: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument):
-        S3Store("bucket", **argument)
+        S3Store("bucket", **argument)  # type: ignore[arg-type]
 
 
 def test_the_s3_libraries_are_imported_only_when_used() -> None:

@@ -19,6 +19,7 @@ from nokv.errors import (
     TooLarge,
 )
 from nokv.types.commands import Command, Create, Mkdir
+from nokv.types.values import At
 
 Test = Callable[[Cluster, AsyncClient], Awaitable[None]]
 
@@ -288,7 +289,5 @@ def test_a_storm_of_faults_loses_and_repeats_nothing(seed: int) -> None:
     run(test, config=ClientConfig(deadline_s=60))
 
 
-def fs_root() -> object:
-    from nokv.types.values import At
-
+def fs_root() -> At:
     return At()

@@ -8,7 +8,7 @@ import random
 import pytest
 from tests.unit.client.loopback import CLUSTER, Cluster, Node, client, cluster
 
-from nokv.client import ClientConfig, connect, routing
+from nokv.client import AsyncClient, ClientConfig, connect, routing
 from nokv.client.routing import backoff_s, parse_cluster
 from nokv.errors import (
     ConfigError,
@@ -252,7 +252,7 @@ def test_a_volume_that_is_made_later_is_waited_for() -> None:
     asyncio.run(main())
 
 
-async def _connect(running: Cluster) -> object:
+async def _connect(running: Cluster) -> AsyncClient:
     return await connect(running.addresses, store=running.store)
 
 

@@ -60,9 +60,9 @@ def test_validity_counts_from_sending_and_ends_a_margin_early() -> None:
 
             def slow(call: object, marks: object) -> None:
                 clock.ns += 5 * S  # the answer takes its time
-                original(call, marks)  # type: ignore[arg-type]
+                original(call, marks)
 
-            running.renew = slow  # type: ignore[method-assign]
+            running.renew = slow
             sent = clock.ns
             await session.renew(5)
             clock.ns = sent + 30 * S - margin - 1

@@ -11,9 +11,10 @@ import random
 import threading
 import traceback
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from tests.unit.client.loopback import ROOT, Cluster, cluster
@@ -33,6 +34,8 @@ from nokv.errors import (
 from nokv.objects.faults import flip_bit
 from nokv.objects.memory import MemoryStore
 
+T = TypeVar("T")
+
 
 class Served:
     """A cluster whose event loop runs in a thread, as another process's would."""
@@ -44,8 +47,8 @@ class Served:
         self._block = cluster()
         self.cluster: Cluster = self.run(self._block.__aenter__())
 
-    def run(self, work: object) -> object:  # type: ignore[misc]
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)  # type: ignore[arg-type]
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def stop(self) -> None:
         self.run(self._block.__aexit__(None, None, None))
@@ -146,7 +149,7 @@ def test_threads(fs: Client) -> None:
     def work(number: int) -> bytes:
         fs.put(f"/{number}", noise(20_000, number))
         with fs.open(f"/{number}") as file:
-            return file.read()
+            return bytes(file.read())
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(40))) == [noise(20_000, n) for n in range(40)]

@@ -12,7 +12,9 @@ from nokv_model.history import FOREVER, Operation, Recorder, load, operations
 LINEARIZABLE, NOT, UNKNOWN = Verdict.LINEARIZABLE, Verdict.NOT_LINEARIZABLE, Verdict.UNKNOWN
 
 
-def op(process: int, call: int, end: int, argument: tuple, result: object = None) -> Operation:
+def op(
+    process: int, call: int, end: int, argument: tuple[object, ...], result: object = None
+) -> Operation:
     known = end != FOREVER
     return Operation(process, call, end, argument, result, known)
 

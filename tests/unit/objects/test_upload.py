@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from tests.unit.objects.bodies import VOLUME, stored
@@ -197,7 +198,7 @@ def source_kinds(data: bytes, tmp_path: Path) -> dict[str, SourceLike]:
         "path": path,
         "text path": str(path),
         "file object": io.BytesIO(data),
-        "short reads": _ShortReads(data),
+        "short reads": cast("BinaryIO", _ShortReads(data)),
         "async iterator": pieces(),
     }
 

@@ -92,7 +92,11 @@ async def serving(config: RpcConfig | None = None) -> AsyncIterator[tuple[RpcSer
 
 def run(test: Callable[[RpcServer, Echo, str], Awaitable[None]], **limits: int) -> None:
     async def main() -> None:
-        async with serving(RpcConfig(listen="127.0.0.1:0", **limits)) as (server, echo, address):
+        async with serving(msgspec.structs.replace(RpcConfig(listen="127.0.0.1:0"), **limits)) as (
+            server,
+            echo,
+            address,
+        ):
             await test(server, echo, address)
 
     asyncio.run(main())
@@ -203,7 +207,8 @@ def test_bytes_that_are_no_request_end_the_connection_with_an_error(data: bytes)
 
 
 def test_any_bytes_cost_the_connection_only() -> None:
-    valid = st.sampled_from([Ping(), MakeDigest(3), Propose((b"x",)), Hello(PROTOCOL)]).map(
+    bodies: list[RequestBody] = [Ping(), MakeDigest(3), Propose((b"x",)), Hello(PROTOCOL)]
+    valid = st.sampled_from(bodies).map(
         lambda body: frame(request_codec.encode(Request(5, 0, 0, body)))
     )
     framed = st.binary(max_size=64).map(frame)
