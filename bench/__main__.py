@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import re
 import statistics
@@ -25,6 +26,8 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import obstore
+import obstore.store
 import uvloop
 
 import nokv
@@ -34,8 +37,11 @@ from bench.report import Row, machine, save, show
 from nokv.client.fs import AsyncClient
 from nokv.objects.local import LocalStore
 from nokv.testing.cluster import LocalCluster
+from nokv.testing.folder import Store
+from nokv.testing.s3server import REGION, s3_server
 
 SHM = Path("/dev/shm")
+READ_FILES = 2000
 NO_SYNC = "no: tmpfs"
 SYNC = "fdatasync"
 Workload = Callable[[AsyncClient, float], Awaitable[float]]
@@ -50,12 +56,16 @@ class Bench:
         self.repeats = repeats
         self.facts = machine(directory)
 
-    def cluster(self, stack: ExitStack, nodes: int, *, synced: bool = True) -> LocalCluster:
+    def cluster(
+        self, stack: ExitStack, nodes: int, *, synced: bool = True, store: Store | None = None
+    ) -> LocalCluster:
         """Start a cluster on the disk, or on tmpfs."""
         base = self.directory if synced else SHM
         path = tempfile.mkdtemp(prefix="nokv-bench-", dir=base)
         stack.callback(_remove, path)
-        return stack.enter_context(LocalCluster.start(nodes, directory=Path(path) / "cluster"))
+        return stack.enter_context(
+            LocalCluster.start(nodes, directory=Path(path) / "cluster", store=store)
+        )
 
     def show(self, name: str, title: str, rows: list[Row]) -> None:
         """Print a table and save its JSON."""
@@ -214,64 +224,97 @@ async def stat(bench: Bench) -> None:
 
 
 async def bodies(bench: Bench) -> None:
-    """Publishes and cold reads as a share of what the raw store does in the same run."""
-    put = Row("raw PUT of 1 MiB, concurrency 16", "1/s", "file + directory fsync", 0)
-    publish = Row("publish 1 MiB, concurrency 16", "1/s", "store + log", 1)
+    """Publishes and cold reads as a share of what the raw client does in the same run."""
+    with ExitStack() as stack:
+        path = Path(tempfile.mkdtemp(prefix="raw-", dir=bench.directory))
+        stack.callback(_remove, str(path))
+        local = LocalStore(path)
+        await _bodies(bench, "a local directory (fsync)", None, local.put, _get_of(local))
+        await local.close()
+    with ExitStack() as stack:
+        path = Path(tempfile.mkdtemp(prefix="s3-", dir=bench.directory))
+        stack.callback(_remove, str(path))
+        server = stack.enter_context(s3_server(path))
+        store = Store("s3", "bench", server.endpoint, region=REGION)
+        (path / "raw").mkdir()
+        raw = obstore.store.S3Store(
+            "raw",
+            endpoint=server.endpoint,
+            region=REGION,
+            access_key_id=server.access_key,
+            secret_access_key=server.secret_key,
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
+
+        async def put(name: str, data: bytes) -> None:
+            await obstore.put_async(raw, name, data, use_multipart=False)
+
+        async def get(name: str) -> int:
+            return len(bytes(await (await obstore.get_async(raw, name)).bytes_async()))
+
+        await _bodies(bench, "S3: rclone on loopback, raw is obstore", store, put, get)
+
+
+def _get_of(store: LocalStore) -> Callable[[str], Awaitable[int]]:
+    async def get(name: str) -> int:
+        return len(await store.get(name, 0, workloads.READ_BYTES))
+
+    return get
+
+
+async def _bodies(
+    bench: Bench,
+    title: str,
+    store: Store | None,
+    raw_put: Callable[[str, bytes], Awaitable[object]],
+    raw_get: Callable[[str], Awaitable[int]],
+) -> None:
+    put = Row("raw PUT of 1 MiB, concurrency 16", "1/s", "the store's", 0)
+    publish = Row("publish 1 MiB, concurrency 16", "1/s", "store, then fdatasync", 1)
     share = Row("publish / raw", "ratio", "", 1, goal="0.95", peer="0.92")
     get = Row("raw GET of 16 KiB, concurrency 16", "1/s", "-", 0)
     read = Row("cold read of 16 KiB, concurrency 16", "1/s", "-", 1)
     read_share = Row("cold read / raw", "ratio", "", 1, goal="0.8", peer="0.32")
     with ExitStack() as stack:
-        cluster = bench.cluster(stack, 1)
-        raw_path = tempfile.mkdtemp(prefix="raw-", dir=bench.directory)
-        stack.callback(_remove, raw_path)
-        store = LocalStore(Path(raw_path))
+        cluster = bench.cluster(stack, 1, store=store)
         for turn in range(bench.repeats):
             async with nokv.connect(cluster.addresses) as fs:
-                put.values.append(await _raw_puts(store, turn, bench.seconds))
+                put.values.append(await _raw_puts(raw_put, turn, bench.seconds))
                 publish.values.append(await workloads.publishes(fs, bench.seconds))
-                names = await workloads.make_read_files(fs, 2000)
-                raw = await _raw_small(store, turn, 2000)
+                names = await workloads.make_read_files(fs, READ_FILES)
+            raw = [f"small/{turn}/{n:08d}/0" for n in range(READ_FILES)]
+            await _each(raw, lambda name: raw_put(name, os.urandom(workloads.READ_BYTES)))
+            get.values.append(READ_FILES / await _each(raw, raw_get))
             async with nokv.connect(cluster.addresses) as fs:
-                get.values.append(await _raw_gets(store, raw))
-                read.values.append(await workloads.cold_reads(fs, names))
-        await store.close()
+                read.values.append(READ_FILES / await _each(names, fs.read_bytes))
     share.values = [a / b for a, b in zip(publish.values, put.values, strict=True)]
     read_share.values = [a / b for a, b in zip(read.values, get.values, strict=True)]
     rows = [put, publish, share, get, read, read_share]
-    bench.show("bodies", "Bodies in a local directory store", rows)
+    bench.show(f"bodies-{'local' if store is None else store.kind}", f"Bodies in {title}", rows)
 
 
-async def _raw_puts(store: LocalStore, turn: int, seconds: float) -> float:
+async def _raw_puts(
+    raw_put: Callable[[str, bytes], Awaitable[object]], turn: int, seconds: float
+) -> float:
     data = os.urandom(workloads.PUBLISH_BYTES)
-    numbers = iter(range(10**9))
+    numbers = itertools.count()
     return await workloads.keep_busy(
-        16, seconds, lambda: store.put(f"raw/{turn}/{next(numbers):08d}/0", data)
+        16, seconds, lambda: raw_put(f"{turn}/{next(numbers):08d}/0", data)
     )
 
 
-async def _raw_small(store: LocalStore, turn: int, count: int) -> list[str]:
-    names = [f"small/{turn}/{n:08d}/0" for n in range(count)]
-    left = iter(names)
-
-    async def loop() -> None:
-        for name in left:
-            await store.put(name, os.urandom(workloads.READ_BYTES))
-
-    await asyncio.gather(*(loop() for _ in range(16)))
-    return names
-
-
-async def _raw_gets(store: LocalStore, names: list[str]) -> float:
+async def _each(names: list[str], one: Callable[[str], Awaitable[object]]) -> float:
+    """Call `one` for every name at concurrency 16; return the seconds it took."""
     left = iter(names)
     start = time.perf_counter()
 
     async def loop() -> None:
         for name in left:
-            assert len(await store.get(name, 0, workloads.READ_BYTES)) == workloads.READ_BYTES
+            await one(name)
 
     await asyncio.gather(*(loop() for _ in range(16)))
-    return len(names) / (time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 # ---------------------------------------------------------------- size

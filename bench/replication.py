@@ -169,7 +169,7 @@ def main() -> None:
         ports = [int(port) for port in options.ports.split(",")]
         uvloop.run(run_node(options.node, ports, options.folder))
         return
-    ports = ",".join(str(port) for port in free_ports(options.nodes))
+    chosen = ",".join(str(port) for port in free_ports(options.nodes))
     with tempfile.TemporaryDirectory(prefix="bench-replication-", dir=".") as root:
         children = []
         output = Path(root) / "result"
@@ -177,7 +177,14 @@ def main() -> None:
             for node in range(1, options.nodes + 1):
                 folder = Path(root) / str(node)
                 folder.mkdir()
-                command = [sys.executable, __file__, "--node", str(node), "--ports", ports]
+                command: list[str] = [
+                    sys.executable,
+                    __file__,
+                    "--node",
+                    str(node),
+                    "--ports",
+                    chosen,
+                ]
                 command += ["--folder", str(folder)]
                 children.append(subprocess.Popen(command, stdout=sink))
             try:

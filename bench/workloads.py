@@ -137,16 +137,3 @@ async def make_read_files(fs: AsyncClient, count: int) -> list[str]:
 
     await asyncio.gather(*map(one, names))
     return names
-
-
-async def cold_reads(fs: AsyncClient, names: list[str]) -> float:
-    """Whole reads of 16 KiB a second, each file once, at concurrency 16."""
-    left = iter(names)
-    start = time.perf_counter()
-
-    async def loop() -> None:
-        for name in left:
-            assert len(await fs.read_bytes(name)) == READ_BYTES
-
-    await asyncio.gather(*(loop() for _ in range(16)))
-    return len(names) / (time.perf_counter() - start)
