@@ -232,7 +232,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         self.world.collect()
 
     def teardown(self) -> None:
-        if self.sessions:
+        if self.sessions and not self.world.failed:
             self.world.compare()
             self.world.finish()
         self.world.close()

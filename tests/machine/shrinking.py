@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tests.machine.world import Action, World
 
 MakeWorld = Callable[[], World]
-REPLAYS_MAX = 3_000
+REPLAYS_MAX = 1_000
 MESSAGE_CHARS = 22
 """So much of a message tells one failure from another."""
 

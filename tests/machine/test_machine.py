@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tests.machine.bugs import BUGS
 from tests.machine.rules import NamespaceMachine, Outcomes
+from tests.machine.shrinking import Shrinker, program
 from tests.machine.world import World
 
 from nokv.kv.lmdb_store import LmdbKV
@@ -19,30 +19,49 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too
 STEPS = 40
 EXAMPLES = 150
 LMDB_EXAMPLES = 15
-BUG_EXAMPLES = 300
+BUG_EXAMPLES = 500
 COVERED = 0.95
 
 
-def _settings(examples: int, **more: Any) -> settings:
-    """A bounded, repeatable run; the campaign profile has its own, larger numbers."""
+def _settings(examples: int) -> settings:
+    """A bounded, repeatable run; the campaign profile has its own, larger numbers.
+
+    Examples are not shrunk by Hypothesis: the world's own actions shrink better and quicker.
+    """
     profile = settings.default
     assert profile is not None
-    if not profile.derandomize:
-        return settings(suppress_health_check=SLOW, **more)
-    return settings(
-        max_examples=examples, stateful_step_count=STEPS, suppress_health_check=SLOW, **more
+    bounded = settings(
+        phases=[Phase.generate],
+        suppress_health_check=SLOW,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
     )
+    if not profile.derandomize:
+        return bounded
+    return settings(bounded, max_examples=examples, stateful_step_count=STEPS)
 
 
-def _machine(name: str) -> type[NamespaceMachine]:
-    """A machine class of its own, so that its outcomes are."""
-    return type(name, (NamespaceMachine,), {"outcomes": Outcomes()})
+def _machine(name: str, base: type[NamespaceMachine]) -> type[NamespaceMachine]:
+    """A machine class of its own, so that its outcomes and worlds are."""
+    return type(name, (base,), {"outcomes": Outcomes()})
+
+
+def run(machine: type[NamespaceMachine], examples: int) -> None:
+    """Run a machine; a failure is raised as the fewest actions that show it."""
+    try:
+        run_state_machine_as_test(machine, settings=_settings(examples))
+    except Exception as error:
+        if not machine.world.failed:
+            raise
+        actions = Shrinker(machine.make_world, error).shrink(machine.world.actions)
+        message = f"{error}\n\n{program(actions)}"
+        raise AssertionError(message) from error
 
 
 def test_memory() -> None:
     """Model and state machine agree; nearly every rule succeeded and failed in the run."""
-    machine = _machine("OnMemory")
-    run_state_machine_as_test(machine, settings=_settings(EXAMPLES))
+    machine = _machine("OnMemory", NamespaceMachine)
+    run(machine, EXAMPLES)
     seen = machine.outcomes
     rules = {rule.function.__name__ for rule in machine.rules()}
     lacking = {rule for rule in rules if not (seen.succeeded[rule] and seen.failed[rule])}
@@ -52,36 +71,40 @@ def test_memory() -> None:
 class OnLmdb(NamespaceMachine):
     """Crashes close the store without a commit and open the file again."""
 
-    outcomes = Outcomes()
-
-    def make_world(self) -> World:
-        self._folder = tempfile.TemporaryDirectory()
-        path = Path(self._folder.name) / "state"
+    @classmethod
+    def make_world(cls) -> World:
+        folder = tempfile.TemporaryDirectory()
+        path = Path(folder.name) / "state"
 
         def reopen(kv: LmdbKV) -> LmdbKV:
             kv.close()
             return LmdbKV(path)
 
-        return World(LmdbKV(path), reopen)
-
-    def teardown(self) -> None:
-        try:
-            super().teardown()
-        finally:
-            self.world.kv.close()
-            self._folder.cleanup()
+        world = World(LmdbKV(path), reopen)
+        world.folder = folder
+        return world
 
 
 def test_lmdb() -> None:
-    run_state_machine_as_test(OnLmdb, settings=_settings(LMDB_EXAMPLES))
+    run(_machine("OnLmdb", OnLmdb), LMDB_EXAMPLES)
 
 
 @pytest.mark.parametrize("name", BUGS)
 def test_planted_bug(name: str) -> None:
     """The machine finds every planted bug within a bounded number of examples."""
-    bounded = _settings(BUG_EXAMPLES, phases=[Phase.generate], print_blob=False)
+    machine = _machine(name, NamespaceMachine)
     with BUGS[name].planted(), pytest.raises(Exception):  # noqa: B017, PT011  found is found
-        run_state_machine_as_test(_machine(name), settings=bounded)
+        run_state_machine_as_test(machine, settings=_settings(BUG_EXAMPLES))
+
+
+def test_a_failure_is_told_in_few_actions() -> None:
+    """The shrinker leaves what matters: here one truncate and a comparison."""
+    machine = _machine("tail_comes_back", NamespaceMachine)
+    with BUGS["tail_comes_back"].planted(), pytest.raises(AssertionError) as caught:
+        run(machine, BUG_EXAMPLES)
+    told = str(caught.value)
+    assert "SetAttr" in told
+    assert told.count("Command(") <= 8, told
 
 
 def test_registry_covers_every_area() -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from nokv.errors import BY_CODE, NokvError
 from nokv.state import keys
+from nokv.state.context import load_inode
 from nokv.state.families import Family
 from nokv.state.machine import Position, StateMachine
 from nokv.state.records import body_of, decode_chunk
@@ -54,6 +55,9 @@ def recorded(method: F) -> F:
         self.depth += 1
         try:
             return method(self, *arguments, **named)
+        except BaseException:
+            self.failed = True
+            raise
         finally:
             self.depth -= 1
 
@@ -90,7 +94,10 @@ class World:
         self.cluster_ns = 0
         self.settled = True
         """Nothing that was detached waits for the reaper."""
+        self.folder: Any = None
+        """Where the store lies, if it does: lives as long as the world."""
         self.actions: list[Action] = []
+        self.failed = False
         self.depth = 0
         """Of the recorded method that runs; 0 between them."""
         self.deleted: set[ObjectName] = set()
@@ -101,6 +108,8 @@ class World:
         close = getattr(self.kv, "close", None)
         if close is not None:
             close()
+        if self.folder is not None:
+            self.folder.cleanup()
 
     # ------------------------------------------------------------------ applying
 
@@ -338,9 +347,9 @@ class World:
         assert self.settled
         tree = self.model.state.tree
         for number in self.model.state.loosened & set(tree.inodes):
-            inode = tree.inodes[number]
-            attr = self.ask(r.GetAttr(At(ROOT_VIEW, number))).attr
-            assert attr.nlink == len(inode.names), f"link count of {number}"
+            record = load_inode(self.kv, ROOT_VIEW, number)
+            assert record is not None
+            assert record.nlink == len(tree.inodes[number].names), f"link count of {number}"
         inodes = {keys.U64X2.unpack(key)[1] for key, _ in rows(self.kv, Family.INODE)}
         assert inodes == set(tree.inodes), f"inodes {inodes ^ set(tree.inodes)}"
         names = {
