@@ -320,7 +320,8 @@ class Group:
         self._outbox.sync_and_release()
         if applier.between_entries:
             self._reads.finish(applier.applied.index)
-        if applier.commit_if_due():
+        # Where space is scarce nothing may be written, and so committed, for a long time.
+        if applier.commit_if_due() or not self._log_keep_bytes:
             dropped = log.drop_to(applier.durable_index, self._log_keep_bytes)
             self.counters.segments_dropped += dropped
         self._more_to_prepare = log.prepare()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.unit.client import loopback
 
 import nokv
 from nokv.client import AsyncClient
@@ -270,5 +271,30 @@ def test_a_store_that_nobody_has_claimed_yet_is_waited_for(tmp_path: Path) -> No
         with pytest.raises(ForeignVolume, match="belongs to volume"):
             await await_volume(store, "f" * 32, PATIENCE_S)
         await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_slow_store_holds_up_nobody_but_who_waits_for_it() -> None:
+    async def main() -> None:
+        async with loopback.client() as (cluster, fs):
+            data = os.urandom(20_000)
+            await fs.write_bytes("/before", data)
+            putting, getting = cluster.store.hold("put"), cluster.store.hold("get")
+            writing = asyncio.ensure_future(fs.write_bytes("/slow", data))
+            reading = asyncio.ensure_future(fs.read("/before"))
+            await putting.reached.wait()
+            await getting.reached.wait()
+            await fs.mkdir("/metadata")
+            await fs.write_bytes("/small", b"lives in the metadata")
+            assert await fs.read("/small") == b"lives in the metadata"
+            assert await fs.listdir("/") == ["before", "metadata", "small"]
+            assert not writing.done()
+            assert not reading.done()
+            putting.release()
+            getting.release()
+            await writing
+            assert await reading == data
+            assert await fs.read("/slow") == data
 
     asyncio.run(main())
