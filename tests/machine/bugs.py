@@ -19,7 +19,6 @@ from nokv.state import (
     keys,
     machine,
     ops_attr,
-    ops_create,
     ops_publish,
     ops_remove,
     ops_rename,
@@ -27,6 +26,7 @@ from nokv.state import (
     reap,
     txn,
 )
+from nokv.state.context import Context
 from nokv.state.families import Family
 from nokv.state.records import Counters
 from nokv.types.commands import PinView
@@ -149,7 +149,7 @@ def parents_keep_links(original: Any, *arguments: Any, nlink: int = 0, **named: 
     return original(*arguments, **named)
 
 
-@plant("names", "a second name does not count in usage", (ops_create.Context, "add_usage"))
+@plant("names", "a second name does not count in usage", (Context, "add_usage"))
 def links_are_free(original: Any, self: Any, view: int, directory: int, *counts: int) -> Any:
     entries, size = counts
     return original(self, view, directory, entries, 0 if entries == 1 else size)
@@ -179,7 +179,8 @@ def tail_comes_back(original: Any, ctx: Any, view: int, ino: int, inode: Any, si
 def patch_cuts(original: Any, old: StoredChunk, new: StoredChunk) -> StoredChunk:
     end = max((e.offset + e.length for e in new.extents), default=CHUNK_BYTES)
     kept = tuple(e for e in old.extents if e.offset < end)
-    return original(msgspec.structs.replace(old, extents=kept), new)
+    cut: StoredChunk = original(msgspec.structs.replace(old, extents=kept), new)
+    return cut
 
 
 @plant("bodies", "an append across a chunk keeps its object's offset", (ops_publish, "move"))
@@ -199,7 +200,7 @@ def append_repeats_itself(original: Any, *arguments: Any) -> Any:
 
 @plant("bodies", "kept extents are born again", (ops_publish, "overlay"))
 def born_again(original: Any, old: StoredChunk, new: StoredChunk) -> StoredChunk:
-    merged = original(old, new)
+    merged: StoredChunk = original(old, new)
     born = max(e.born for e in new.extents)
     extents = tuple(msgspec.structs.replace(e, born=born) for e in merged.extents)
     return msgspec.structs.replace(merged, extents=extents)

@@ -324,7 +324,9 @@ class Drawing:
         if leases and self.chance(4):
             leases.pop(0)
         number = session.marks_number + 1
-        return Marks(session.number, number, version, session.watermark, tuple(leases))
+        low = session.watermark
+        watermark = self.one((low, low, low, low, low - 1, session.next_upload))
+        return Marks(session.number, number, version, watermark, tuple(leases))
 
     def marks(self) -> c.SessionMarks:
         """A frame of some session's marks."""

@@ -299,19 +299,16 @@ class NamespaceMachine(RuleBasedStateMachine):
         """Commands of the node itself."""
         draw = self.drawing(seed)
         ended = [s.number for s in self.world.model.state.sessions.values() if s.died]
-        op = draw.one(
-            (
-                draw.marks(),
-                draw.marks(),
-                draw.marks(),
-                c.Checkpoint(draw.number(1, 9)),
-                c.Swept(
-                    draw.one((*ended, *self.sessions, 77)), draw.one((0, self.world.cluster_ns))
-                ),
-                c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
-                c.InitVolume(VOLUME, 8),
-            )
+        ops: tuple[c.Op, ...] = (
+            draw.marks(),
+            draw.marks(),
+            draw.marks(),
+            c.Checkpoint(draw.number(1, 9)),
+            c.Swept(draw.one((*ended, *self.sessions, 77)), draw.one((0, self.world.cluster_ns))),
+            c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
+            c.InitVolume(VOLUME, 8),
         )
+        op = draw.one(ops)
         self.queue(draw, "node", internal(op))
 
     # ------------------------------------------------------------------ reads

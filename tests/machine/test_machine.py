@@ -17,8 +17,8 @@ from nokv.kv.lmdb_store import LmdbKV
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 STEPS = 40
-EXAMPLES = 150
-LMDB_EXAMPLES = 15
+EXAMPLES = 400
+LMDB_EXAMPLES = 60
 BUG_EXAMPLES = 500
 COVERED = 0.95
 
@@ -63,7 +63,7 @@ def test_memory() -> None:
     machine = _machine("OnMemory", NamespaceMachine)
     run(machine, EXAMPLES)
     seen = machine.outcomes
-    rules = {rule.function.__name__ for rule in machine.rules()}
+    rules = {rule.function.__name__ for rule in machine().rules}
     lacking = {rule for rule in rules if not (seen.succeeded[rule] and seen.failed[rule])}
     assert len(lacking) <= (1 - COVERED) * len(rules), f"never both: {sorted(lacking)}"
 
@@ -98,13 +98,13 @@ def test_planted_bug(name: str) -> None:
 
 
 def test_a_failure_is_told_in_few_actions() -> None:
-    """The shrinker leaves what matters: here one truncate and a comparison."""
+    """The shrinker leaves what matters: here a file, a truncate and what grows it again."""
     machine = _machine("tail_comes_back", NamespaceMachine)
     with BUGS["tail_comes_back"].planted(), pytest.raises(AssertionError) as caught:
         run(machine, BUG_EXAMPLES)
     told = str(caught.value)
     assert "SetAttr" in told
-    assert told.count("Command(") <= 8, told
+    assert told.count("Command(") <= 20, told
 
 
 def test_registry_covers_every_area() -> None:

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from nokv.errors import BY_CODE, NokvError
-from nokv.state import keys
+from nokv.state import invariants, keys
 from nokv.state.context import load_inode
 from nokv.state.families import Family
-from nokv.state.machine import Position, StateMachine
-from nokv.state.records import body_of, decode_chunk
+from nokv.state.machine import StateMachine
+from nokv.state.port import KV
+from nokv.state.records import Position, body_of, decode_chunk
 from nokv.types import commands as c
 from nokv.types import reads as r
 from nokv.types.limits import PAGE_MAX
@@ -37,7 +38,7 @@ def internal(op: c.Op) -> c.Command:
     return c.Command(c.COMMAND_FORMAT, 0, 0, 0, ROOT, op)
 
 
-def rows(kv: Any, family: Family) -> Iterator[tuple[bytes, bytes]]:
+def rows(kv: KV, family: Family) -> Iterator[tuple[bytes, bytes]]:
     """Every row of a family."""
     return kv.scan(family, b"", b"\xff" * 512)
 
@@ -251,6 +252,7 @@ class World:
     @recorded
     def compare(self) -> None:
         """Compare everything that both show, at present and at every pin."""
+        invariants.check(self.kv)
         state = self.model.state
         self._compare_tree(state.tree, r.PRESENT)
         for (_, version, _), (_, tree) in state.pins.items():
