@@ -61,7 +61,7 @@ def shard() -> Shard:
         ("slash/f", "a/b/f"),
         ("dot/dot/a", "a"),
         ("root", ""),
-        ("a/b/../.." + "/root/a", "a"),
+        ("a/b/../.." + "/" + "root/a", "a"),
         ("chain", "a/b/f"),
         ("abs/..", "a"),
     ],
