@@ -48,10 +48,19 @@ def nokv(
 
 
 @pytest.fixture(scope="session")
-def rough_cluster() -> Iterator[LocalCluster]:
-    """A cluster whose nodes a test may kill, if it leaves them ready for the next one."""
+def _rough_cluster() -> Iterator[LocalCluster]:
     with LocalCluster.start(settings=FAST) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def rough_cluster(_rough_cluster: LocalCluster) -> LocalCluster:
+    """A cluster whose nodes a test may kill; each test finds all of them ready."""
+    for node in _rough_cluster.nodes:
+        if not _rough_cluster.is_running(node):
+            _rough_cluster.start_node(node)
+    _rough_cluster.wait_ready()
+    return _rough_cluster
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_two_of_three_are_a_majority_and_one_is_not(rough_cluster: LocalCluster)
                     await alone.mkdir("/majority/one")
                 with pytest.raises((DeadlineExceeded, Unavailable)):
                     await alone.listdir("/majority")
-            assert not await asyncio.to_thread(rough_cluster.is_ready, third)
+            await in_thread(rough_cluster.wait_not_ready, third)
             rough_cluster.start_node(first)
             await fs.mkdir("/majority/again")
             await in_thread(rough_cluster.restart, second)

@@ -223,6 +223,18 @@ class LocalCluster:
             message = f"not ready after {timeout_s:g} s: " + "\n".join(reasons)
             raise DeadlineExceeded(message) from None
 
+    def wait_not_ready(self, node: int, timeout_s: float = READY_S) -> None:
+        """Wait until a node says that it should not be asked: its last proof has grown old.
+
+        Raises:
+            DeadlineExceeded: it stays ready.
+        """
+        try:
+            _wait(lambda: not self.is_ready(node), timeout_s)
+        except TimeoutError:
+            message = f"node {node} is still ready after {timeout_s:g} s"
+            raise DeadlineExceeded(message) from None
+
     def _ready_or_raise(self, node: int) -> bool:
         if not self.is_running(node):
             code = self._processes[node].wait()
