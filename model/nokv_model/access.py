@@ -18,7 +18,7 @@ from nokv.errors import (
     Stale,
     TooManyLinks,
 )
-from nokv.types.limits import NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_HOPS_MAX
+from nokv.types.limits import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_HOPS_MAX
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, At, Caller, InodeFlag
 from nokv_model.tree import Inode, Tree
 
@@ -144,6 +144,13 @@ def require_same_tree(tree: Tree, first: Inode, second: Inode) -> None:
         raise CrossesView(message)
 
 
+def require_depth(tree: Tree, directory: Inode) -> None:
+    """Raise NameTooLong more than DEPTH_MAX directories below the root of the directory's tree."""
+    if len(tree.chain(directory)) > DEPTH_MAX + 1:
+        message = f"inode {directory.number} lies too deep"
+        raise NameTooLong(message)
+
+
 # ---------------------------------------------------------------- resolution
 
 
@@ -158,6 +165,8 @@ class Resolver:
     def start(self, view: int, number: int) -> Inode:
         """Return the inode of a handle; raise Stale if it is gone or not the caller's."""
         inode = self.tree.inodes.get(number) if view == ROOT_VIEW else None
+        if inode is not None and inode.names:
+            require_depth(self.tree, self.tree.inodes[self.tree.parent(inode)])
         if inode is None or self.tree.owner_session(inode) not in {0, self.session}:
             message = f"no inode {number} in view {view}"
             raise Stale(message)

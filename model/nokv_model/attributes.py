@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nokv.errors import (
     AlreadyExists,
+    FileTooLarge,
     InvalidArgument,
     IsADirectory,
     NoAttribute,
@@ -14,6 +15,8 @@ from nokv.errors import (
 from nokv.types.commands import TIME_NOW, RemoveXattr, SetAttr, SetXattr, XattrFlag
 from nokv.types.events import EventKind
 from nokv.types.limits import (
+    CHUNK_BYTES,
+    TRUNCATE_CHUNKS_MAX,
     XATTR_LIST_BYTES_MAX,
 )
 from nokv.types.results import Done, Made
@@ -21,7 +24,7 @@ from nokv.types.values import Caller
 from nokv_model import access
 from nokv_model.access import FROZEN, SETGID, STICKY, W
 from nokv_model.arguments import given
-from nokv_model.body import EMPTY, cut
+from nokv_model.body import EMPTY, Content, cut
 from nokv_model.step import Step
 from nokv_model.tree import Inode
 
@@ -100,12 +103,22 @@ def _set_size(step: Step, op: SetAttr, inode: Inode, before: Inode) -> None:
     if op.size != inode.size:
         inode.generation, inode.sha256 = step.version, b""
         inode.mtime_ns = step.wall_ns
-        kept = cut(inode.content, op.size, BEYOND)
+        kept = _truncated(inode, op.size)
+        step.resized(inode)
         body = inode.body if op.size else 0
         step.set_content(inode, kept if body else EMPTY, body=body)
         inode.size = op.size
     if not access.is_root(step.caller):
         step.clear_privileges(inode)
+
+
+def _truncated(inode: Inode, size: int) -> Content:
+    chunks = {run.offset // CHUNK_BYTES for run in inode.content}
+    last_kept = size // CHUNK_BYTES
+    if 0 < size < inode.size and sum(i >= last_kept for i in chunks) > TRUNCATE_CHUNKS_MAX:
+        message = "a truncate that cuts too many chunks"
+        raise FileTooLarge(message)
+    return cut(inode.content, size, BEYOND)
 
 
 def _set_times(step: Step, op: SetAttr, inode: Inode, before: Inode) -> None:

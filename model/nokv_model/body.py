@@ -18,6 +18,9 @@ from nokv.types.limits import (
 )
 from nokv.types.values import ChunkMap, Extent, StoredChunk
 
+MERGED_INLINE_BYTES_MAX = 4 * 1024 * 1024
+"""Inline bytes of one chunk after patches and appends."""
+
 
 class ObjectName(NamedTuple):
     """An object of the store, by all that its name is made of."""
@@ -89,10 +92,15 @@ def merge(content: Content, runs: Content) -> Content:
     for run in runs:
         content = cut(content, run.offset, run.end)
     content = tuple(sorted(content + runs))
-    counts = Counter(run.offset // CHUNK_BYTES for run in content)
-    if counts and max(counts.values()) > EXTENTS_PER_CHUNK_MAX:
-        message = "a chunk would get too many extents"
-        raise ResultTooLarge(message)
+    extents = Counter(run.offset // CHUNK_BYTES for run in content)
+    inline: Counter[int] = Counter()
+    for run in content:
+        inline[run.offset // CHUNK_BYTES] += len(run.data)
+    changed = {run.offset // CHUNK_BYTES for run in runs}
+    for chunk in changed:
+        if extents[chunk] > EXTENTS_PER_CHUNK_MAX or inline[chunk] > MERGED_INLINE_BYTES_MAX:
+            message = "a chunk would get too many extents or inline bytes"
+            raise ResultTooLarge(message)
     return content
 
 

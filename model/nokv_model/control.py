@@ -11,9 +11,10 @@ from nokv.errors import (
     PredicateFailed,
     ResultTooLarge,
     Stale,
+    TooLarge,
 )
 from nokv.types import commands as c
-from nokv.types.limits import PINS_MAX
+from nokv.types.limits import PINS_MAX, PREDICATES_MAX
 from nokv.types.results import Checkpointed, Done, Leased, Pinned, Reaped, SessionOpened
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, FileType
 from nokv_model.sessions import Session, apply_marks
@@ -25,7 +26,10 @@ TOMBSTONE_NS = 24 * 3600 * 1_000_000_000
 
 
 def check_predicates(step: Step, predicates: tuple[c.Predicate, ...]) -> None:
-    """Check the predicates in order; raise PredicateFailed, or GenerationMismatch."""
+    """Check the predicates in order; raise TooLarge, PredicateFailed or GenerationMismatch."""
+    if len(predicates) > PREDICATES_MAX:
+        message = "too many predicates"
+        raise TooLarge(message)
     for predicate in predicates:
         inode = step.resolver.exists(predicate.at)
         if isinstance(predicate, c.Absent):

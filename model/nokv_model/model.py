@@ -128,7 +128,8 @@ class Model:
         if not isinstance(op, c.Atomic):
             check_arguments(op)
             check_predicates(step, command.predicates)
-            return HANDLERS[type(op)](step, op)  # type: ignore[no-any-return]
+            value: ResultValue = _run(step, op)
+            return value
         if not op.ops:
             message = "an Atomic without operations"
             raise InvalidArgument(message)
@@ -140,6 +141,12 @@ class Model:
         check_predicates(step, command.predicates)
         values: list[InnerValue] = []
         for number, inner in enumerate(op.ops):
-            inner_step = replace(step, version=step.version + number)
-            values.append(HANDLERS[type(inner)](inner_step, inner))
+            inner_step = replace(step, version=step.version + number, places=set())
+            values.append(_run(inner_step, inner))
         return AtomicDone(step.version, tuple(values))
+
+
+def _run(step: Step, op: c.Op | c.InnerOp) -> Any:  # noqa: ANN401  the handler's result
+    value = HANDLERS[type(op)](step, op)
+    step.check_depth()
+    return value

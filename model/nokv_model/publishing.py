@@ -53,6 +53,8 @@ def publish(step: Step, op: Publish) -> Published:
     else:
         body = inode.body or (step.new_body() if op.chunks else 0)
         inode.sha256 = b""
+    if inode.size != old_size:
+        step.resized(inode)
     step.set_content(inode, content, body=body)
     inode.generation = step.version
     step.touch(inode)

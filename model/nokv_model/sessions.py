@@ -13,7 +13,7 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.types.commands import INTERNAL_OPS, Command, ExpireSession, OpenSession
-from nokv.types.limits import RESULT_WINDOW, UPLOAD_WINDOW
+from nokv.types.limits import LEASES_MAX, RESULT_WINDOW, UPLOAD_WINDOW
 from nokv.types.reads import SessionReply
 from nokv.types.results import Result
 from nokv.types.values import Lease, Marks
@@ -152,7 +152,7 @@ def apply_marks(sessions: dict[int, Session], frame: Marks, version: int, cluste
     # A batch applies leases before floors: a lease must name a version at or above the old floor.
     session.leases = tuple(
         lease
-        for lease in frame.leases
+        for lease in frame.leases[:LEASES_MAX]
         if lease in session.leases or session.floor <= lease.version <= version
     )
     session.floor = max(session.floor, min(frame.floor, version))

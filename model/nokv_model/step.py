@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from nokv.types.events import EventKind
 from nokv.types.reads import Event
 from nokv.types.values import ROOT_VIEW, Caller, FileType
-from nokv_model.access import SETGID, SETUID, Resolver, in_group, is_root
+from nokv_model.access import SETGID, SETUID, Resolver, in_group, is_root, require_depth
 from nokv_model.body import EMPTY, Content
 from nokv_model.sessions import Session
 from nokv_model.state import State
@@ -26,6 +26,8 @@ class Step:
     seq: int
     version: int
     events: list[Event] = field(default_factory=list)
+    places: set[int] = field(default_factory=set)
+    """Directories below which something changes; none may lie too deep."""
 
     @property
     def tree(self) -> Tree:
@@ -77,11 +79,13 @@ class Step:
     def attach(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """Give the inode a name; the directory is modified."""
         self.tree.attach(parent, name, inode)
+        self.places.add(parent.number)
         self.touch(parent, modified=True)
 
     def remove(self, parent: Inode, name: bytes) -> None:
         """Take a name away; with its last name an inode goes, and all below it."""
         inode = self.tree.detach(parent, name)
+        self.places.add(parent.number)
         self.touch(parent, modified=True)
         if inode.names:
             self.touch(inode)
@@ -101,6 +105,15 @@ class Step:
             self.state.show(inode.body, self.version, self.cluster_ns, EMPTY)
         inode.content, inode.body = content, body
         self.state.show(body, self.version, self.cluster_ns, content)
+
+    def resized(self, inode: Inode) -> None:
+        """Note that the usage of every directory that names the inode changes."""
+        self.places |= {directory for directory, _ in inode.names}
+
+    def check_depth(self) -> None:
+        """Raise NameTooLong if something changed too deep below its tree's root."""
+        for number in self.places & set(self.tree.inodes):
+            require_depth(self.tree, self.tree.inodes[number])
 
     def new_body(self) -> int:
         """Return a fresh body id."""
@@ -125,6 +138,7 @@ class Step:
     ) -> None:
         """Record what happened, unless it happened inside a staged tree."""
         parent, name = place
+        self.places.add(parent.number)
         if self.tree.owner_session(parent):
             return
         self.events.append(
@@ -148,6 +162,6 @@ class Step:
 
     def event_of(self, kind: EventKind, inode: Inode) -> None:
         """Record a change of an inode itself: its place is a directory that names it."""
-        if inode.number not in self.tree.staged:
+        if inode.names or inode.number not in self.tree.staged:
             parent = self.tree.parent(inode) or inode.number
             self.event(kind, inode, (self.tree.inodes[parent], b""))

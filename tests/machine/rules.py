@@ -144,7 +144,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             for op in POPULATION:
                 seq = self.next_seq[session]
                 self.next_seq[session] = seq + 1
-                command = c.Command(c.COMMAND_FORMAT, session, seq, 0, ROOT, op)
+                command = c.Command(c.COMMAND_FORMAT, session, seq, seq - 1, ROOT, op)
                 [result] = self.world.apply([command])
                 assert not result.code, result
         self.world.commit()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tests.machine.bugs import BUGS
+from tests.machine.limits import small_limits
 from tests.machine.rules import NamespaceMachine, Outcomes
 from tests.machine.shrinking import Shrinker, program
 from tests.machine.world import World
@@ -19,6 +20,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too
 STEPS = 40
 EXAMPLES = 400
 LMDB_EXAMPLES = 60
+SMALL_EXAMPLES = 200
 BUG_EXAMPLES = 500
 COVERED = 0.95
 
@@ -66,6 +68,12 @@ def test_memory() -> None:
     rules = {rule.function.__name__ for rule in machine().rules}
     lacking = {rule for rule in rules if not (seen.succeeded[rule] and seen.failed[rule])}
     assert len(lacking) <= (1 - COVERED) * len(rules), f"never both: {sorted(lacking)}"
+
+
+def test_small_limits() -> None:
+    """The same with limits that are met all the time."""
+    with small_limits():
+        run(_machine("WithSmallLimits", NamespaceMachine), SMALL_EXAMPLES)
 
 
 class OnLmdb(NamespaceMachine):
