@@ -65,10 +65,9 @@ def body() -> ChunkMap:
     return ChunkMap(0, (ObjectPart(0, 0, 0, 8, b"s" * 8),), (Extent(0, 8, 0),))
 
 
-def publish(
-    name: bytes, upload: int, mode: int = c.PublishMode.REPLACE, start: int = 0
-) -> c.Publish:
-    return c.Publish(At(), name, int(mode), 0o666, start + 8, upload, (body(start=start),))
+def publish(name: bytes, upload: int, mode: int = c.PublishMode.REPLACE) -> c.Publish:
+    """Eight bytes in one object."""
+    return c.Publish(At(), name, int(mode), 0o666, 8, upload, (body(),))
 
 
 def test_an_atomic_uses_a_version_for_each_operation_also_when_it_fails() -> None:
