@@ -102,9 +102,15 @@ async def count_syncs(cluster: LocalCluster, fs: AsyncClient, workload: Workload
         await workload(fs, 1.0)
         process.terminate()
         await process.wait()
-        pattern = r"(\d+)\s+(?:\d+\s+)?(fdatasync|fsync|msync)$"
-        counts = re.findall(pattern, out.read(), re.MULTILINE)
-    return " ".join(f"{n} {name}" for n, name in counts) or "none"
+        return _count_calls(out.read())
+
+
+def _count_calls(table: str) -> str:
+    """Return the calls of strace's summary: % time, seconds, usecs/call, calls, [errors], name."""
+    names = {"fdatasync", "fsync", "msync"}
+    rows = [line.split() for line in table.splitlines()]
+    found = [f"{row[3]} {row[-1]}" for row in rows if len(row) >= 5 and row[-1] in names]
+    return ", ".join(found) or "none"
 
 
 # ---------------------------------------------------------------- creates

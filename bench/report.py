@@ -33,7 +33,7 @@ class Row:
     peer: str = ""
     """The original's figure on the same kind of machine, where there is one."""
     syncs: str = ""
-    """fdatasync calls of all nodes, counted by strace in a run of its own."""
+    """Sync calls of all nodes in a run of one second of its own, counted by strace."""
     why: str = ""
     """Why it was not measured, or what to know about it."""
 
@@ -85,7 +85,15 @@ def machine(directory: Path) -> dict[str, Any]:
 def show(title: str, facts: dict[str, Any], rows: list[Row]) -> None:
     """Print one table."""
     table = Table(title=title, caption=", ".join(f"{k} {v}" for k, v in facts.items()))
-    for column in ("what", "median", "min - max", "unit", "durable", "nodes", "fdatasync"):
+    for column in (
+        "what",
+        "median",
+        "min - max",
+        "unit",
+        "durable",
+        "nodes",
+        "syncs in 1 s (strace)",
+    ):
         table.add_column(column)
     table.add_column("goal")
     table.add_column("original")
