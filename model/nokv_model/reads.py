@@ -155,18 +155,20 @@ def _body_map(state: State, resolver: Resolver, read: r.BodyMap) -> r.BodyMapRep
         raise InvalidArgument(message)
     access.require(resolver.caller, inode, R)
     content, end = inode.content, read.offset + read.length
-    if read.body not in {0, inode.body}:
+    if read.body:
         content = _leased(state, inode, read)
     chunks = stored_chunks(state, content, read.offset, end)
     return r.BodyMapReply(resolver.tree.attr(inode), chunks, 0)
 
 
 def _leased(state: State, inode: Inode, read: r.BodyMap) -> Content:
-    """Return what an earlier body of the inode shows to a session that leased it."""
+    """Return what the body that is named shows: at its lease's version, if there is one."""
     session = state.sessions.get(read.session)
     for lease in session.leases if session else ():
         if (lease.view, lease.inode, lease.body) == (ROOT_VIEW, inode.number, read.body):
             return state.content_at(read.body, lease.version)
+    if read.body == inode.body:
+        return inode.content
     message = f"body {read.body} was replaced, and is not leased"
     raise BodyGone(message)
 

@@ -15,7 +15,7 @@ from nokv.state.records import body_of, decode_chunk, decode_session
 from nokv.state.resolve import Found, resolve
 from nokv.types.limits import CHUNK_BYTES, CHUNKS_MAX, UINT63_MAX
 from nokv.types.reads import BodyMap, BodyMapReply, ChunkAt
-from nokv.types.values import Caller, StoredChunk
+from nokv.types.values import Caller, Lease, StoredChunk
 
 REPLY_BYTES_MAX = 1024 * 1024
 """Rough size of one reply's chunk records; the rest comes from `next_chunk`."""
@@ -39,9 +39,9 @@ def body_map(source: Source, caller: Caller, request: BodyMap) -> BodyMapReply:
     access.need(found.inode, caller, access.R)
     attr = make_attr(found.view, found.ino, found.inode, found.version)
     body, size = found.inode.body, found.inode.size
-    if request.body and request.body != body:
-        source, size = _leased(source, request, found)
-        body = request.body
+    lease = _lease(source, request, found) if request.body else None
+    if lease is not None:
+        source, body, size = PinnedSource(source, lease.version), lease.body, UINT63_MAX
     end = min(request.offset + request.length, size)
     if not body or request.offset >= end:
         return BodyMapReply(attr, (), 0)
@@ -60,16 +60,19 @@ def body_map(source: Source, caller: Caller, request: BodyMap) -> BodyMapReply:
     return BodyMapReply(attr, tuple(chunks), 0)
 
 
-def _leased(source: Source, request: BodyMap, found: Found) -> tuple[Source, int]:
-    """Return what shows a leased body that is no longer the present one."""
+def _lease(source: Source, request: BodyMap, found: Found) -> Lease | None:
+    """Return the session's lease of the body that it names: it shows the leased version.
+
+    None where the body is the present one and not leased. Raises BodyGone otherwise.
+    """
     in_range = 0 < request.session < 2**64
     row = source.get(Family.SESSION, keys.session(request.session)) if in_range else None
     session = None if row is None else decode_session(row)
     lease = None if session is None else lease_of(session, found.view, found.ino, request.body)
-    if lease is None:
+    if lease is None and request.body != found.inode.body:
         message = f"body {request.body} of inode {found.ino} was replaced, and is not leased"
         raise BodyGone(message)
-    return PinnedSource(source, lease.version), UINT63_MAX
+    return lease
 
 
 def _cost(chunk: StoredChunk) -> int:

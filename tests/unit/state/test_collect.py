@@ -88,6 +88,20 @@ def test_a_lease_keeps_one_body(files: Files) -> None:
     assert files.collect() == [(files.session, 1, 0, 0, 0)]
 
 
+def test_a_leased_body_shows_as_of_its_lease_also_after_a_patch(files: Files) -> None:
+    made = files.publish("f", inline(b"before"))
+    body = files.stat("f").body
+    lease = Lease(0, made.inode, body, files.machine.version)
+    files.publish("f", inline(b"AFTER"), publish_mode=PublishMode.PATCH)
+    assert files.show("f", session=files.session, body=body) == b"AFTERe"
+    files.internal(SessionMarks((files.marks(1, floor=files.machine.version, leases=(lease,)),)))
+    assert files.show("f", session=files.session, body=body) == b"before"
+    assert files.show("f") == b"AFTERe"
+    files.wait()
+    assert files.collect() == []
+    assert files.show("f", session=files.session, body=body) == b"before"
+
+
 def test_a_pin_after_the_death_holds_nothing(files: Files) -> None:
     files.publish("f", stored(10))
     files.do(Unlink(at(), b"f"))
