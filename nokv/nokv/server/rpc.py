@@ -148,6 +148,8 @@ class RpcServer:
         """Connections that were ended for what they sent."""
         self.seconds = Histogram()
         """From a request's arrival to its answer."""
+        self.taking = False
+        """Requests are being taken: what is answered meanwhile goes out when that is done."""
         self._dirty: list[Connection] = []
         self._flush_due = False
         self._listener: asyncio.Server | None = None
@@ -186,7 +188,7 @@ class RpcServer:
     def mark_dirty(self, connection: Connection) -> None:
         """Have the connection's answers written at the end of this turn."""
         self._dirty.append(connection)
-        if not self._flush_due:
+        if not self._flush_due and not self.taking:
             self._flush_due = True
             self.loop.call_soon(self.flush)
 
@@ -321,12 +323,18 @@ class Connection(asyncio.Protocol):
         """Take requests until they are all taken, or it is another's turn, or there is no room."""
         self._take_due = False
         backlog = self._backlog
+        server = self._server
         now_s = time.monotonic()
         turn = TURN_REQUESTS_MAX
-        while backlog and turn and self._transport is not None and self._has_room():
-            turn -= 1
-            self._take_one(backlog.popleft(), now_s)
-        self._server.handler.end_of_batch()
+        server.taking = True
+        try:
+            while backlog and turn and self._transport is not None and self._has_room():
+                turn -= 1
+                self._take_one(backlog.popleft(), now_s)
+            server.handler.end_of_batch()
+        finally:
+            server.taking = False
+        server.flush()
         if self._transport is None:
             return
         if backlog:
