@@ -95,7 +95,7 @@ class State:
         """Return the objects that a collector may delete: every hold [born, c) of them is safe.
 
         A hold is safe when no pin and no lease lies in it, every floor is at or above c, and the
-        grace has passed since c (design: GC rule).
+        grace has passed since c.
         """
         floors = [session.floor for session in self.sessions.values() if not session.died]
         return {

@@ -192,7 +192,7 @@ class Tree:
         )
 
     def check(self) -> None:
-        """Assert that the tree is a tree (design 8.9)."""
+        """Assert that the tree is a tree."""
         for number, inode in self.inodes.items():
             assert number == inode.number
             assert inode.names or number == ROOT_INODE or number in self.staged

@@ -5,7 +5,7 @@ catches `nokv.errors.NotEmpty` whether it was raised in its own process or in a 
 machines away. Codes are part of the protocol: append only, never reused.
 
 `refused` says that the error was given before the command reached the log, so it settles a command
-only if every attempt of it was so refused (design: outcomes).
+only if every attempt of it was so refused.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A command is encoded once, with its session and sequence number, and the same bytes go to whichever
 node leads until its outcome is known: the state machine answers a repeated number with the first
 result. A refusal that did not pass the log settles a command only if every attempt of it was so
-refused (design: outcomes); after one lost answer only a result settles it, and what the caller was
+refused; after one lost answer only a result settles it, and what the caller was
 told meanwhile (a deadline) changes nothing about that: the stream goes on asking, because the
 session may acknowledge a sequence number, and an upload may end, only when the outcome is known.
 """

@@ -1,4 +1,4 @@
-"""One session: its life, its marks, and all that ends with it (design: sessions fence writers).
+"""One session: its life, its marks, and all that ends with it.
 
 The session counts as alive from the *sending* of the last renewal that was answered, for its time
 to live less a margin, on a clock that runs through suspend. So the client's count always ends

@@ -1,4 +1,4 @@
-"""The state digest: replicas at the same applied index have the same one (design section 8).
+"""The state digest: replicas at the same applied index have the same one.
 
 A family's digest is the sum, modulo 2**128, of XXH3-128 over `len(key) || key || value` of its
 records, the length as 2 bytes big-endian. A sum does not depend on the order, so it can also be

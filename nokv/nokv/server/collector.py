@@ -3,7 +3,7 @@
 Objects go first, then the rows that name them; a crash in between repeats deletions only. A sweep
 judges an object by its session's record alone, read before the listing begins: dead stays dead, a
 watermark never falls, and what is below it and was not published never will be. What is named by
-no session that is known is nobody's business here (design: orphans).
+no session that is known is nobody's business here.
 """
 
 from __future__ import annotations

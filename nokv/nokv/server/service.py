@@ -62,7 +62,7 @@ AGENT_CHARACTERS_MAX: Final = 255
 
 
 class Space:
-    """Whether the disks have room, as the leader judges it (design: disk space)."""
+    """Whether the disks have room, as the leader judges it."""
 
     def __init__(self, reserve_bytes: int) -> None:
         self._reserve_bytes = reserve_bytes

@@ -1,4 +1,4 @@
-"""The ages of sessions as the leader counts them (design: sessions fence writers).
+"""The ages of sessions as the leader counts them.
 
 Ages move with cluster time, which the leader lets run at most one second a step: a leader that was
 suspended has not seen its clients' silence. A session that this leader never heard from counts from

@@ -2,7 +2,7 @@
 
 It speaks RPC like any client, with the cluster's token, and only with its own node: the worker of
 the node that leads does the work. A worker whose node was deposed meanwhile harms nothing: it
-deletes only what is safe to delete for ever (design: GC rule, orphans).
+deletes only what is safe to delete for ever (state/DESIGN.md).
 """
 
 from __future__ import annotations

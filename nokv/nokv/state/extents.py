@@ -1,7 +1,7 @@
 """Chunk records as values: build, overlay, cut. Pure functions over `StoredChunk`.
 
 Extents are ascending and disjoint; what none covers reads as zeros. Each extent carries the
-version at which its hold of the object began, and keeps it when it is cut (audit: born).
+version at which its hold of the object began, and keeps it when it is cut.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record families of the state machine: one B-tree each (design: formats)."""
+"""The record families of the state machine: one B-tree each (DESIGN.md: formats)."""
 
 from __future__ import annotations
 

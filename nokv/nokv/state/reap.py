@@ -1,4 +1,4 @@
-"""Background work in bounded steps, each one command of the log (design section 3: reaping)."""
+"""Background work in bounded steps, each one command of the log."""
 
 from __future__ import annotations
 

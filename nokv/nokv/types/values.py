@@ -152,7 +152,7 @@ class StoredExtent(Strict, frozen=True):
     """Index into the chunk's objects, or -1: inline."""
     object_offset: int
     born: int
-    """Version at which this hold of the object began; never the record's (audit: born)."""
+    """Version at which this hold of the object began; never the record's."""
     data: bytes = b""
 
 
@@ -164,7 +164,7 @@ class StoredChunk(Strict, frozen=True):
 
 
 class Lease(Strict, frozen=True):
-    """A reader's hold of one body at a version (design: read leases)."""
+    """A reader's hold of one body at a version."""
 
     view: int
     inode: int

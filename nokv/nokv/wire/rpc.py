@@ -1,4 +1,4 @@
-"""The RPC messages between clients and nodes (design section 7).
+"""The RPC messages between clients and nodes.
 
 A connection carries frames; each is a `Request` or a `Response`. Requests are pipelined: answers
 come in any order, matched by id. The first request is `Hello`; anything else before it costs the
