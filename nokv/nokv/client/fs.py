@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -26,7 +27,7 @@ from nokv.errors import (
     NotSupported,
     from_wire,
 )
-from nokv.objects.source import SourceLike
+from nokv.objects.source import SourceLike, refuse_text
 from nokv.objects.upload import Progress
 from nokv.types.commands import (
     TIME_NOW,
@@ -313,7 +314,8 @@ class AsyncClient(ReadHandle):
 
         Args:
             path: of the file; a last symbolic link to a file is followed.
-            data: bytes, a local path, a binary file object or an async iterator of bytes.
+            data: bytes, a `Path` of a local file, a binary file object or an async iterator of
+                bytes. A `str` is refused: is it text, or a path?
             mode: permission bits of a file that this makes.
             if_generation: replace only this generation (0: no body); else GenerationMismatch.
             if_absent: only make; AlreadyExists if the name is taken.
@@ -325,7 +327,8 @@ class AsyncClient(ReadHandle):
             UploadFailed, SourceChanged: nothing was published.
         """
         kind = _publish_mode(if_generation, if_absent=if_absent)
-        if isinstance(data, str | os.PathLike):
+        refuse_text(data)
+        if isinstance(data, os.PathLike):
             found = await asyncio.to_thread(tree.check_file, os.fspath(data))
             if found.st_size > segments.SEGMENT_BYTES:
                 if if_generation is not None:
@@ -373,7 +376,7 @@ class AsyncClient(ReadHandle):
         found = await asyncio.to_thread(tree.check_file, os.fspath(local))
         return await self.write_bytes(
             path,
-            os.fspath(local),
+            Path(local),
             mode=found.st_mode & 0o7777,
             if_generation=if_generation,
             if_absent=if_absent,
@@ -476,7 +479,7 @@ class AsyncClient(ReadHandle):
         Args:
             path: of the directory.
             files: names below it, which may have directories in them, and their bodies: bytes,
-                local paths, binary file objects or async iterators of bytes.
+                `Path`s of local files, binary file objects or async iterators of bytes.
             mode: "create": the path must be free. "replace": what it shows is replaced whole.
                 "merge": the files are added to the directory that is there, replacing those of the
                 same names; atomic while it fits one entry of the log, else refused (TooLarge)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from nokv.client.paths import Components, join, relative
 from nokv.errors import InvalidArgument, IsADirectory, NotFound
-from nokv.objects.source import SourceLike
+from nokv.objects.source import SourceLike, refuse_text
 from nokv.types.commands import TIME_NOW, InnerOp, Mkdir, SetAttr, Symlink
 from nokv.types.limits import BLOCK_BYTES, SUM_BYTES
 from nokv.types.values import At
@@ -103,7 +103,8 @@ def plan_files(files: Mapping[str, SourceLike], file_mode: int, directory_mode: 
     """Return the plan for files given by name; looks at local files (blocking).
 
     Raises:
-        InvalidArgument, NameTooLong: a name that can't be, or one that is a file and a directory.
+        InvalidArgument, NameTooLong: a name that can't be, or one that is a file and a directory; a
+            `str` as a source.
         NotFound, IsADirectory: a local path that is no file.
     """
     plan = Plan(PlannedDirectory((), directory_mode))
@@ -130,7 +131,8 @@ def plan_files(files: Mapping[str, SourceLike], file_mode: int, directory_mode: 
 def _planned(path: Components, source: SourceLike, file_mode: int) -> PlannedFile:
     if isinstance(source, bytes | bytearray | memoryview):
         return PlannedFile(path, source, memoryview(source).nbytes, file_mode)
-    if not isinstance(source, str | os.PathLike):
+    refuse_text(source)
+    if not isinstance(source, os.PathLike):
         return PlannedFile(path, source, None, file_mode)
     try:
         found = Path(source).stat()

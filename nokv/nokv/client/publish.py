@@ -401,7 +401,7 @@ class _Job:
 
     async def _upload_large(self, session: Session, base: At, file: PlannedFile) -> None:
         """Upload a file into the staged tree segment by segment."""
-        assert isinstance(file.source, str | os.PathLike)
+        assert isinstance(file.source, os.PathLike)
         assert file.before is not None
         parent, name = below(base, file.path[:-1]), file.path[-1]
 

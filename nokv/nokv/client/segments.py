@@ -68,7 +68,7 @@ class _Segment:
 async def upload_segments(
     core: Core,
     session: Session,
-    local: str | os.PathLike[str],
+    local: os.PathLike[str],
     before: os.stat_result,
     place: Place,
     progress: Progress | None,
@@ -119,7 +119,7 @@ async def write_large(
     core: Core,
     options: Options,
     path: AnyPath,
-    local: str | os.PathLike[str],
+    local: os.PathLike[str],
     before: os.stat_result,
     *,
     mode: int,

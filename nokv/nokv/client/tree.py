@@ -69,9 +69,8 @@ def _scan_one(
             below.append(path)
         elif stat.S_ISREG(info.st_mode):
             mode = info.st_mode & MODE_BITS
-            plan.files.append(
-                PlannedFile(path, decode_name(full), info.st_size, mode, info.st_mtime_ns, info)
-            )
+            source = Path(decode_name(full))
+            plan.files.append(PlannedFile(path, source, info.st_size, mode, info.st_mtime_ns, info))
         elif stat.S_ISLNK(info.st_mode):
             plan.links.append(PlannedLink(path, _target(full), info.st_mtime_ns))
         elif not skip_special:

@@ -16,9 +16,10 @@ from nokv.objects.port import Data
 T = TypeVar("T")
 
 SourceLike: TypeAlias = (
-    bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]
+    bytes | bytearray | memoryview | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]
 )
-"""A string is the path of a local file."""
+"""A path is that of a local file. A `str` is none of these: it may be meant as text or as a path,
+and taking one for the other would publish the wrong file."""
 
 EAGER_BYTES = 64 * 1024
 """A local file of at most so many bytes is read when it is opened, in the same hop to a thread."""
@@ -254,13 +255,20 @@ def _identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+def refuse_text(source: object) -> None:
+    """Raise InvalidArgument if the source is a `str`."""
+    if isinstance(source, str):
+        message = "a str is no body: it could be text or the path of a local file"
+        raise InvalidArgument(message, hint="encode it, or pass a pathlib.Path")
+
+
 async def open_source(
     source: SourceLike, threads: Executor, *, before: os.stat_result | None = None
 ) -> Source:
     """Return the source behind what a caller may upload.
 
     Args:
-        source: bytes, the path of a local file, a binary file object or an async iterable.
+        source: bytes, a `Path` of a local file, a binary file object or an async iterable.
         threads: where blocking reads run.
         before: what lstat or stat said of the path when the caller decided to upload it.
 
@@ -271,7 +279,8 @@ async def open_source(
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return BytesSource(source)
-    if isinstance(source, (str, os.PathLike)):
+    refuse_text(source)
+    if isinstance(source, os.PathLike):
         file = FileSource(source, threads, before)
         try:
             await file.open()

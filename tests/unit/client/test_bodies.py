@@ -100,6 +100,31 @@ def test_sources(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_str_is_no_body(tmp_path: Path) -> None:
+    local = tmp_path / "done"
+    local.write_bytes(b"a local file")
+
+    async def test(_: Cluster, fs: AsyncClient) -> None:
+        await fs.write_bytes("/f", b"kept")
+        for text in ("done", str(local)):
+            for refused in (
+                fs.write_bytes("/f", text),  # type: ignore[arg-type]
+                fs.put("/f", text),  # type: ignore[arg-type]
+                fs.append("/f", text),  # type: ignore[arg-type]
+                fs.patch("/f", 0, text),  # type: ignore[arg-type]
+                fs.publish("/d", {"f": text}),  # type: ignore[dict-item]
+            ):
+                with pytest.raises(InvalidArgument, match=r"encode it, or pass a pathlib\.Path"):
+                    await refused
+        assert await fs.read_bytes("/f") == b"kept"
+        assert not await fs.exists("/d")
+        await fs.put_file(str(local), "/f")
+        await fs.publish("/d", {"f": local})
+        assert await fs.read_bytes("/f") == await fs.read_bytes("/d/f") == b"a local file"
+
+    run(test)
+
+
 def test_bad_arguments() -> None:
     async def test(_: Cluster, fs: AsyncClient) -> None:
         await fs.write_bytes("/f", b"x")

@@ -28,6 +28,7 @@ from nokv.errors import (
     UploadFailed,
 )
 from nokv.objects.memory import MemoryStore
+from nokv.objects.source import SourceLike
 from nokv.types.commands import Atomic, Command, StageBegin, StageDrop, StageSwap
 from nokv.types.events import EventKind
 from nokv.types.limits import BLOCK_BYTES
@@ -226,12 +227,12 @@ def test_sources_and_names(tmp_path: Path) -> None:
         ({"": b""}, InvalidArgument),
         ({"a": b"", "a/b": b""}, InvalidArgument),
         ({"x" * 256: b""}, NokvError),
-        ({"x": "/no/such/file"}, NotFound),
-        ({"x": "/"}, IsADirectory),
-        ({"x": "/dev/null"}, InvalidArgument),
+        ({"x": Path("/no/such/file")}, NotFound),
+        ({"x": Path("/")}, IsADirectory),
+        ({"x": Path("/dev/null")}, InvalidArgument),
     ],
 )
-def test_bad_sets(files: dict[str, bytes], error: type[NokvError]) -> None:
+def test_bad_sets(files: dict[str, SourceLike], error: type[NokvError]) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         with pytest.raises(error):
             await fs.publish("/set", files)

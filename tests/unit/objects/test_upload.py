@@ -196,7 +196,6 @@ def source_kinds(data: bytes, tmp_path: Path) -> dict[str, SourceLike]:
         "bytearray": bytearray(data),
         "memoryview": memoryview(data),
         "path": path,
-        "text path": str(path),
         "file object": io.BytesIO(data),
         "short reads": cast("BinaryIO", _ShortReads(data)),
         "async iterator": pieces(),
@@ -296,13 +295,15 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(fifo)
 
     async def body(case: Case) -> None:
-        for bad in (fifo, "/dev/null", tmp_path):
+        for bad in (fifo, Path("/dev/null"), tmp_path):
             with pytest.raises(InvalidArgument, match="not a regular file"):
                 await case.attempt().upload(bad)
         with pytest.raises(FileNotFoundError):
             await case.attempt().upload(tmp_path / "none")
         with pytest.raises(InvalidArgument):
             await case.attempt().upload(7)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match=r"pathlib\.Path"):
+            await case.attempt().upload(str(fifo))  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="no binary file object"):
             await case.attempt().upload(io.StringIO("text"))  # type: ignore[arg-type]
         await case.done()
