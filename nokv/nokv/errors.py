@@ -309,7 +309,7 @@ class NoSpace(NokvError):
 
     code, errno_value = 66, errno.ENOSPC
     refused = True
-    default_hint = "free disk space on the metadata nodes; removals still work"
+    default_hint = "free disk space on the metadata nodes"
 
 
 class WrongCluster(NokvError):

@@ -85,9 +85,12 @@ def check_range(offset: int, length: int | None) -> None:
     Raises:
         InvalidArgument: negative, or beyond what a file can have.
     """
-    if not 0 <= offset <= FILE_BYTES_MAX or (length is not None and length < 0):
-        message = f"no file has {length} bytes at {offset}"
-        raise InvalidArgument(message, hint="give an offset and a length of at least 0")
+    if not 0 <= offset <= FILE_BYTES_MAX:
+        message = f"a read from offset {offset}"
+        raise InvalidArgument(message, hint=f"an offset is 0 to {FILE_BYTES_MAX}")
+    if length is not None and length < 0:
+        message = f"a read of {length} bytes"
+        raise InvalidArgument(message, hint="leave the length out to read to the end of the file")
 
 
 async def read_at(

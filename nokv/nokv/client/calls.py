@@ -55,7 +55,7 @@ ATTEMPT_S: Final = 5.0
 SWEEP_S: Final = 0.1
 """Deadlines are looked at so often."""
 
-_AGAIN = (NotLeader, NotReady, Overloaded, WindowFull, Unavailable, DeadlineExceeded)
+AGAIN: Final = (NotLeader, NotReady, Overloaded, WindowFull, Unavailable, DeadlineExceeded)
 """Errors of an attempt after which a further one may go through."""
 
 Settled = Callable[[Result | NokvError], None]
@@ -330,7 +330,7 @@ class CommandStream:
             call.unresolved -= 1
             call.refusal = error
             assert call.unresolved >= 0, "more refusals than attempts"
-        if call.unresolved == 0 and (call.answer.done() or not isinstance(error, _AGAIN)):
+        if call.unresolved == 0 and (call.answer.done() or not isinstance(error, AGAIN)):
             self._settle(call, error)
             return
         if not call.queued:

@@ -253,6 +253,9 @@ class _Job:
         try:
             for _ in range(MERGE_TRIES):
                 ops, first_file = await self._merge_ops(uploads)
+                if not ops:  # a directory that is there, and nothing to add: a version shows it
+                    version, _ = await query(self._core, self._options, GetAttr(self._target))
+                    return Published(version, self._shown(), self._files)
                 result = await self._send(session, Atomic(tuple(ops)), uploads)
                 if result.code in {AlreadyExists.code, NotFound.code}:
                     continue

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from nokv.client.clock import boot_ns
@@ -321,7 +322,8 @@ class Router:
         if any(node.live for node in self.nodes):
             message = "the cluster has no volume yet"
             return NotReady(message, hint="wait until a majority of its nodes runs: nokv status")
-        reasons = "; ".join(str(error) for error in errors[:8]) or "no answer"
+        told = (error.message if isinstance(error, NokvError) else str(error) for error in errors)
+        reasons = "; ".join(islice(told, 8)) or "no answer"
         message = f"no node of {', '.join(self._nodes)} could be reached: {reasons}"
         return Unavailable(message)
 

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from nokv.client.calls import CommandStream
+from nokv.client.calls import AGAIN, CommandStream
 from nokv.client.clock import boot_ns
 from nokv.client.floors import Floors
 from nokv.client.routing import Router, backoff_s
@@ -260,7 +260,7 @@ async def _propose_until(
         error = from_wire(outcome.error.code, outcome.error.message, outcome.error.hint)
         attempt += 1
         pause_s = backoff_s(attempt, rng)
-        if loop.time() + pause_s >= end:
+        if not isinstance(error, AGAIN) or loop.time() + pause_s >= end:
             raise error
         leader = router.leader
         if leader is not None:

@@ -267,9 +267,13 @@ class Service:
             if isinstance(op, ExpireSession) and not command.session:
                 raise Forbidden("a session is ended by itself, or by the cluster")
         space = self._space
-        if space.low and (space.exhausted or not isinstance(op, SHRINKING_OPS)):
+        if space.exhausted:
             self.no_space_total += 1
-            raise NoSpace("the disks of the metadata nodes are nearly full")
+            raise NoSpace("the disks of the metadata nodes are full: removals are refused too")
+        if space.low and not isinstance(op, SHRINKING_OPS):
+            self.no_space_total += 1
+            message = "the disks of the metadata nodes are nearly full"
+            raise NoSpace(message, hint="remove files, or free disk space on the metadata nodes")
 
     # ------------------------------------------------------------ reads
 

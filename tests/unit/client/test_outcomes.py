@@ -85,6 +85,23 @@ def test_a_final_refusal_settles_if_every_attempt_was_refused(error: type[NokvEr
     run(test)
 
 
+def test_a_final_refusal_of_the_session_is_told_at_once() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        asked = 0
+
+        def refuse(_: Command) -> NokvError:
+            nonlocal asked
+            asked += 1
+            return NoSpace("the disk is full")
+
+        cluster.refuse = refuse
+        with pytest.raises(NoSpace):
+            await fs.create("/a")
+        assert asked == 1
+
+    run(test)
+
+
 def test_a_refusal_after_a_lost_answer_settles_nothing() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         session = await fs._core.session()

@@ -152,6 +152,24 @@ def test_merging() -> None:
     run(test)
 
 
+def test_a_merge_of_nothing_changes_nothing(tmp_path: Path) -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        await fs.publish("/set", FILES)
+        before = cluster.machine.version
+        for done in (
+            await fs.publish("/set", {}, mode="merge"),
+            await fs.publish("/set", {}, mode="merge"),
+        ):
+            assert done == (before, "/set", {})
+        await fs.publish("/new", {}, mode="merge")
+        assert await contents(fs, "/new") == {}
+        done = await fs.publish_tree(tmp_path, "/set", mode="merge")
+        assert (done.version, done.files) == (cluster.machine.version, {})
+        assert await contents(fs, "/set") == FILES
+
+    run(test)
+
+
 def test_a_merge_that_does_not_fit_is_refused_before_anything_is_uploaded() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         await fs.mkdir("/set")

@@ -370,8 +370,9 @@ def test_a_full_disk_refuses_what_grows(make_nodes: Callable[..., Nodes]) -> Non
 
     async def main() -> None:
         _, connection = await leader(nodes.addresses)
-        with pytest.raises(NoSpace):
+        with pytest.raises(NoSpace, match="removals are refused too") as caught:
             await Caller1(connection).open(30 * S)
+        assert caught.value.hint == "free disk space on the metadata nodes"
         await connection.close()
 
     asyncio.run(main())
