@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
@@ -101,7 +102,10 @@ class ReaderFile(io.RawIOBase):
 
 
 class WriterFile(io.BufferedIOBase):
-    """A file open for writing: `close` publishes it, `abort` or an error in its block does not."""
+    """A file open for writing: `close` publishes it, `abort` or an error in its block does not.
+
+    One that is lost without either is given up, with a ResourceWarning.
+    """
 
     def __init__(self, owner: Runner, file: AsyncWriter) -> None:
         super().__init__()
@@ -175,8 +179,10 @@ class WriterFile(io.BufferedIOBase):
             self.abort()
 
     def __del__(self) -> None:
-        """A file that was lost is not published."""
+        """A file that was lost is not published; that is warned of, like a file left open."""
         if not self.closed:
+            message = f"{self.name} was not closed: what was written is dropped"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             super().close()
             if self._owner.epoch == self._epoch:
                 self._owner.submit(self._file.abort())
@@ -218,8 +224,10 @@ class TextWriterFile(io.TextIOWrapper):
         self.close()
 
     def __del__(self) -> None:
-        """A file that was lost is not published."""
+        """A file that was lost is not published; that is warned of, like a file left open."""
         if not self.closed:
+            message = f"{self._below.name} was not closed: what was written is dropped"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             self.abort()
 
 

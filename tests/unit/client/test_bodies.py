@@ -129,7 +129,7 @@ def test_bad_arguments() -> None:
     async def test(_: Cluster, fs: AsyncClient) -> None:
         await fs.write_bytes("/f", b"x")
         for offset, length in ((-1, 1), (0, -1), (2**63, 1)):
-            with pytest.raises(InvalidArgument, match="a read (of|from)"):
+            with pytest.raises(InvalidArgument, match=r"a read (of|from)"):
                 await fs.read("/f", offset, length)
         with pytest.raises(InvalidArgument):
             await fs.patch("/f", -1, b"x")
