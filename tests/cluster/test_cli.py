@@ -97,6 +97,51 @@ def test_trees_go_in_and_out(nokv: Nokv, base: str, tmp_path: Path) -> None:
     assert nokv("get", f"{base}/put", tmp_path / "x").code == 1
 
 
+def test_a_tree_again(nokv: Nokv, base: str, tmp_path: Path) -> None:
+    """Links are replaced; what is in the way is one complaint with its whole path."""
+    source = tree(tmp_path / "source")
+    put = ("put", "-r", f"{source}/.", base)
+    assert nokv(*put) == (0, "", "")
+    (source / "link").unlink()
+    (source / "link").symlink_to("elsewhere")
+    assert nokv(*put) == (0, "", "")
+    (found,) = nokv("stat", "--json", f"{base}/source/link").json()
+    assert found["target"] == "elsewhere"
+    assert nokv(*put, "-n").code == 1
+    for name in ("link", "small"):
+        assert nokv("rm", f"{base}/source/{name}").code == 0
+        assert nokv("mkdir", f"{base}/source/{name}").code == 0
+    (source / "later").write_bytes(b"later")
+    done = nokv("put", "-r", tmp_path / "none", f"{source}/.", base)
+    assert done.code == 1
+    assert f"nokv: {tmp_path}/none: no such file or directory\n" in done.err
+    assert f"{base}/source/link: " in done.err
+    assert f"{base}/source/small: " in done.err
+    assert len(done.err.splitlines()) == 3
+    assert nokv("cat", f"{base}/source/later").out == "later"
+    assert not [one for one in nokv("ls", f"{base}/source").out.split() if one.startswith(".")]
+    done = nokv("put", "-r", source, f"{base}/no/where")
+    assert (done.code, done.err) == (1, f"nokv: {base}/no/where: no such file or directory\n")
+
+
+def test_get_goes_on_past_a_name_in_the_way(nokv: Nokv, base: str, tmp_path: Path) -> None:
+    source = tree(tmp_path / "source")
+    assert nokv("publish", source, f"{base}/t").code == 0
+    target = tmp_path / "target"
+    (target / "link").mkdir(parents=True)
+    (target / "sub").write_bytes(b"in the way")
+    done = nokv("get", "-r", f"{base}/none", f"{base}/t", tmp_path / "here")
+    assert done.code == 2
+    target.rename(tmp_path / "t")
+    done = nokv("get", "-r", f"{base}/none", f"{base}/t", tmp_path)
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 3, done.err
+    assert f"nokv: {base}/none: no such file or directory\n" in done.err
+    assert f"nokv: {tmp_path}/t/sub: " in done.err
+    assert (tmp_path / "t" / "small").read_bytes() == b"small\n"
+    assert (tmp_path / "t").stat().st_mode == source.stat().st_mode
+
+
 def test_publish(nokv: Nokv, base: str, tmp_path: Path) -> None:
     source = tree(tmp_path / "source")
     path = f"{base}/deep/published"

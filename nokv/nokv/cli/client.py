@@ -85,6 +85,14 @@ async def stat_or_none(fs: ReadHandle, path: str) -> Attr | None:
         return None
 
 
+def count(text: str) -> int:
+    """Return a number of at least 0; for argparse."""
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
 def join(directory: str, name: str) -> str:
     """Return the path of a name in a directory."""
     return f"{directory.rstrip('/')}/{name}"

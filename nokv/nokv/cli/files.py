@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import stat
 import sys
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, TypeVar
 
 from nokv.cli import output
-from nokv.cli.client import basename, each, is_directory, join, with_client
+from nokv.cli.client import basename, count, each, is_directory, join, with_client
 from nokv.cli.main import EXIT_FAILED, add_cluster, complain
 from nokv.cli.names import is_target_directory
-from nokv.errors import IsADirectory, NokvError, NotSupported, UsageError
+from nokv.errors import AlreadyExists, IsADirectory, NokvError, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from nokv.client.entries import Entry
@@ -52,7 +53,16 @@ def add_put(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--no-replace", action="store_true", help="the paths must be free")
     parser.add_argument("-p", "--keep-times", action="store_true", help="keep modification times")
     add_cluster(parser)
-    parser.set_defaults(run=with_client(_put))
+    parser.set_defaults(run=_run_put)
+
+
+def _run_put(options: argparse.Namespace) -> int:
+    if STANDARD in options.sources:
+        if len(options.sources) > 1:
+            raise UsageError("standard input can be the only source")
+        if sys.stdin is None:
+            raise UsageError("standard input is closed")
+    return with_client(_put)(options)
 
 
 def _standard_input() -> BinaryIO | AsyncIterator[bytes]:
@@ -67,17 +77,31 @@ def _standard_input() -> BinaryIO | AsyncIterator[bytes]:
 
 
 async def _read_pipe(fd: int) -> AsyncIterator[bytes]:
+    """Yield what a pipe or terminal holds whenever it holds something, until its end.
+
+    It is watched only while there is nothing to do but wait, so each wake-up stands for bytes that
+    are there, or the end: read(2) does not block. Making it non-blocking instead would change it
+    for every process that shares it.
+    """
+    while True:
+        await _readable(fd)
+        data = os.read(fd, PIPE_BYTES)
+        if not data:
+            return
+        yield data
+
+
+async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, wake)
     try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            data = os.read(fd, PIPE_BYTES)
-            if not data:
-                return
-            yield data
+        await ready
     finally:
         loop.remove_reader(fd)
 
@@ -91,8 +115,6 @@ class _Upload(NamedTuple):
 async def _put(fs: AsyncClient, options: argparse.Namespace) -> int:
     sources: list[str] = options.sources
     if STANDARD in sources:
-        if len(sources) > 1:
-            raise UsageError("standard input can be the only source")
         with output.progress("standard input", None) as done:
             await fs.write_bytes(
                 options.target, _standard_input(), if_absent=options.no_replace, progress=done
@@ -100,14 +122,23 @@ async def _put(fs: AsyncClient, options: argparse.Namespace) -> int:
         return 0
     into = await is_target_directory(fs, options.target, len(sources))
     uploads: list[_Upload] = []
+    code = 0
     for source in sources:
-        local = _scan(source, recursive=options.recursive)
+        try:
+            local = _scan(source, recursive=options.recursive)
+        except OSError as error:
+            complain(error)
+            code = EXIT_FAILED
+            continue
         target = join(options.target, local.name) if into else options.target
-        for below, mode in local.directories:
-            await fs.mkdir(_below(target, below), mode, exist_ok=True)
-        for below, text in local.links:
-            await fs.symlink(text, _below(target, below))
-        uploads += [_Upload(path, _below(target, below), st) for below, path, st in local.files]
+        failed = await _make_tree(fs, local, target, replace=not options.no_replace)
+        if failed:
+            code = EXIT_FAILED
+        uploads += [
+            _Upload(path, _below(target, below), st)
+            for below, path, st in local.files
+            if not _is_in(below, failed)
+        ]
     total = sum(upload.found.st_size for upload in uploads)
     with output.progress(f"put {output.plural(len(uploads), 'file')}", total) as done:
 
@@ -123,7 +154,7 @@ async def _put(fs: AsyncClient, options: argparse.Namespace) -> int:
                 progress=done,
             )
 
-        return await in_parallel(uploads, one, lambda upload: upload.path)
+        return await in_parallel(uploads, one, lambda upload: upload.path) or code
 
 
 class _Local(NamedTuple):
@@ -141,6 +172,49 @@ def _below(target: str, below: str) -> str:
     return target if below == "." else join(target, below)
 
 
+def _is_in(below: str, failed: set[str]) -> bool:
+    """Return whether a path lies in one of those directories; '.' holds all."""
+    return bool(failed) and ("." in failed or any(str(p) in failed for p in Path(below).parents))
+
+
+async def _make_tree(fs: AsyncClient, local: _Local, target: str, *, replace: bool) -> set[str]:
+    """Make the directories and links; return those that failed, complained about."""
+    failed: set[str] = set()
+
+    parts: list[tuple[str, int | str]] = [*local.directories, *local.links]
+    for below, made in parts:
+        if _is_in(below, failed):
+            continue
+        path = _below(target, below)
+        try:
+            if isinstance(made, int):
+                await fs.mkdir(path, made, exist_ok=True)
+            else:
+                await _put_link(fs, made, path, replace=replace)
+        except NokvError as error:
+            complain(error, about=path)
+            failed.add(below)
+    return failed
+
+
+async def _put_link(fs: AsyncClient, text: str, path: str, *, replace: bool) -> None:
+    """Make a symbolic link, in the place of what is no directory; at no moment is neither there."""
+    try:
+        await fs.symlink(text, path)
+    except AlreadyExists:
+        if not replace:
+            raise
+    else:
+        return
+    aside = f"{path.rpartition('/')[0]}/.{os.urandom(8).hex()}"
+    await fs.symlink(text, aside)
+    try:
+        await fs.rename(aside, path)
+    except BaseException:
+        await fs.unlink(aside, missing_ok=True)
+        raise
+
+
 def _scan(source: str, *, recursive: bool) -> _Local:
     """Look at what is to be copied.
 
@@ -149,7 +223,9 @@ def _scan(source: str, *, recursive: bool) -> _Local:
         OSError: it can't be read.
     """
     root = Path(source)
-    local = _Local(root.resolve().name, [], [], [])
+    # A link has its own name here, as with cp: what it leads to is copied, not its name.
+    name = root.name if root.name not in {"", ".."} else root.resolve().name
+    local = _Local(name, [], [], [])
     found = root.stat()
     if not stat.S_ISDIR(found.st_mode):
         local.files.append((".", root, found))
@@ -232,28 +308,60 @@ async def _get(fs: AsyncClient, options: argparse.Namespace) -> int:
     base, into = _place(options.local)
     if not into and (len(options.paths) > 1 or options.local.endswith("/")):
         raise UsageError(f"{options.local} is no local directory")
-    downloads: list[_Download] = []
-    directories: list[_Directory] = []
-    for path in options.paths:
-        local = base / (basename(path) or "root") if into else base
-        attr = await fs.stat(path)
-        if not is_directory(attr):
-            downloads.append(_Download(path, local, attr.size))
-        elif not options.recursive:
-            raise IsADirectory(f"{path} is a directory", hint="copy it with -r")
-        else:
-            await _take_tree(fs, path, local, attr, downloads, directories)
-    total = sum(download.n_bytes for download in downloads)
-    with output.progress(f"get {output.plural(len(downloads), 'file')}", total) as done:
-        code = await in_parallel(
-            downloads,
-            lambda one: fs.get_file(one.path, one.local, progress=done),
-            lambda one: one.path,
-        )
-    for directory in reversed(directories):
+    tree = _Tree([], [], 0)
+    try:
+        for path in options.paths:
+            local = base / (basename(path) or "root") if into else base
+            try:
+                await _look(fs, path, local, tree, recursive=options.recursive)
+            except (NokvError, OSError) as error:
+                complain(error, about=path)
+                tree.code = EXIT_FAILED
+        total = sum(download.n_bytes for download in tree.downloads)
+        with output.progress(f"get {output.plural(len(tree.downloads), 'file')}", total) as done:
+            code = await in_parallel(
+                tree.downloads,
+                lambda one: fs.get_file(one.path, one.local, progress=done),
+                lambda one: one.path,
+            )
+    finally:
+        # The inner ones first: writing into a directory changes its times.
+        for directory in reversed(tree.directories):
+            _finish(directory, tree)
+    return code or tree.code
+
+
+@dataclasses.dataclass
+class _Tree:
+    """What a `get` makes."""
+
+    downloads: list[_Download]
+    directories: list[_Directory]
+    code: int
+
+    def fail(self, error: OSError) -> None:
+        """Complain; the rest goes on."""
+        complain(error)
+        self.code = EXIT_FAILED
+
+
+def _finish(directory: _Directory, tree: _Tree) -> None:
+    """Give a directory its mode and times, now that it is full."""
+    try:
         directory.local.chmod(directory.attr.mode & 0o777)
         os.utime(directory.local, ns=(directory.attr.atime_ns, directory.attr.mtime_ns))
-    return code
+    except OSError as error:
+        tree.fail(error)
+
+
+async def _look(fs: AsyncClient, path: str, local: Path, tree: _Tree, *, recursive: bool) -> None:
+    attr = await fs.stat(path)
+    if not is_directory(attr):
+        tree.downloads.append(_Download(path, local, attr.size))
+    elif not recursive:
+        raise IsADirectory(f"{path} is a directory", hint="copy it with -r")
+    else:
+        await _take_tree(fs, path, local, attr, tree)
 
 
 def _place(local: str) -> tuple[Path, bool]:
@@ -268,25 +376,27 @@ def _make_link(local: Path, target: str) -> None:
     local.symlink_to(target)
 
 
-async def _take_tree(
-    fs: AsyncClient,
-    path: str,
-    local: Path,
-    root: Attr,
-    downloads: list[_Download],
-    directories: list[_Directory],
-) -> None:
-    """Make a tree's directories and links here; add its files to `downloads`."""
+async def _take_tree(fs: AsyncClient, path: str, local: Path, root: Attr, tree: _Tree) -> None:
+    """Make a tree's directories and links here; add its files to the downloads."""
     places = {path.rstrip("/") or "/": (local, root)}
     async for found, below, others in fs.walk(path):
         here, attr = places.pop(found)
-        here.mkdir(mode=0o700, exist_ok=True)
-        directories.append(_Directory(here, attr))
+        try:
+            here.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            # One complaint stands for all that is below it.
+            tree.fail(error)
+            below.clear()
+            continue
+        tree.directories.append(_Directory(here, attr))
         for entry in below:
             assert entry.attr is not None
             places[entry.path] = (here / entry.name, entry.attr)
         for entry in others:
-            await _take(fs, entry, here / entry.name, downloads)
+            try:
+                await _take(fs, entry, here / entry.name, tree.downloads)
+            except OSError as error:
+                tree.fail(error)
 
 
 async def _take(fs: AsyncClient, entry: Entry, local: Path, downloads: list[_Download]) -> None:
@@ -306,15 +416,13 @@ async def _take(fs: AsyncClient, entry: Entry, local: Path, downloads: list[_Dow
 def add_cat(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv cat`."""
     parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument("--offset", type=int, default=0, help="first byte")
-    parser.add_argument("--length", type=int, default=-1, help="bytes; default: to the end")
+    parser.add_argument("--offset", type=count, default=0, help="first byte")
+    parser.add_argument("--length", type=count, default=-1, help="bytes; default: to the end")
     add_cluster(parser)
     parser.set_defaults(run=with_client(_cat))
 
 
 async def _cat(fs: AsyncClient, options: argparse.Namespace) -> int:
-    if options.offset < 0:
-        raise UsageError("--offset is at least 0")
     return await each(
         options.paths, lambda path: copy_out(fs, path, options.offset, options.length)
     )

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nokv.cli import output
-from nokv.cli.client import each, is_directory, with_client
+from nokv.cli.client import count, each, is_directory, with_client
 from nokv.cli.main import add_cluster
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _time(ns: int) -> str:
 def add_tree(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv tree`."""
     parser.add_argument("path", nargs="?", default="/", metavar="PATH")
-    parser.add_argument("-L", "--level", type=int, default=0, help="descend so deep; 0: all")
+    parser.add_argument("-L", "--level", type=count, default=0, help="descend so deep; 0: all")
     _common(parser)
     parser.set_defaults(run=with_client(_tree))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
 TIMEOUT_S: Final = 30.0
+
+BYTES_NAME: Final = re.compile(r"\bb['\"]")
+"""In the message of an error about a name."""
 
 USAGE_CODES: Final = frozenset({100, 101, 102})
 """Codes of ConfigError, DataDirectoryError and UsageError: trying again cannot help."""
@@ -116,6 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     refuse_optimised()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        # What is opened next would get its number, and whatever is printed with it.
+        sys.stderr.write("nokv: standard output is closed\n")
+        return EXIT_USAGE
     for stream in (sys.stdout, sys.stderr):
         # A name that is not UTF-8 leaves as the bytes that it is.
         reconfigure = getattr(stream, "reconfigure", None)
@@ -165,11 +175,14 @@ def complain(error: OSError, *, about: str = "") -> None:
 
     if isinstance(error, NokvError):
         text, hint = error.message, error.hint
+        if about and BYTES_NAME.search(text):
+            # The state machine knows bytes of a last name only; the caller knows the whole path.
+            text = os.strerror(error.errno_value).lower()
     else:
         text = error.strerror or str(error)
         hint = ""
         if error.filename is not None:
-            text = f"{os.fsdecode(error.filename)}: {text}"
+            text = f"{os.fsdecode(error.filename)}: {text[0].lower()}{text[1:]}"
     if about and about not in text:
         text = f"{about}: {text}"
     sys.stdout.flush()

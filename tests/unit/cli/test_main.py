@@ -51,7 +51,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 WRONG = ["", "lss", "ls --bogus", "cat", "mv /a", "chmod 9 /a", "ls --cluster", "config"]
 WRONG += ["publish --replace --merge . /a", "config check --set nonsense", "up --nodes 8"]
 WRONG += ["init --node 1", "--cluster 127.0.0.1:x ls", "debug record 93"]
-WRONG += ["debug state . --family none"]
+WRONG += ["debug state . --family none", "cat --length -1 /a", "cat --offset -1 /a", "tree -L -1"]
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -128,6 +128,15 @@ def test_an_interrupt_is_quiet(tmp_path: Path) -> None:
             assert one.wait() == EXIT_INTERRUPTED
         assert one.stderr is not None
         assert one.stderr.read() == b""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_closed_streams_are_one_line(closed: str) -> None:
+    line = f"{sys.executable} -m nokv.cli --cluster 127.0.0.1:1 --timeout 0.1 put - /a {closed}"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is closed" in done.stderr
 
 
 LOADED = """
