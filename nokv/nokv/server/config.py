@@ -319,10 +319,26 @@ def _check_values(config: NodeConfig, sources: Mapping[str, str], path: Path) ->
     for key, text in addresses.items():
         if text or key in {"peer.listen", "rpc.listen"}:
             check_loopback(text, f"{sources.get(key, str(path))}: {key}")
+    _check_listens(config, sources, path)
     timing = config.timing
     if not timing.heartbeat_ms * 3 < timing.election_min_ms < timing.election_max_ms:
         message = f"{path}: timing: 3 * heartbeat_ms < election_min_ms < election_max_ms is false"
         raise ConfigError(message)
+
+
+def _check_listens(config: NodeConfig, sources: Mapping[str, str], path: Path) -> None:
+    """Refuse two servers on one port; port 0 is any free one."""
+    taken: dict[int, str] = {}
+    for key, text in (
+        ("peer.listen", config.peer.listen),
+        ("rpc.listen", config.rpc.listen),
+        ("http.listen", config.http.listen),
+    ):
+        port = parse_address(text)[1] if text else 0
+        if port and port in taken:
+            message = f"{sources.get(key, str(path))}: {key}: port {port} is {taken[port]}'s"
+            raise ConfigError(message, hint="give peer, rpc and http a port each")
+        taken[port] = key
 
 
 def check_loopback(address: str, where: str) -> None:

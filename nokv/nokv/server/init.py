@@ -33,6 +33,7 @@ from nokv.server.datadir import (
 )
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES_CAP, INLINE_BYTES_MAX
 from nokv.types.values import Volume
+from nokv.wire.address import parse_address
 from nokv_replication import DiskFailed, GroupConfig
 from nokv_replication.bootstrap import NODES_MAX
 from nokv_replication.disk import OsDisk
@@ -101,7 +102,8 @@ def join(
 ) -> NodeFile:
     """Initialise the data directory of another first member from the first one's join file.
 
-    Raises ConfigError for a file that is none or does not list `node`, DataDirectoryError if the
+    Raises ConfigError for a file that is none, does not list `node` or lists it at ports that the
+    configuration does not listen on, DataDirectoryError if the
     directory is initialised or not writable.
     """
     config = load(config_path, overrides)
@@ -127,7 +129,35 @@ def _identity(cluster: ClusterFile, node: int, config: NodeConfig) -> NodeFile:
         message = f"node {node} is not among the members {numbers}"
         raise ConfigError(message, hint="choose one of these numbers with --node")
     assert config.data_dir.startswith("/"), "the configuration's data_dir is absolute"
+    _check_addresses(cluster.members[numbers.index(node)], config)
     return NodeFile(node=node, incarnation=1 + secrets.randbelow((1 << 63) - 1), cluster=cluster)
+
+
+def _check_addresses(member: MemberAddress, config: NodeConfig) -> None:
+    """Refuse a node that would not be reached where the member list says.
+
+    The ports must be the same ones, unless the configuration says that others reach it elsewhere:
+    `advertise`, or its own entry in `members`.
+    """
+    own = config.members.get(str(member.node))
+    for key, endpoint, listed in (
+        ("peer", config.peer, member.peer),
+        ("rpc", config.rpc, member.rpc),
+    ):
+        if endpoint.advertise or own is not None:
+            continue
+        if parse_address(endpoint.listen)[1] != parse_address(listed)[1]:
+            message = (
+                f"{key}.listen is {endpoint.listen}, but the member list has node {member.node}"
+                f" at {listed}"
+            )
+            hint = f"is it another node's file? Else listen there, or set {key}.advertise"
+            raise ConfigError(message, hint=hint)
+    if config.http.listen:
+        port = parse_address(config.http.listen)[1]
+        if port in {parse_address(member.peer)[1], parse_address(member.rpc)[1]}:
+            message = f"http.listen is {config.http.listen}, a port of node {member.node} itself"
+            raise ConfigError(message, hint="give peer, rpc and http a port each")
 
 
 def _refuse_initialised(data_dir: Path) -> None:

@@ -201,15 +201,19 @@ def _fail_midway(fs: Client, mode: str) -> None:
         raise RuntimeError("midway")
 
 
+def _lose_a_writer(fs: Client, mode: str) -> None:
+    file = fs.open("/f", mode)
+    file.write("x" if mode == "w" else noise(6_000_000))
+    del file
+    gc.collect()
+
+
 def test_a_writer_that_fails_or_is_lost_publishes_nothing(fs: Client, served: Served) -> None:
     for mode in ("wb", "w"):
         with pytest.raises(RuntimeError, match="midway"):
             _fail_midway(fs, mode)
-        file = fs.open("/f", mode)
-        file.write("x" if mode == "w" else noise(6_000_000))
         with pytest.warns(ResourceWarning, match="/f was not closed: what was written is dropped"):
-            del file
-            gc.collect()
+            _lose_a_writer(fs, mode)
     file = fs.open("/f", "wb")
     file.write(b"x")
     file.abort()

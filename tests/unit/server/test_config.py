@@ -67,6 +67,14 @@ def test_check_reads_the_process_environment(path: Path, monkeypatch: pytest.Mon
         ("[peer]\nlisten = '10.0.0.1:7'", "not a loopback address"),
         ("[peer]\nlisten = 'here'", "not an address"),
         ("[http]\nlisten = '0.0.0.0:80'", "not a loopback address"),
+        (
+            "[peer]\nlisten = '127.0.0.1:7'\n[rpc]\nlisten = '127.0.0.1:7'",
+            "rpc.listen: port 7 is peer.listen's",
+        ),
+        (
+            "[rpc]\nlisten = '127.0.0.1:7'\n[http]\nlisten = 'localhost:7'",
+            "http.listen: port 7 is rpc.listen's",
+        ),
         ("[timing]\nheartbeat_ms = 500", "3 * heartbeat_ms < election_min_ms"),
         ("[timing]\nheartbeat_ms = 200", "3 * heartbeat_ms < election_min_ms"),
     ],
@@ -76,7 +84,9 @@ def test_a_wrong_file_says_what_is_wrong_and_where(tmp_path: Path, text: str, sa
     sections = {line for line in text.splitlines() if line.startswith("[")}
     rest = [] if "data_dir" in text else ['data_dir = "x"']
     tail = [
-        f"{name}\nlisten = '127.0.0.1:1'" for name in ("[peer]", "[rpc]") if name not in sections
+        f"{name}\nlisten = '127.0.0.1:{port}'"
+        for name, port in (("[peer]", 1), ("[rpc]", 2))
+        if name not in sections
     ]
     if text == "rpc = 3":
         tail = ["[peer]\nlisten = '127.0.0.1:1'"]

@@ -56,7 +56,12 @@ def test_nothing_is_initialised_twice(tmp_path: Path) -> None:
     with pytest.raises(DataDirectoryError, match="initialised already"):
         init_first(tmp_path)
     with pytest.raises(DataDirectoryError, match="initialised already"):
-        join(tmp_path / "node1.toml", tmp_path / "join.json", node=2)
+        join(
+            write_config(tmp_path, 2),
+            tmp_path / "join.json",
+            node=2,
+            overrides={"data_dir": "data1"},
+        )
 
 
 def test_an_init_that_was_cut_short_can_be_repeated(tmp_path: Path) -> None:
@@ -94,6 +99,21 @@ def test_members_that_make_no_cluster(
             join_file=tmp_path / "join.json",
         )
     assert not (tmp_path / "data1").exists()
+
+
+def test_addresses_that_contradict_the_member_list(tmp_path: Path) -> None:
+    init_first(tmp_path)
+    file = tmp_path / "join.json"
+    second = write_config(tmp_path, 2)
+    with pytest.raises(
+        ConfigError, match=r"peer\.listen is 127\.0\.0\.1:7202, .* 127\.0\.0\.1:7203"
+    ):
+        join(second, file, node=3)
+    with pytest.raises(ConfigError, match=r"rpc\.listen is 127\.0\.0\.1:7.*rpc\.advertise"):
+        join(second, file, node=2, overrides={"rpc.listen": "127.0.0.1:7"})
+    assert not (tmp_path / "data2").exists()
+    elsewhere = {"rpc.listen": "127.0.0.1:7", "rpc.advertise": "127.0.0.1:7102"}
+    assert join(second, file, node=2, overrides=elsewhere).node == 2
 
 
 @pytest.mark.parametrize(
