@@ -223,6 +223,7 @@ class Applier:
             message = (
                 f"results up to entry {index} differ from the leader's ({mine.hex()} here,"
                 f" {theirs.hex()} there): this replica has diverged and stops. Keep its data for"
-                " inspection and replace it by a new incarnation"
+                " inspection; the others go on while they are a majority"
+                " (docs/operations.md: A lost node)"
             )
             raise Diverged(message)

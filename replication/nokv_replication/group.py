@@ -569,8 +569,8 @@ class Group:
         if self._receiver.too_far_base is not None:
             return (
                 f"this node needs the entries after {self._log.last_index}, its peers hold those"
-                f" after {self._receiver.too_far_base} only: it serves nothing. Stop it and"
-                " replace it by a new incarnation"
+                f" after {self._receiver.too_far_base} only: it serves nothing. The others go"
+                " on while they are a majority (docs/operations.md: A lost node)"
             )
         if self._roster.members is None:
             return "waiting for the other first members: " + (

@@ -125,7 +125,8 @@ class Log:
             if not sequences:
                 message = (
                     f"node {identity.node} has no log in its data directory: it may have forgotten"
-                    " votes. Initialise an empty directory as a new incarnation and replace it"
+                    " votes and must not start. The others go on while they are a majority"
+                    " (docs/operations.md: A lost node)"
                 )
                 raise StartRefused(message)
             log._discard_spare()
@@ -200,8 +201,8 @@ class Log:
             message = (
                 f"log segment {segment_name(segment.sequence)} continues after index"
                 f" {segment.base_index}, but the one before it ends at {self.last_index}: a file is"
-                " missing or damaged. Do not delete anything; replace this node by a new"
-                " incarnation while the others hold a quorum"
+                " missing or damaged. Do not delete anything; the others go on while they are a"
+                " majority (docs/operations.md: A lost node)"
             )
             raise LogDamaged(message)
         self._segments.append(segment)
@@ -225,8 +226,8 @@ class Log:
     def _damaged(self, name: str, offset: int) -> LogDamaged:
         return LogDamaged(
             f"log segment {name} is damaged at byte {offset} although it was synced: this node may"
-            " have lost entries it acknowledged. Keep the files for inspection and replace the"
-            " node by a new incarnation while the others hold a quorum"
+            " have lost entries it acknowledged. Keep the files for inspection; the others go"
+            " on while they are a majority (docs/operations.md: A lost node)"
         )
 
     # ------------------------------------------------------------------ reading

@@ -165,7 +165,8 @@ def check_start(log: Log, applied: Applied, identity: Identity, roster: Roster) 
         message = (
             f"the log starts after entry {log.base_index}, the state machine stands at"
             f" {applied.index}: the entries between are gone. The state was restored from an"
-            " older copy; replace this node by a new incarnation"
+            " older copy. Keep this node stopped; the others go on while they are a majority"
+            " (docs/operations.md: A lost node)"
         )
         raise StartRefused(message)
     if applied.config:

@@ -92,7 +92,8 @@ def read_identity(data_dir: Path) -> NodeFile:
     except FileNotFoundError:
         message = f"{data_dir} is not an initialised data directory"
         raise DataDirectoryError(
-            message, hint="run nokv init there first; a wiped node must be replaced, not restarted"
+            message,
+            hint="a new node: run nokv init. A wiped one can't come back; see docs/operations.md",
         ) from None
     except OSError as error:
         raise DataDirectoryError(f"{path}: {error.strerror}") from None

@@ -379,7 +379,7 @@ class TestReplication:
         script.settle(1, 2, rounds=60)
         script.connect_all()
         script.settle(rounds=30)
-        assert "replace it by a new incarnation" in script.groups[3].status().problem
+        assert "A lost node" in script.groups[3].status().problem
         assert script.groups[3].status().applied_index == 2
         script.read(3)
         script.settle(rounds=10)
