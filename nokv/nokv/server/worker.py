@@ -57,6 +57,11 @@ CALL_S: Final = 10.0
 STALE_PERIOD_S: Final = 3600.0
 FOREIGN_S: Final = 10.0
 """Pause before a store that belongs to somebody else is looked at again."""
+WARN_PAUSE_S: Final = 10.0
+WARN_PAUSE_MAX_S: Final = 600.0
+"""Pauses between two warnings of one trouble with the store: the first, doubled up to the last."""
+QUIET_S: Final = 10.0
+"""A worker and its node start together: so long it is no news that the node does not answer."""
 _MS: Final = 1_000_000
 
 V = TypeVar("V")
@@ -132,6 +137,9 @@ class Worker:
             grace_ns=config.worker.grace_ms * _MS,
         )
         self._stale_due_s = 0.0
+        self._started_s: Final = time.monotonic()
+        self._seen_node = False
+        """The node has answered once."""
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -147,6 +155,7 @@ class Worker:
         Every node's worker does so at its start: all write the same, and whoever is first spares
         the clients the wait for a leader's.
         """
+        warn_due_s, warn_pause_s = 0.0, WARN_PAUSE_S
         while True:
             try:
                 await self.store.ensure_bucket()
@@ -156,9 +165,14 @@ class Worker:
                 log.error("the object store is not ours, nothing is collected: %s", error)
                 await asyncio.sleep(FOREIGN_S)
             except NokvError as error:
-                log.info("the object store cannot be used: %s", error)
+                if time.monotonic() >= warn_due_s:
+                    log.warning("the object store cannot be used: %s", error)
+                    warn_due_s = time.monotonic() + warn_pause_s
+                    warn_pause_s = min(2 * warn_pause_s, WARN_PAUSE_MAX_S)
                 await asyncio.sleep(self.config.worker.interval_ms / 1000)
             else:
+                if warn_due_s:
+                    log.info("the object store can be used now")
                 return
 
     async def _repeat(
@@ -167,10 +181,13 @@ class Worker:
         """Do `work` again and again while the node leads; a typed error ends one round."""
         while True:
             try:
-                if await self.client.leads():
+                leads = await self.client.leads()
+                self._seen_node = True
+                if leads:
                     await work()
             except NokvError as error:
-                log.info("%s: %s", name, error)
+                starting = not self._seen_node and time.monotonic() < self._started_s + QUIET_S
+                log.log(logging.DEBUG if starting else logging.INFO, "%s: %s", name, error)
             await asyncio.sleep(interval_ms / 1000)
 
     async def _collect(self) -> None:

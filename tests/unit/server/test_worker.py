@@ -1,0 +1,71 @@
+"""What the worker says while the store or its node does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from tests.unit.server.test_init import init_first
+
+from nokv.errors import ObjectStoreUnavailable, Unavailable
+from nokv.objects.memory import MemoryStore
+from nokv.server.config import load
+from nokv.server.worker import Worker
+
+
+class DownStore(MemoryStore):
+    """A store that is down for its first calls."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    async def ensure_bucket(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ObjectStoreUnavailable("it is down")
+        await super().ensure_bucket()
+
+
+def make_worker(tmp_path: Path, store: MemoryStore) -> Worker:
+    identity = init_first(tmp_path)
+    overrides = {"worker.interval_ms": "1", "rpc.listen": "127.0.0.1:1"}
+    return Worker(load(tmp_path / "node1.toml", overrides, {}), identity, store)
+
+
+@pytest.mark.allow_logs("the object store cannot be used")
+def test_a_store_that_is_down_is_warned_of_once_and_tried_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DownStore(5)
+    asyncio.run(make_worker(tmp_path, store)._claim())
+    assert store.failures == 0
+    assert len(store.names) == 1
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage()[:35] for record in warnings] == [
+        "the object store cannot be used: it"
+    ]
+
+
+def test_a_node_that_starts_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "nokv.worker")
+    worker = make_worker(tmp_path, MemoryStore())
+    levels: list[int] = []
+
+    async def leads() -> bool:
+        if len(levels) == 3:
+            raise asyncio.CancelledError
+        levels.append(len(levels))
+        worker._seen_node = len(levels) == 3
+        raise Unavailable("no connection")
+
+    async def main() -> None:
+        worker.client.leads = leads  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await worker._repeat("collect", 1, worker._collect)
+
+    asyncio.run(main())
+    said = [r.levelno for r in caplog.records if "no connection" in r.getMessage()]
+    assert said == [logging.DEBUG, logging.DEBUG, logging.INFO]
