@@ -19,6 +19,7 @@ from tests.cluster.conftest import Nokv
 
 from nokv.testing.cluster import LocalCluster, probe
 from nokv.testing.folder import ClusterFolder
+from nokv.testing.ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("quiet")]
 
@@ -363,6 +364,8 @@ def test_up_and_down(nokv: Nokv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("NOKV_CLUSTER", found["cluster"])
         assert nokv("mkdir", "/kept").code == 0
         assert "1 node runs" in nokv(*up).out
+        more = nokv("up", "--dir", folder, "--nodes", "5")
+        assert (more.code, "has 1 node, not 5" in more.err) == (2, True)
         assert "stopped 1 of 1" in nokv("down", "--dir", folder).out
         assert "stopped 0 of 1" in nokv("down", "--dir", folder).out
         assert nokv("ls", "--timeout", "0.3", "/").code == 1
@@ -371,6 +374,54 @@ def test_up_and_down(nokv: Nokv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     finally:
         nokv("down", "--dir", folder, "--remove")
     assert not folder.exists()
+
+
+def test_two_that_start_one_cluster(nokv: Nokv, tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    line = [*PROGRAM, "up", "--json", "--dir", str(folder), "--free-ports", "--nodes", "1"]
+    pipe = subprocess.PIPE
+    try:
+        with (
+            subprocess.Popen(line, stdout=pipe, stderr=pipe) as one,
+            subprocess.Popen(line, stdout=pipe, stderr=pipe) as other,
+        ):
+            done = [process.communicate() for process in (one, other)]
+        assert [err for _, err in done] == [b"", b""]
+        assert done[0][0] == done[1][0]
+    finally:
+        nokv("down", "--dir", folder, "--remove")
+    assert not folder.exists()
+
+
+def test_a_store_that_cannot_be_used_is_a_warning(nokv: Nokv, tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    port = free_ports(1)[0]
+    store = ("--store", "s3://bucket", "--endpoint", f"http://127.0.0.1:{port}")
+    try:
+        done = nokv("up", "--dir", folder, "--free-ports", "--nodes", "1", *store)
+        assert done.code == 0
+        assert "1 node runs" in done.out
+        assert f"warning: s3 store http://127.0.0.1:{port}/bucket can't be used" in done.err
+    finally:
+        nokv("down", "--dir", folder, "--remove")
+
+
+def test_a_node_that_is_not_ready_is_shown(nokv: Nokv) -> None:
+    """No summary says that all is well while a node is gone."""
+    with LocalCluster.start() as cluster:
+        gone = cluster.followers()[0]
+        cluster.kill(gone)
+        address = cluster.folder.member(gone).rpc_address
+        status = nokv("status", "--cluster", cluster.addresses)
+        assert status.code == 0
+        assert f"{address}  unreachable" in status.out
+        assert status.out.count("  ready") == 2
+        doctor = nokv("doctor", "--json", "--cluster", cluster.addresses)
+        found = {one["subject"]: one for one in doctor.json()}
+        assert doctor.code == 1
+        assert found[f"node at {address}"]["level"] == "failure"
+        assert found["lag"]["text"] == "2 of 3 nodes follow"
+        assert found["metadata disks"]["text"].startswith("space on 2 of 3 nodes")
 
 
 PARENT = """

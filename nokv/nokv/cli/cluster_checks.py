@@ -15,6 +15,7 @@ from nokv.errors import ConfigError, NokvError
 
 if TYPE_CHECKING:
     from nokv.objects.port import ObjectStore
+    from nokv.types.reads import VolumeReply
 
 Tell = Callable[[Finding], None]
 
@@ -23,6 +24,10 @@ SKEW_NS_MAX: Final = 2_000_000_000
 LAG_ENTRIES_MAX: Final = 10_000
 FREE_BYTES_MIN: Final = 1 << 30
 PROBE: Final = "doctor/probe"
+NEW_S: Final = 10.0
+"""So long a new cluster may take to make its bucket and its object there."""
+STORE_S: Final = 15.0
+"""A store that takes longer for three small requests is of no use."""
 
 
 def run(cluster: str, tell: Tell) -> None:
@@ -42,7 +47,7 @@ async def _run(cluster: str, tell: Tell) -> None:
     if not answered:
         return
     tell(_quorum(seen))
-    for finding in (*_lags(answered), *_disks(answered), *_one_cluster(answered)):
+    for finding in (*_lags(seen), *_disks(seen), *_one_cluster(answered)):
         tell(finding)
     tell(_clocks(answered))
     if has_quorum(seen):
@@ -53,8 +58,11 @@ def _node(one: Seen) -> Finding:
     if one.status is None:
         advice = "start it, or look at its log; is the address right?"
         return Finding("failure", f"node at {one.address}", f"no answer: {one.error}", advice)
+    subject = f"node {one.status.node} at {one.address}"
+    if one.trouble:
+        return Finding("failure", subject, f"not ready: {one.trouble}", "look at its log")
     text = f"{one.status.role} in term {one.status.term}, build {one.status.build}"
-    return Finding("ok", f"node {one.status.node} at {one.address}", text)
+    return Finding("ok", subject, text)
 
 
 def _quorum(seen: list[Seen]) -> Finding:
@@ -74,29 +82,43 @@ def _quorum(seen: list[Seen]) -> Finding:
     return Finding("failure", "quorum", "no node leads", advice)
 
 
-def _lags(answered: list[Seen]) -> list[Finding]:
-    commit = max(one.status.commit_index for one in answered if one.status is not None)
-    found = []
-    for one in answered:
-        assert one.status is not None
+def _lags(seen: list[Seen]) -> list[Finding]:
+    commit = max(one.status.commit_index for one in seen if one.status is not None)
+    found, follow = [], []
+    for one in seen:
+        if one.status is None or one.trouble:
+            continue
         lag = commit - one.status.applied_index
         if lag > LAG_ENTRIES_MAX:
             advice = "is its disk or its processor too slow? compare: nokv doctor --dir"
             text = f"{lag} entries behind"
             found.append(Finding("warning", f"node {one.status.node}", text, advice))
-    return found or [Finding("ok", "lag", "every node follows")]
+        else:
+            follow.append(one)
+    if len(follow) == len(seen):
+        return [Finding("ok", "lag", "every node follows")]
+    if not found:
+        text = f"{len(follow)} of {len(seen)} nodes follow"
+        found.append(Finding("warning", "lag", text, "repair the nodes that are not ready"))
+    return found
 
 
-def _disks(answered: list[Seen]) -> list[Finding]:
+def _disks(seen: list[Seen]) -> list[Finding]:
     found = []
-    for one in answered:
-        assert one.status is not None
-        free = one.status.free_bytes
-        if free < FREE_BYTES_MIN:
+    unknown = 0
+    for one in seen:
+        if one.status is None or one.free_bytes is None:
+            unknown += 1
+        elif one.free_bytes < FREE_BYTES_MIN:
             advice = "free disk there: below its reserve growing commands are refused"
-            text = f"{output.size(free)} free for metadata"
+            text = f"{output.size(one.free_bytes)} free for metadata"
             found.append(Finding("warning", f"node {one.status.node}", text, advice))
-    return found or [Finding("ok", "metadata disks", "space on every node")]
+    if found:
+        return found
+    text = "space on every node"
+    if unknown:
+        text = f"space on {len(seen) - unknown} of {len(seen)} nodes; unknown of the others"
+    return [Finding("ok", "metadata disks", text)]
 
 
 def _one_cluster(answered: list[Seen]) -> list[Finding]:
@@ -129,7 +151,6 @@ def _clocks(answered: list[Seen]) -> Finding:
 
 async def _round_trips(cluster: str, tell: Tell) -> None:
     from nokv.client.connect import connect
-    from nokv.objects.open import open_store
 
     try:
         async with connect(cluster) as fs:
@@ -142,25 +163,50 @@ async def _round_trips(cluster: str, tell: Tell) -> None:
             await fs.session_id()
             took_ms = (time.perf_counter() - started_s) * 1e3
             tell(Finding("ok", "commit", f"opening a session took {took_ms:.1f} ms"))
-            volume = fs.volume
-            subject = f"{volume.kind} store {volume.endpoint or ''}{volume.bucket}".strip()
-            store = open_store(volume)
-            try:
-                tell(await _store(store, subject, volume.volume))
-            finally:
-                await store.close()
+            tell(await _volume_store(fs.volume))
     except NokvError as error:
         tell(Finding("failure", "cluster", error.message, error.hint))
 
 
-async def _store(store: ObjectStore, subject: str, volume: str) -> Finding:
+async def check_store(cluster: str) -> Finding:
+    """Look whether this process can use the store that a cluster, maybe a new one, names.
+
+    Raises:
+        NokvError: the cluster does not answer.
+    """
+    from nokv.client.connect import connect
+
+    async with connect(cluster) as fs:
+        return await _volume_store(fs.volume, NEW_S)
+
+
+async def _volume_store(volume: VolumeReply, patience_s: float = 0.0) -> Finding:
+    from nokv.objects.open import open_store
+
+    place = "/".join(part for part in (volume.endpoint.rstrip("/"), volume.bucket) if part)
+    subject = f"{volume.kind} store {place}"
+    try:
+        store = open_store(volume)
+    except NokvError as error:
+        return Finding("failure", subject, error.message, error.hint)
+    try:
+        async with asyncio.timeout(STORE_S):
+            return await _store(store, subject, volume.volume, patience_s)
+    except TimeoutError:
+        advice = "check endpoint and network"
+        return Finding("failure", subject, f"no answer in {STORE_S:g} s", advice)
+    finally:
+        await store.close()
+
+
+async def _store(store: ObjectStore, subject: str, volume: str, patience_s: float) -> Finding:
     """Put, get and delete one object outside of every volume's own names."""
-    from nokv.objects.volume import check_volume
+    from nokv.objects.volume import await_volume
 
     name = f"{PROBE}-{os.urandom(8).hex()}"
     data = os.urandom(4096)
     try:
-        await check_volume(store, volume)
+        await await_volume(store, volume, patience_s)
         started_s = time.perf_counter()
         await store.put(name, data)
         back = await store.get(name)

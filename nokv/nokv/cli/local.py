@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from nokv.cli import output
-from nokv.errors import ConfigError, DataDirectoryError, UsageError
+from nokv.cli.main import one_line
+from nokv.errors import ConfigError, NokvError, UsageError
 
 if TYPE_CHECKING:
     from nokv.testing.cluster import LocalCluster
@@ -26,6 +30,8 @@ RPC_PORT: Final = 7101
 """Of node 1; the following nodes have the following ports."""
 PEER_PORT: Final = 7201
 HTTP_PORT: Final = 7301
+
+NODES: Final = 3
 
 PARENT_POLL_S: Final = 0.25
 
@@ -84,7 +90,7 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
 def add_up(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv up`."""
     _add_directory(parser)
-    parser.add_argument("--nodes", type=int, default=3, help="1 to 7 (default: 3)")
+    parser.add_argument("--nodes", type=int, default=None, help=f"1 to 7 (default: {NODES})")
     add_store(parser)
     parser.add_argument(
         "--free-ports", action="store_true", help="any free ports instead of 7101, 7201, 7301, ..."
@@ -99,7 +105,7 @@ def add_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    if not 1 <= options.nodes <= 7:
+    if options.nodes is not None and not 1 <= options.nodes <= 7:
         raise UsageError(f"{options.nodes} nodes", hint="1 to 7")
     _need_server()
     if options.ephemeral:
@@ -107,38 +113,80 @@ def _up(options: argparse.Namespace) -> int:
             raise UsageError("an ephemeral cluster has a directory of its own")
         return _ephemeral(options)
     from nokv.testing.cluster import READY_S
-    from nokv.testing.folder import ClusterFolder, create
 
     path: Path = options.dir or default_folder()
     store = parse_store(options.store, options.endpoint, options.region)
-    try:
-        folder = ClusterFolder(path)
-        if options.store and folder.store != store:
-            message = f"the cluster in {path} keeps its bodies elsewhere"
-            raise ConfigError(message, hint="choose another --dir")
-    except DataDirectoryError:
-        if (path / "cluster.json").exists():
-            raise
-        folder = create(path, _ports(options), store=store)
-    for member in folder.members:
-        if not folder.pid(member.node):
-            _check_ports(member)
-            _started.append(folder.spawn(member.node))
+    with _alone(path):
+        folder = _found_or_made(path, store, options)
+        for member in folder.members:
+            if not folder.pid(member.node):
+                _check_ports(member)
+                _started.append(folder.spawn(member.node))
     _wait_ready(folder, READY_S)
     _announce(folder, as_json=options.json)
+    if folder.store.kind != "local":
+        _warn_of_store(folder)
     return 0
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a directory (flock(2)): a second `up` there waits, and finds what the first one made."""
+    path.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _found_or_made(path: Path, store: Store, options: argparse.Namespace) -> ClusterFolder:
+    """Return the cluster in a directory; make it if there is none.
+
+    Raises:
+        ConfigError: the one that is there is not the one that is asked for.
+    """
+    from nokv.testing.folder import ClusterFolder, create
+
+    if not (path / "cluster.json").exists():
+        return create(path, _ports(options), store=store)
+    folder = ClusterFolder(path)
+    if options.store and folder.store != store:
+        message = f"the cluster in {path} keeps its bodies elsewhere"
+        raise ConfigError(message, hint="choose another --dir")
+    nodes = len(folder.members)
+    if options.nodes not in {None, nodes}:
+        message = f"the cluster in {path} has {output.plural(nodes, 'node')}, not {options.nodes}"
+        raise ConfigError(message, hint="leave --nodes out, or choose another --dir")
+    return folder
+
+
+def _warn_of_store(folder: ClusterFolder) -> None:
+    """Say so if bodies can't be written: the nodes do well without, but no file can be put."""
+    from nokv.cli.cluster_checks import check_store
+
+    try:
+        finding = asyncio.run(check_store(folder.addresses))
+    except NokvError as error:
+        sys.stderr.write(f"nokv: warning: the store was not looked at: {one_line(str(error))}\n")
+        return
+    if finding.level == "failure":
+        text = f"{finding.subject} can't be used: {finding.text}"
+        sys.stderr.write(f"nokv: warning: {one_line(text)}\n")
+        if finding.advice:
+            sys.stderr.write(f"hint: {one_line(finding.advice)}\n")
 
 
 def _ports(options: argparse.Namespace) -> list[NodePorts]:
     from nokv.testing.folder import NodePorts
     from nokv.testing.ports import free_ports
 
+    nodes = options.nodes or NODES
     if options.free_ports:
-        ports = free_ports(3 * options.nodes)
-        return [NodePorts(i + 1, *ports[3 * i : 3 * i + 3]) for i in range(options.nodes)]
-    return [
-        NodePorts(i + 1, PEER_PORT + i, RPC_PORT + i, HTTP_PORT + i) for i in range(options.nodes)
-    ]
+        ports = free_ports(3 * nodes)
+        return [NodePorts(i + 1, *ports[3 * i : 3 * i + 3]) for i in range(nodes)]
+    return [NodePorts(i + 1, PEER_PORT + i, RPC_PORT + i, HTTP_PORT + i) for i in range(nodes)]
 
 
 def _check_ports(member: NodePorts) -> None:
@@ -214,7 +262,7 @@ def _ephemeral(options: argparse.Namespace) -> int:
     store = parse_store(options.store, options.endpoint, options.region)
     given = None if options.store == "" else store
     try:
-        with LocalCluster.start(options.nodes, store=given) as cluster:
+        with LocalCluster.start(options.nodes or NODES, store=given) as cluster:
             _announce(cluster.folder, as_json=options.json)
             _watch(cluster, parent)
     except KeyboardInterrupt:

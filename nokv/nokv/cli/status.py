@@ -32,6 +32,15 @@ class Seen(NamedTuple):
     error: str = ""
     skew_ns: int = 0
     """How far the node's clock is ahead of this machine's, ns; half a round trip uncertain."""
+    trouble: str = ""
+    """Why the node is not ready, in its own words where they could be had; empty: it is."""
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Free space for metadata; None: unknown. A node that never was ready says 0."""
+        if self.status is None or (self.trouble and not self.status.free_bytes):
+            return None
+        return self.status.free_bytes
 
 
 async def look(cluster: str) -> list[Seen]:
@@ -55,7 +64,51 @@ async def look(cluster: str) -> list[Seen]:
             for other in one.hello.nodes
             if other.node not in numbers and other.address not in seen
         }
-    return sorted(seen.values(), key=_order)
+    nodes = sorted(seen.values(), key=_order)
+    said = await _pages([one.address for one in nodes])
+    return [one._replace(trouble=said.get(one.address, "") or trouble(one, nodes)) for one in nodes]
+
+
+def trouble(one: Seen, seen: list[Seen]) -> str:
+    """Return why a node can't be ready, as far as the nodes' answers tell; or empty."""
+    if one.status is None or one.hello is None:
+        return f"unreachable: {one.error}"
+    if one.hello.volume is None:
+        return "it has no state yet"
+    if not one.status.leader:
+        return "it knows no leader"
+    for other in seen:
+        if other.status is None or other.status.role != "leader":
+            continue
+        for peer in other.status.peers:
+            if peer.node == one.status.node and not peer.connected:
+                return f"node {other.status.node}, which leads, does not reach it"
+    return ""
+
+
+async def _pages(addresses: list[str]) -> dict[str, str]:
+    """Return what `/readyz` says of nodes that are not ready.
+
+    Only of nodes of this machine's own cluster: RPC does not tell where the pages of others are.
+    """
+    from nokv.cli.local import default_folder
+    from nokv.errors import DataDirectoryError
+    from nokv.testing.cluster import probe
+    from nokv.testing.folder import ClusterFolder
+
+    try:
+        members = ClusterFolder(default_folder()).members
+    except DataDirectoryError:
+        return {}
+    pages = {one.rpc_address: one.http_address for one in members if one.rpc_address in addresses}
+    answers = await asyncio.gather(
+        *(asyncio.to_thread(probe, page, "/readyz", PROBE_S) for page in pages.values())
+    )
+    return {
+        address: body.decode(errors="replace").strip()
+        for address, (code, body) in zip(pages, answers, strict=True)
+        if code not in {0, 200}
+    }
 
 
 def _order(one: Seen) -> tuple[int, str]:
@@ -105,17 +158,20 @@ def _status(options: argparse.Namespace) -> int:
             output.line(_fields(one, commit))
     else:
         rows = [_row(one, commit) for one in seen]
-        print(table(("node", "address", "role", "term", "version", "lag", "log", "free"), rows))
+        head = ("node", "address", "role", "term", "version", "lag", "log", "free", "state")
+        print(table(head, rows))
     return 0 if has_quorum(seen) else EXIT_FAILED
 
 
 def _fields(one: Seen, commit: int) -> dict[str, Any]:
     status = one.status
     if status is None:
-        return {"address": one.address, "reachable": False, "error": one.error}
+        return {"address": one.address, "reachable": False, "ready": False, "error": one.error}
     return {
         "address": one.address,
         "reachable": True,
+        "ready": not one.trouble,
+        "not_ready_reason": one.trouble,
         "node": status.node,
         "cluster": status.cluster,
         "role": status.role,
@@ -144,9 +200,11 @@ def _fields(one: Seen, commit: int) -> dict[str, Any]:
 def _row(one: Seen, commit: int) -> tuple[str, ...]:
     status = one.status
     if status is None:
-        return ("?", one.address, f"unreachable: {one.error}", "", "", "", "", "")
+        return ("?", one.address, one.trouble, *[""] * 6)
     lag = str(max(0, commit - status.applied_index))
-    sizes = (output.size(status.log_bytes), output.size(status.free_bytes))
+    free = "?" if one.free_bytes is None else output.size(one.free_bytes)
+    state = f"not ready: {output.shown(one.trouble)}" if one.trouble else "ready"
+    sizes = (output.size(status.log_bytes), free, state)
     who = (str(status.node), one.address, status.role, str(status.term), str(status.version))
     return (*who, lag, *sizes)
 
