@@ -101,6 +101,7 @@ class Floors:
             hold.lease_frame = frame
             sent.append(hold)
         leases = {hold.lease for hold in sent if hold.lease is not None}
+        assert len(leases) <= LEASES_MAX, "the leader refuses a longer frame"
         low = min((hold.version for hold in self._holds if not hold.leased), default=self.seen)
         assert low >= self.floor, "a hold below the announced floor"
         self.floor = low

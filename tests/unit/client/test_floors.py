@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nokv.client.floors import Floors, Hold
 from nokv.client.uploads import UploadNumbers
+from nokv.types.limits import LEASES_MAX
 from nokv.types.results import Leased
 from nokv.types.values import Lease
 
@@ -39,6 +40,21 @@ def test_an_answer_older_than_the_floor_is_discarded() -> None:
     with floors.reading(0) as hold:
         assert not floors.move(hold, 8)
         assert floors.move(hold, 9)
+
+
+def test_leases_over_the_limit_wait_and_hold_the_floor() -> None:
+    floors = Floors(5, AGE_NS)
+    holds = [floors.begin(number) for number in range(LEASES_MAX + 2)]
+    for number, hold in enumerate(holds):
+        floors.want_lease(hold, 0, 7, number)
+    floors.note(9)
+    floor, leases = floors.marks(1, LEASES_MAX + 2 + AGE_NS)
+    assert (floor, [lease.body for lease in leases]) == (5, list(range(LEASES_MAX)))
+    floors.applied(1)
+    floors.end(holds[0])
+    floor, leases = floors.marks(2, LEASES_MAX + 2 + AGE_NS)
+    assert (floor, [lease.body for lease in leases]) == (5, list(range(1, LEASES_MAX + 1)))
+    assert not floors.serves(holds[-1])
 
 
 def test_a_lease_frees_the_floor_only_once_it_is_applied() -> None:

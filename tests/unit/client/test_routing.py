@@ -207,8 +207,9 @@ def test_no_node_at_all() -> None:
     async def main() -> None:
         async with cluster() as running:
             addresses = running.addresses
-        with pytest.raises(Unavailable, match="no node of"):
+        with pytest.raises(Unavailable, match="no node of") as caught:
             await connect(addresses, config=SHORT)
+        assert str(caught.value).count(caught.value.hint) == 1
 
     asyncio.run(main())
 
