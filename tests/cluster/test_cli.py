@@ -234,6 +234,12 @@ def test_names(nokv: Nokv, base: str) -> None:
     assert nokv("rm", "-r", f"{base}/a", f"{base}/x").code == 0
     assert nokv("ls", base) == (0, "", "")
     assert nokv("rm", "-r", "/").code == 1
+    missing = "no such file or directory\n"
+    assert nokv("tree", f"{base}/no").err == f"nokv: {base}/no: {missing}"
+    assert nokv("mv", f"{base}/no", f"{base}/y").err == f"nokv: {base}/no to {base}/y: {missing}"
+    assert nokv("ln", f"{base}/no", f"{base}/y").err == f"nokv: {base}/no to {base}/y: {missing}"
+    assert nokv("ln", "-s", "none", f"{base}/x").code == 0
+    assert nokv("ln", "-s", "none", f"{base}/x").err.startswith(f"nokv: {base}/x: file exists\n")
 
 
 def test_paths_that_are_none(nokv: Nokv, base: str) -> None:

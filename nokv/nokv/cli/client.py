@@ -58,14 +58,17 @@ async def _connected(work: Work, options: argparse.Namespace) -> int:
         return await work(fs, options)
 
 
-async def each(paths: list[str], work: Callable[[str], Awaitable[Any]]) -> int:
-    """Do `work` for every path; what fails is complained about and the others go on."""
+async def each(paths: list[str], work: Callable[[str], Awaitable[Any]], *, target: str = "") -> int:
+    """Do `work` for every path; what fails is complained about and the others go on.
+
+    With `target`, the errors name it too: they may be about it.
+    """
     code = 0
     for path in paths:
         try:
             await work(path)
         except NokvError as error:
-            complain(error, about=path)
+            complain(error, about=f"{path} to {target}" if target else path)
             code = EXIT_FAILED
     return code
 

@@ -118,11 +118,11 @@ async def _tree(fs: AsyncClient, options: argparse.Namespace) -> int:
     if not options.json:
         print(output.shown(options.path))
     counts = [0, 0]
-    await _branch(fs, options, options.path, "", 1, counts)
-    if not options.json:
+    code = await each([options.path], lambda path: _branch(fs, options, path, "", 1, counts))
+    if not options.json and not code:
         directories = output.plural(counts[0], "directory", "directories")
         print(f"\n{directories}, {output.plural(counts[1], 'file')}")
-    return 0
+    return code
 
 
 async def _branch(

@@ -95,7 +95,7 @@ async def _mv(fs: AsyncClient, options: argparse.Namespace) -> int:
         target = join(options.target, basename(source)) if into else options.target
         await fs.rename(source, target, replace=not options.no_replace, exchange=options.exchange)
 
-    return await each(options.sources, one)
+    return await each(options.sources, one, target=options.target)
 
 
 async def is_target_directory(fs: AsyncClient, target: str, sources: int) -> bool:
@@ -128,10 +128,8 @@ async def _ln(fs: AsyncClient, options: argparse.Namespace) -> int:
     if await is_target_directory(fs, path, 1):
         path = join(path, basename(options.target))
     if options.symbolic:
-        await fs.symlink(options.target, path)
-    else:
-        await fs.link(options.target, path)
-    return 0
+        return await each([path], lambda new: fs.symlink(options.target, new))
+    return await each([options.target], lambda old: fs.link(old, path), target=path)
 
 
 # ---------------------------------------------------------------- chmod
