@@ -1,0 +1,126 @@
+"""Bodies that are replaced while somebody reads them: floors, leases, starting over."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.unit.client.loopback import Cluster, Node
+from tests.unit.client.test_bodies import blocks, noise, run
+
+from nokv.client import AsyncClient, bodies
+from nokv.errors import (
+    BodyGone,
+)
+from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES
+from nokv.wire.rpc import Query
+
+
+def test_a_read_whose_body_was_collected_starts_over() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        old, new = noise(10_000, 1), noise(10_000, 2)
+        await fs.write_bytes("/f", old)
+        names = blocks(cluster)
+        async with cluster.connect() as reader:
+            gate = cluster.store.hold("get", 2)  # the first one is volume.json
+            reading = asyncio.ensure_future(reader.read_bytes("/f"))
+            await gate.reached.wait()
+            await fs.write_bytes("/f", new)
+            await cluster.store.inner.delete(names)  # the collector, after its grace
+            gate.release()
+            assert await reading == new
+
+    run(test)
+
+
+def test_an_open_file_shows_what_it_showed_and_holds_the_floor() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        session = await fs._core.session()
+        old = noise(3 * BLOCK_BYTES)
+        await fs.write_bytes("/f", old)
+        async with fs.open("/f") as file:
+            opened = file.body.version
+            await fs.write_bytes("/f", b"new")
+            await fs.mkdir("/later")
+            await fs.stat("/later")
+            await session.renew(5)
+            assert cluster.session(session.id).floor == opened
+            assert await file.read() == old
+        await session.renew(5)
+        assert cluster.session(session.id).floor > opened
+
+    run(test)
+
+
+def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
+
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        session = await fs._core.session()
+        session.floors._lease_after_ns = 0  # type: ignore[misc]
+        await fs.create("/f")
+        tail = noise(10_000)
+        await fs.patch("/f", 2 * CHUNK_BYTES, tail)
+        file = await fs.open("/f")
+        lazy = await fs.open("/f")
+        await session.renew(5)
+        assert session.floors.waiting_for_lease
+        await session.renew(5)
+        assert not session.floors.waiting_for_lease
+        await fs.write_bytes("/f", b"new")
+        await fs.stat("/f")
+        await session.renew(5)
+        assert cluster.session(session.id).floor > file.body.version
+        # The map of this range was not read before the file was replaced: the lease shows it.
+        assert await file.pread(2 * CHUNK_BYTES, 10_000) == tail
+        assert await lazy.pread(2 * CHUNK_BYTES, 10_000) == tail
+        await file.close()
+        await lazy.close()
+        await session.renew(5)
+        assert cluster.renewals[-1].leases == ()
+
+    run(test)
+
+
+def test_without_its_lease_a_large_body_that_was_replaced_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
+
+    async def test(_: Cluster, fs: AsyncClient) -> None:
+        await fs.create("/f")
+        await fs.patch("/f", 2 * CHUNK_BYTES, b"tail")
+        async with fs.open("/f") as file:
+            assert await file.pread(2 * CHUNK_BYTES, 4) == b"tail"
+            await fs.patch("/f", 2 * CHUNK_BYTES, b"TAIL")
+            with pytest.raises(BodyGone):
+                await file.pread(2 * CHUNK_BYTES, 4)
+
+    run(test)
+
+
+def test_an_answer_older_than_the_floor_is_asked_for_again() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        await fs.write_bytes("/f", b"body")
+        session = await fs._core.session()
+        await session.renew(5)
+        stale = session.floors.floor - 1
+        seen = 0
+        machine_read = cluster.machine.read
+
+        def on_read(node: Node, query: Query) -> None:
+            nonlocal seen
+            del node
+            seen += 1
+            cluster.machine.read = machine_read  # type: ignore[method-assign]
+            if query.consistency:
+                value = machine_read(query.caller, query.read)[1]
+                cluster.machine.read = lambda *_: (stale, value)  # type: ignore[method-assign]
+
+        cluster.on_read = on_read
+        assert await fs.stale(10).read("/f") == b"body"
+        assert seen == 2
+
+    run(test)
