@@ -21,6 +21,7 @@ from nokv.state.context import JOB_UNPIN, Context, need_inode, root_of
 from nokv.state.detach import detach_tree
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
+from nokv.state.pinned import Source
 from nokv.state.records import Pin, Session, decode_pin, decode_session, encode
 from nokv.state.txn import Txn
 from nokv.types.commands import (
@@ -147,7 +148,7 @@ def lease_uploads(ctx: Context, op: LeaseUploads) -> Leased:
     return Leased(first, op.count)
 
 
-def consumed_ranges(source: Txn, session_id: int) -> list[tuple[int, int]]:
+def consumed_ranges(source: Source, session_id: int) -> list[tuple[int, int]]:
     """Return the [first, last] ranges of a session's published uploads, ascending."""
     start = keys.consumed(session_id, 0)
     end = keys.consumed(session_id, 2**64 - 1)

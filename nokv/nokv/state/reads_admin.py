@@ -10,6 +10,7 @@ from nokv.errors import InvalidArgument, NotFound
 from nokv.state import keys
 from nokv.state.collect import counters_of, get_drops, sessions_of
 from nokv.state.families import Family
+from nokv.state.ops_session import consumed_ranges
 from nokv.state.pinned import Source
 from nokv.state.port import KEY_BYTES_MAX
 from nokv.state.records import Session, body_of, decode_chunk, decode_session
@@ -52,11 +53,6 @@ def list_sessions(source: Source, _caller: Caller, request: ListSessions) -> Ses
 
 
 def _session_reply(source: Source, session_id: int, s: Session) -> SessionReply:
-    start, end = keys.consumed(session_id, 0), keys.consumed(session_id, 2**64 - 1)
-    consumed = tuple(
-        (int.from_bytes(key[-8:], "big"), int.from_bytes(value, "big"))
-        for key, value in source.scan(Family.SESSION, start, end)
-    )
     return SessionReply(
         session_id,
         not s.died,
@@ -69,7 +65,7 @@ def _session_reply(source: Source, session_id: int, s: Session) -> SessionReply:
         s.number,
         s.died,
         s.died_cluster_ns if s.died else s.abandoned_cluster_ns,
-        consumed,
+        tuple(consumed_ranges(source, session_id)),
     )
 
 

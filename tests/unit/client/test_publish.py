@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import random
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.unit.client.loopback import Cluster, Fault, client
+from tests.unit.client.loopback import Cluster, Fault
+from tests.unit.client.test_bodies import blocks, noise, run
 
 from nokv.client import AsyncClient, calls, plan, publish
 from nokv.errors import (
@@ -27,31 +27,10 @@ from nokv.errors import (
     TooLarge,
     UploadFailed,
 )
-from nokv.objects.memory import MemoryStore
 from nokv.objects.source import SourceLike
 from nokv.types.commands import Atomic, Command, StageBegin, StageDrop, StageSwap
 from nokv.types.events import EventKind
 from nokv.types.limits import BLOCK_BYTES
-
-Test = Callable[[Cluster, AsyncClient], Awaitable[None]]
-
-
-def run(test: Test, **how: object) -> None:
-    async def main() -> None:
-        async with client(**how) as (cluster, fs):  # type: ignore[arg-type]
-            await test(cluster, fs)
-
-    asyncio.run(main())
-
-
-def noise(n_bytes: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(n_bytes)
-
-
-def blocks(cluster: Cluster) -> list[str]:
-    memory = cluster.store.inner
-    assert isinstance(memory, MemoryStore)
-    return [name for name in memory.names if name.startswith("blocks/")]
 
 
 async def contents(fs: AsyncClient, path: str) -> dict[str, bytes]:
