@@ -28,7 +28,7 @@ SYNC_SLOW_S: Final = 0.005
 SYNC_NONE_S: Final = 0.000_008
 """Below it nothing can have reached a disk."""
 
-SERVER_PACKAGES: Final = ("lmdb", "pysyncobj", "crc32c", "uvloop")
+SERVER_PACKAGES: Final = ("lmdb", "pysyncobj", "crc32c", "cryptography", "uvloop")
 CLIENT_PACKAGES: Final = ("msgspec", "xxhash", "obstore", "aioboto3", "rich")
 
 
