@@ -11,7 +11,9 @@ from nokv_replication.errors import (
     Diverged,
     Fatal,
     HandshakeRefused,
+    ImageRefused,
     LogDamaged,
+    MembershipRefused,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
@@ -22,9 +24,18 @@ from nokv_replication.errors import (
     Stopped,
     TooFarBehind,
     TooLarge,
+    TransferFailed,
 )
 from nokv_replication.group import Group
-from nokv_replication.ports import Clock, Disk, Machine, Network
+from nokv_replication.ports import (
+    IMAGE_PIECE_MAX_BYTES,
+    Clock,
+    Disk,
+    ImageSink,
+    ImageSource,
+    Machine,
+    Network,
+)
 from nokv_replication.roster import initialise
 from nokv_replication.types import (
     Applied,
@@ -35,12 +46,14 @@ from nokv_replication.types import (
     PeerStatus,
     ReadOutcome,
     Role,
+    Skip,
     Status,
     SyncHistogram,
     Times,
 )
 
 __all__ = [
+    "IMAGE_PIECE_MAX_BYTES",
     "Applied",
     "Clock",
     "Committed",
@@ -54,10 +67,14 @@ __all__ = [
     "GroupConfig",
     "HandshakeRefused",
     "Identity",
+    "ImageRefused",
+    "ImageSink",
+    "ImageSource",
     "LogDamaged",
     "Machine",
     "Member",
     "Members",
+    "MembershipRefused",
     "Network",
     "NotLeader",
     "Outcome",
@@ -69,6 +86,7 @@ __all__ = [
     "Refused",
     "ReplicationError",
     "Role",
+    "Skip",
     "StartRefused",
     "Status",
     "Stopped",
@@ -76,5 +94,6 @@ __all__ = [
     "Times",
     "TooFarBehind",
     "TooLarge",
+    "TransferFailed",
     "initialise",
 ]

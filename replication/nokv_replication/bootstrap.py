@@ -16,6 +16,9 @@ FORMAT = 1
 """Format of the log, of frames and of the values here. A peer of another format is refused."""
 
 NODES_MAX = 7
+"""Voters of a group, at most: each more makes every commit wait for more disks."""
+MEMBERS_MAX = 9
+"""Voters and learners together, at most."""
 
 NodeId = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Incarnation = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
@@ -31,23 +34,46 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One first member: its incarnation and the address its peers dial."""
+    """One member: its incarnation and the address its peers dial.
+
+    A member that is no `voter` is a learner: entries are sent to it, but it is not counted and
+    never stands. `info` is the owner's and means nothing here.
+    """
 
     node: NodeId
     incarnation: Incarnation
     address: Annotated[str, msgspec.Meta(max_length=255)]
+    voter: bool = True
+    info: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The full list of first members, ordered by node id: the content of the first entry."""
+    """A configuration: the full list of members, ordered by node id. A MEMBERS entry holds one.
 
-    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=NODES_MAX)]
+    `founders` is the digest of the first list, the same for ever: the group's name in handshakes.
+    `highest` is the largest node id ever used; ids are never used again, so an id up to it that is
+    not in the list belongs to a member that was removed.
+    """
+
+    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
     format: int = FORMAT
+    founders: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    highest: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
 
-    def digest(self, cluster: str) -> bytes:
-        """Return 16 bytes over (cluster, {node: incarnation}); addresses may change, these not."""
-        pairs = [(member.node, member.incarnation) for member in self.members]
-        return hashlib.sha256(msgspec.msgpack.encode([cluster, pairs])).digest()[:16]
+    @classmethod
+    def first(cls, cluster: str, members: tuple[Member, ...]) -> "Members":
+        """Return the configuration that founds a group; `members` are ordered by node id."""
+        pairs = [(member.node, member.incarnation) for member in members]
+        digest = hashlib.sha256(msgspec.msgpack.encode([cluster, pairs])).digest()[:16]
+        return cls(members, FORMAT, digest, max(member.node for member in members))
+
+    def get(self, node: int) -> Member | None:
+        """Return the member with that id, None where there is none."""
+        return next((member for member in self.members if member.node == node), None)
+
+    def voters(self) -> frozenset[int]:
+        """Return the ids that count."""
+        return frozenset(member.node for member in self.members if member.voter)
 
     def addresses(self) -> dict[int, str]:
         """Return node id to address."""

@@ -38,6 +38,14 @@ class TooFarBehind(Refused):
     """The entries this node needs are gone from its peers' logs; it serves nothing."""
 
 
+class MembershipRefused(Refused):
+    """The change of members is not safe now, or never; the message says what to do."""
+
+
+class TransferFailed(Refused):
+    """Leadership did not pass to the node it was meant for; whoever leads goes on."""
+
+
 class Stopped(Refused):
     """The group was stopped on purpose."""
 
@@ -55,6 +63,13 @@ class ProtocolError(ReplicationError):
 
 class HandshakeRefused(ProtocolError):
     """The peer belongs to another cluster, list of members or incarnation."""
+
+
+class ImageRefused(ReplicationError):
+    """A state image is not taken: damaged, covered already, of a newer format, or without room.
+
+    The transfer ends; nothing of the state in use has changed. The sender begins anew.
+    """
 
 
 class ConfigurationError(ReplicationError):

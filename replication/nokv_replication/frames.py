@@ -6,19 +6,21 @@ correct peer sends is a `ProtocolError`, which costs the connection.
 """
 
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Incarnation, NodeId
 from nokv_replication.errors import HandshakeRefused, LogDamaged, ProtocolError
-from nokv_replication.types import Times
+from nokv_replication.types import Skip, Times
 
 FRAME_MAX_BYTES = 8 << 20
 """One frame on the wire, at most."""
 ENTRIES_MAX_BYTES = FRAME_MAX_BYTES - (64 << 10)
 """Entries in one append frame, at most; the rest is its envelope."""
 ENTRIES_MAX = 65_536
+SKIPS_MAX = 16
+"""Skipped entries of a group, at most."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Fingerprint = Annotated[bytes, msgspec.Meta(max_length=32)]
@@ -92,7 +94,7 @@ class Ack(msgspec.Struct, tag=2, frozen=True, array_like=True, forbid_unknown_fi
 
     `success`: the log equals the leader's up to `next_index` - 1. `reset`: it does not; continue
     at `next_index`. The rest is the follower's own: its applied position with the running hash of
-    its results, its wall clock and free disk space.
+    its results, its wall clock and free disk space, and how long its log syncs took of late.
     """
 
     term: Count
@@ -104,6 +106,7 @@ class Ack(msgspec.Struct, tag=2, frozen=True, array_like=True, forbid_unknown_fi
     fingerprint: Fingerprint
     wall_ns: Count
     free_bytes: Count
+    sync_ns: Count = 0
 
 
 class RequestVote(msgspec.Struct, tag=3, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -190,6 +193,18 @@ class Mismatch(msgspec.Struct, tag=13, frozen=True, array_like=True, forbid_unkn
     fingerprint: Fingerprint
 
 
+class TimeoutNow(msgspec.Struct, tag=14, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The leader of `term` hands over: stand at once (Raft thesis, section 3.10)."""
+
+    term: Count
+
+
+class Removed(msgspec.Struct, tag=15, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """You are no member any more: the list that lacks you is committed, up to `index`."""
+
+    index: Count
+
+
 Body = (
     Append
     | Ack
@@ -204,6 +219,8 @@ Body = (
     | Stale
     | TooFar
     | Mismatch
+    | TimeoutNow
+    | Removed
 )
 
 
@@ -216,8 +233,19 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     body: Body
 
 
+class Purpose(IntEnum):
+    """What a connection is for. Numbers are never reused."""
+
+    RAFT = 0
+    IMAGE = 1
+
+
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """First on a connection, both ways. `digest` is that of the synced list, b"" before."""
+    """First on a connection, both ways.
+
+    `digest` is that of the founders, b"" while they are not known. `machine_format` is the owner's:
+    the newest format its state machine can apply. `skips` are the entries this node skips.
+    """
 
     format: Count
     cluster: Annotated[str, msgspec.Meta(max_length=64)]
@@ -225,10 +253,21 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     incarnation: Incarnation
     digest: Annotated[bytes, msgspec.Meta(max_length=16)]
     epoch: Count
+    purpose: Purpose = Purpose.RAFT
+    machine_format: Count = 0
+    skips: Annotated[tuple[Skip, ...], msgspec.Meta(max_length=SKIPS_MAX)] = ()
+
+
+class Greeting(NamedTuple):
+    """What an accepted hello says: who, and which connection."""
+
+    node: int
+    epoch: int
+    purpose: Purpose
 
 
 # msgspec lets what its C code hits pass: deep nesting, and text that is not UTF-8.
-_UNDECODABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+UNDECODABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 _frame_decoder = msgspec.msgpack.Decoder(Frame)
 Refusal = Annotated[str, msgspec.Meta(max_length=512)]
@@ -250,7 +289,7 @@ def decode_frame(data: bytes) -> Frame:
     """
     try:
         frame = _frame_decoder.decode(data)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         message = f"undecodable frame of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
     body = frame.body
@@ -276,7 +315,7 @@ def decode_hello(data: bytes) -> Hello:
     """
     try:
         hello = _hello_decoder.decode(data)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         message = f"undecodable hello of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
     if isinstance(hello, str):

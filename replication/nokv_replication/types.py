@@ -5,6 +5,7 @@ from enum import IntEnum
 
 import msgspec
 
+from nokv_replication.bootstrap import Member
 from nokv_replication.errors import ReplicationError
 
 MS = 1_000_000
@@ -45,6 +46,17 @@ class Applied(msgspec.Struct, frozen=True, array_like=True):
     times: Times = Times()
 
 
+class Skip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An entry that an operator has every node apply as if it held nothing.
+
+    `crc` is the CRC-32C of the entry's bytes: another entry at that index is not skipped.
+    """
+
+    index: int
+    term: int
+    crc: int
+
+
 class Committed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A proposal that was applied at `index` with `result`, durable on a quorum."""
 
@@ -57,6 +69,9 @@ Outcome = Committed | ReplicationError
 
 ReadOutcome = int | ReplicationError
 """What a read ends with: the read index, already applied when it is told; or an error value."""
+
+ChangeDone = Callable[[Outcome], None]
+"""Told once, with the outcome of a change of members or of a transfer."""
 
 ProposeDone = Callable[[Outcome], None]
 ReadDone = Callable[[ReadOutcome], None]
@@ -91,6 +106,16 @@ class GroupConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Entries on the way to one follower and not yet acknowledged, at most."""
     tick_interval_ns: int = 10_000 * MS
     """While something waits for time, an empty entry is proposed at least this often."""
+    image_bytes_per_second: int = 64 * MIB
+    """State images leave a node at this rate, at most, all receivers together."""
+    image_window_bytes: int = 4 * MIB
+    """Of an image on its way to one receiver and not yet acknowledged, at most; held in memory."""
+    image_log_bytes: int = 1024 * MIB
+    """Log kept for the receivers of an image; where it needs more, the image is begun anew."""
+    image_timeout_ns: int = 10_000 * MS
+    """A receiver that acknowledges nothing for so long loses its connection."""
+    image_hold_ns: int = 60_000 * MS
+    """An image, and what a receiver has of it, is held so long after its connection was lost."""
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +129,10 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     applied_index: int
     free_bytes: int
     wall_skew_ns: int
+    machine_format: int
+    """As its last handshake said; 0 before one."""
+    sync_ns: int
+    """Its recent log syncs, as its acknowledgements say."""
 
 
 class SyncHistogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,8 +203,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Log behind the durable commit, that compaction may drop."""
     free_bytes: int
     cluster_ns: int
-    members: dict[int, str]
-    """Node id to address."""
+    members: tuple[Member, ...]
+    """The configuration in force, ordered by node id; empty before one is known."""
     peers: tuple[PeerStatus, ...]
     counters: Counters
     log_sync: SyncHistogram
