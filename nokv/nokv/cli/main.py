@@ -102,6 +102,11 @@ GROUPS: Final = (
             ("config", "check a node's configuration"),
         ),
     ),
+    Group(
+        "security",
+        "nokv.cli.certs",
+        (("certs", "make a certificate authority, and certificates of nodes and clients"),),
+    ),
     Group("for developers", "nokv.cli.debug", (("debug", "show records and logs without a node"),)),
 )
 

@@ -160,7 +160,16 @@ def test_help_loads_next_to_nothing() -> None:
 
 
 def test_client_commands_load_no_server() -> None:
-    heads = ("lmdb", "pysyncobj", "crc32c", "uvloop", "nokv_replication", "rich", "aioboto3")
+    heads = (
+        "lmdb",
+        "pysyncobj",
+        "crc32c",
+        "cryptography",
+        "uvloop",
+        "nokv_replication",
+        "rich",
+        "aioboto3",
+    )
     names = ("nokv.server", "nokv.state", "nokv.kv")
     line = ("--cluster", "127.0.0.1:1", "--timeout", "0.1", "ls", "/")
     assert loaded(*line, heads=heads, names=names) == "[]"

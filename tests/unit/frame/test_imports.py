@@ -41,6 +41,7 @@ SERVER_PACKAGES = {
     "lmdb": {"nokv.kv"},
     "pysyncobj": {"nokv_replication"},
     "crc32c": {"nokv_replication", "nokv.server"},
+    "cryptography": {"nokv.server"},
     "uvloop": {"nokv.server", "nokv.testing"},
 }
 CLIENT_COMPONENTS = [
