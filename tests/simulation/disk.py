@@ -3,7 +3,7 @@
 `SimDisk` is the `Disk` port of one node. It outlives the node's process: `kill` keeps what the
 page cache held, `power_cut` keeps of the unsynced writes a random subset of their sectors, of the
 unsynced creations and renames a prefix, and of the removals a random subset. A fault can be armed
-at any named call.
+at any named call; space can run out; a synced bit can turn.
 """
 
 import contextlib
@@ -36,6 +36,11 @@ class Crash(BaseException):
 
 
 class _File:
+    """Content as the page cache has it, and as the platter has it.
+
+    Equality is identity: files are kept in sets.
+    """
+
     def __init__(self) -> None:
         self.content = bytearray()
         self.durable = bytearray()
@@ -82,9 +87,16 @@ class SimDisk:
         self.loses_syncs = False
         """A planted bug: fdatasync does nothing."""
         self.free = free_bytes
+        self.room: int | None = None
+        """Bytes that may still be allocated, None for as many as you like."""
+        self.on_sync: Callable[[], None] = lambda: None
+        """Runs in every sync: a slow disk takes its time here."""
+        self.armed = False
+        """Whether a fault waits for a call."""
         self._names: dict[str, _File] = {}
         self._durable_names: dict[str, _File] = {}
         self._operations: list[tuple[str, str, str, _File]] = []
+        self._dirty: set[_File] = set()
         self._handles: dict[int, _File] = {}
         self._next_handle = 3
         self.syncs = 0
@@ -116,7 +128,10 @@ class SimDisk:
 
     def preallocate(self, handle: int, size_bytes: int, offset: int) -> None:
         self._before("preallocate")
-        self._handles[handle].write(bytes(size_bytes), offset)
+        file = self._handles[handle]
+        self._take_room(offset + size_bytes - len(file.content))
+        file.write(bytes(size_bytes), offset)
+        self._dirty.add(file)
         self.after_call("preallocate")
 
     def size_bytes(self, handle: int) -> int:
@@ -129,14 +144,20 @@ class SimDisk:
 
     def pwrite(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:
         self._before("pwrite")
-        self._handles[handle].write(bytes(data), offset)
+        file = self._handles[handle]
+        self._take_room(offset + len(data) - len(file.content))
+        file.write(bytes(data), offset)
+        self._dirty.add(file)
         self.after_call("pwrite")
 
     def fdatasync(self, handle: int) -> None:
         self._before("fdatasync")
         self.syncs += 1
+        self.on_sync()
         if not self.loses_syncs:
-            self._handles[handle].sync()
+            file = self._handles[handle]
+            file.sync()
+            self._dirty.discard(file)
         self.after_call("fdatasync")
 
     def fsync_dir(self) -> None:
@@ -153,12 +174,16 @@ class SimDisk:
 
     def unlink(self, name: str) -> None:
         self._before("unlink")
-        self._operations.append(("unlink", name, "", self._names.pop(name)))
+        file = self._names.pop(name)
+        self._operations.append(("unlink", name, "", file))
+        self._dirty.discard(file)
+        if self.room is not None:
+            self.room += len(file.content)
         self.after_call("unlink")
 
     def free_bytes(self) -> int:
         self._before("free_bytes")
-        return self.free
+        return self.free if self.room is None else self.room
 
     # ------------------------------------------------------------------ faults
 
@@ -186,6 +211,7 @@ class SimDisk:
         self._names = names
         for file in names.values():
             file.tear(rng)
+        self._dirty.clear()
         self._durable_names = dict(names)
         self._operations.clear()
 
@@ -193,16 +219,17 @@ class SimDisk:
         """Remove any armed fault."""
         self.on_call = lambda _name: None
         self.after_call = lambda _name: None
+        self.armed = False
 
     @contextlib.contextmanager
     def unharmed(self) -> Iterator[None]:
         """Let no armed fault strike: it is the checker that looks."""
-        hooks = self.on_call, self.after_call
+        hooks = self.on_call, self.after_call, self.armed
         self.disarm()
         try:
             yield
         finally:
-            self.on_call, self.after_call = hooks
+            self.on_call, self.after_call, self.armed = hooks
 
     def crash_at(self, call: str, count: int, *, after: bool) -> None:
         """Die at the `count`-th call of that name from now on, before or after its effect."""
@@ -216,6 +243,7 @@ class SimDisk:
                     self.disarm()
                     raise Crash(name)
 
+        self.armed = True
         if after:
             self.after_call = hook
         else:
@@ -229,10 +257,17 @@ class SimDisk:
                 self.disarm()
                 raise OSError(code, f"armed at {name}")
 
+        self.armed = True
         self.on_call = hook
 
     def _before(self, name: str) -> None:
         self.on_call(name)
+
+    def _take_room(self, size_bytes: int) -> None:
+        if self.room is not None and size_bytes > 0:
+            if size_bytes > self.room:
+                raise OSError(errno.ENOSPC, "no space left")
+            self.room -= size_bytes
 
     def _handle(self, name: str) -> int:
         self._next_handle += 1
@@ -241,11 +276,24 @@ class SimDisk:
 
     # ------------------------------------------------------------------ for tests
 
-    def flip(self, name: str, offset: int) -> None:
-        """Change one byte that was synced."""
+    @property
+    def dirty(self) -> bool:
+        """Whether a file holds bytes that a power cut may lose."""
+        return bool(self._dirty)
+
+    def names(self) -> list[str]:
+        """Return the names in the folder, without a call that could fail."""
+        return sorted(self._names)
+
+    def flip(self, name: str, offset: int, mask: int = 0xFF) -> None:
+        """Change bits of one byte that was synced."""
         file = self._names[name]
-        file.content[offset] ^= 0xFF
-        file.durable[offset] ^= 0xFF
+        file.content[offset] ^= mask
+        file.durable[offset] ^= mask
 
     def content(self, name: str) -> bytes:
         return bytes(self._names[name].content)
+
+    def durable(self) -> dict[str, bytearray]:
+        """Return what a power cut can not take: name to synced bytes."""
+        return {name: file.durable for name, file in self._durable_names.items()}

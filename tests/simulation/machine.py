@@ -11,7 +11,9 @@ class ListStorage:
     """What the last commit of a `ListMachine` left; commits are atomic."""
 
     def __init__(self) -> None:
-        self.items: tuple[bytes, ...] = ()
+        # Shared by all lives of a machine; what lies behind `count` was never committed.
+        self.items: list[bytes] = []
+        self.count = 0
         self.applied = Applied()
         self.hash = b""
 
@@ -28,28 +30,31 @@ class ListMachine:
     def __init__(self, storage: ListStorage, on_call: Callable[[str], None]) -> None:
         self._storage = storage
         self._on_call = on_call
-        self.items: list[bytes] = []
+        self.items = storage.items
         self.applied = Applied()
         self._hash = b""
 
     def open(self) -> Applied:
-        self.items = list(self._storage.items)
+        self._on_call("open")
+        del self.items[self._storage.count :]
         self.applied = self._storage.applied
         self._hash = self._storage.hash
         return self.applied
 
     def apply(self, applied: Applied, times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
         assert applied.times == times
+        items = self.items
         for payload in payloads:
-            self.items.append(payload)
-            result = b"%d" % len(self.items)
-            self._hash = hashlib.blake2b(self._hash + payload + result, digest_size=16).digest()
-            yield result
+            items.append(payload)
+            yield b"%d" % len(items)
+        if payloads:
+            text = b"%d " % len(items) + b"\0".join(payloads)
+            self._hash = hashlib.blake2b(text, key=self._hash, digest_size=16).digest()
         self.applied = applied
 
     def commit(self) -> int:
         self._on_call("commit")
-        self._storage.items = tuple(self.items)
+        self._storage.count = len(self.items)
         self._storage.applied = self.applied
         self._storage.hash = self._hash
         self._on_call("committed")
