@@ -23,7 +23,6 @@ from nokv.state.records import (
     decode_dentry,
     decode_inode,
     decode_usage,
-    encode,
 )
 from nokv.state.txn import Txn
 from nokv.types.events import EventKind
@@ -107,13 +106,13 @@ class Context:
 
     def store_inode(self, view: int, ino: int, inode: Inode) -> None:
         """Write an inode record. The caller accounts for files and bytes."""
-        self.txn.put(_INODE, keys.pack2(view, ino), encode(inode))
+        self.txn.put(_INODE, keys.pack2(view, ino), self.txn.encode(inode))
         if inode.mode & S_IFMT == DIRECTORY:
             self.txn.set_parent(view, ino, inode.parent)
 
     def put_dentry(self, view: int, directory: int, name: bytes, dentry: Dentry) -> None:
         """Write a name."""
-        self.txn.put(_DENTRY, keys.pack2(view, directory) + name, encode(dentry))
+        self.txn.put(_DENTRY, keys.pack2(view, directory) + name, self.txn.encode(dentry))
 
     def delete_dentry(self, view: int, directory: int, name: bytes) -> None:
         """Remove a name."""
@@ -140,7 +139,7 @@ class Context:
                 new = Usage(old.entries + entries, old.size_bytes + size)
             assert new.entries >= 0, f"entries below inode {ino}: {new.entries}"
             assert new.size_bytes >= 0, f"bytes below inode {ino}: {new.size_bytes}"
-            put(_USAGE, key, encode(new))
+            put(_USAGE, key, self.txn.encode(new))
 
     def usage(self, view: int, directory: int) -> Usage:
         """Return the usage of a directory's tree."""
@@ -198,14 +197,14 @@ class Context:
         number = self.counters.next_job
         self.counters.next_job += 1
         self.counters.jobs += 1
-        self.txn.set_row(Family.META, keys.job(number), encode(Job(kind, view, a, b)))
+        self.txn.set_row(Family.META, keys.job(number), self.txn.encode(Job(kind, view, a, b)))
 
     def add_drop(self, drop: Drop) -> None:
         """Queue a hold that ended for the collector."""
         number = self.counters.next_drop
         self.counters.next_drop += 1
         self.counters.drops += 1
-        self.txn.set_row(Family.DROP, keys.pack(number), encode(drop))
+        self.txn.set_row(Family.DROP, keys.pack(number), self.txn.encode(drop))
 
 
 def root_of(_source: Source, view: int) -> int:

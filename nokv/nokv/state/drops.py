@@ -16,7 +16,7 @@ from nokv.state import keys
 from nokv.state.context import Context
 from nokv.state.extents import EMPTY, cut, gone
 from nokv.state.families import Family
-from nokv.state.records import Drop, Inode, body_of, born_of, decode_chunk, encode
+from nokv.state.records import Drop, Inode, body_of, born_of, decode_chunk
 from nokv.types.limits import CHUNK_BYTES, CHUNKS_MAX, TRUNCATE_CHUNKS_MAX
 from nokv.types.values import StoredChunk
 
@@ -60,7 +60,7 @@ def write_chunk(ctx: Context, key: bytes, new: StoredChunk) -> None:
             )
         )
     if new.extents:
-        txn.set_record(Family.CHUNK, key, encode(new))
+        txn.set_record(Family.CHUNK, key, txn.encode(new))
     elif value is not None:
         txn.delete_row(Family.CHUNK, key)
 

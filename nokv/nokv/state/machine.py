@@ -35,12 +35,13 @@ from nokv.state.records import (
     Session,
     StoredEvent,
     decode_counters,
+    decode_format,
     decode_position,
     decode_session,
-    encode,
 )
 from nokv.state.txn import Txn
-from nokv.types.commands import Atomic, Command
+from nokv.types.commands import Atomic, Command, RaiseFormat
+from nokv.types.formats import STATE_FORMAT
 from nokv.types.limits import ATOMIC_MAX, RESULT_WINDOW
 from nokv.types.reads import Read, ReadValue
 from nokv.types.results import AtomicDone, InnerValue, ResultValue
@@ -54,7 +55,17 @@ _UNSTORED = (UnknownSession, SessionExpired, SequenceReused, WindowFull)
 
 
 class Incompatible(Exception):
-    """The log holds what this build can't read: the node stops before it applies the entry."""
+    """State or log hold what this build can't read: the node stops before it touches them."""
+
+
+def check_format(number: int, what: str) -> None:
+    """Raise Incompatible if `what` is of a state format that this build does not know."""
+    if number > STATE_FORMAT:
+        message = (
+            f"{what} is of state format {number}, and this build knows formats up to"
+            f" {STATE_FORMAT}: upgrade this node to the build of the other members"
+        )
+        raise Incompatible(message)
 
 
 class StateMachine:
@@ -63,10 +74,9 @@ class StateMachine:
     def __init__(self, kv: KV) -> None:
         self._kv = kv
         row = kv.get(_META, keys.COUNTERS)
+        if row is not None:
+            check_format(decode_format(row), "the state")
         self._counters = Counters() if row is None else decode_counters(row)
-        if self._counters.format > 1:
-            message = f"state format {self._counters.format}; this build knows 1: upgrade the node"
-            raise Incompatible(message)
         row = kv.get(_META, keys.POSITION)
         self._position = Position(0, 0, b"") if row is None else decode_position(row)
         self._txn = Txn(kv, self._counters)
@@ -137,10 +147,16 @@ class StateMachine:
 
     def _decode(self, index: int, payload: bytes) -> Command:
         try:
-            return decode_command(payload)
+            command = decode_command(payload)
         except NokvError as error:
-            message = f"entry {index} holds a command that this build can't read: {error}"
+            message = (
+                f"entry {index} holds a command that this build can't read ({error}): run the build"
+                " of the other members on this node"
+            )
             raise Incompatible(message) from error
+        if isinstance(command.op, RaiseFormat):
+            check_format(command.op.format, f"what follows entry {index} of the log")
+        return command
 
     def _finish(
         self,
@@ -152,10 +168,10 @@ class StateMachine:
         txn = self._txn
         if events:
             record = EventRecord(wall_ns, tuple(chains), tuple(events))
-            txn.set_row(Family.EVENT, keys.pack(self._counters.version), encode(record))
+            txn.set_row(Family.EVENT, keys.pack(self._counters.version), txn.encode(record))
         self._position = position
-        txn.set_row(_META, keys.COUNTERS, encode(self._counters))
-        txn.set_row(_META, keys.POSITION, encode(position))
+        txn.set_row(_META, keys.COUNTERS, txn.encode(self._counters))
+        txn.set_row(_META, keys.POSITION, txn.encode(position))
         txn.merge()
         txn.flush()
 
@@ -190,7 +206,7 @@ class StateMachine:
         )
         try:
             value = self._run(ctx, command)
-            result = encode_success(txn.version, value)
+            result = encode_success(txn.version, value, counters.format)
         except Exception as error:
             if not isinstance(error, NokvError) and isinstance(
                 error, (AssertionError, OSError, MemoryError, RecursionError, StoreFailed)
@@ -300,7 +316,7 @@ class StateMachine:
             results += 1
         assert 0 <= results <= RESULT_WINDOW, f"{results} results are kept"
         after = msgspec.structs.replace(session, acked=acked, results=results)
-        txn.set_row(_SESSION, keys.session(session_id), encode(after))
+        txn.set_row(_SESSION, keys.session(session_id), txn.encode(after))
 
     # ------------------------------------------------------------------ reads and duties
 

@@ -41,7 +41,7 @@ from nokv.state.context import (
 from nokv.state.drops import truncate_body
 from nokv.state.families import Family
 from nokv.state.links import home
-from nokv.state.records import Inode, encode
+from nokv.state.records import Inode
 from nokv.state.resolve import Found, resolve
 from nokv.state.tree import add_size
 from nokv.types.commands import TIME_NOW, RemoveXattr, SetAttr, SetXattr, XattrFlag
@@ -198,7 +198,7 @@ def set_xattr(ctx: Context, op: SetXattr) -> Done:
     if found.inode.xattr_bytes + more > XATTR_LIST_BYTES_MAX:
         message = f"names of attributes over {XATTR_LIST_BYTES_MAX} bytes"
         raise ResultTooLarge(message)
-    ctx.txn.put(Family.XATTR, keys.xattr(found.view, found.ino, op.name), encode(op.value))
+    ctx.txn.put(Family.XATTR, keys.xattr(found.view, found.ino, op.name), ctx.txn.encode(op.value))
     _write_back(ctx, found, more)
     return Done()
 

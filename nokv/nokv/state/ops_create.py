@@ -23,7 +23,7 @@ from nokv.state.context import (
 )
 from nokv.state.families import Family
 from nokv.state.links import home
-from nokv.state.records import Dentry, Inode, encode
+from nokv.state.records import Dentry, Inode
 from nokv.state.resolve import Found, resolve, resolve_parent
 from nokv.state.tree import add_name, announce, touch_directory
 from nokv.types.commands import BulkCreate, Create, Link, Mkdir, Mknod, Symlink
@@ -120,13 +120,13 @@ def bulk_create(ctx: Context, op: BulkCreate) -> MadeMany:
     may_create(parent.inode, caller)
     view, now, count = parent.view, ctx.wall_ns, len(names)
     mode, gid = inherit(parent.inode, caller, REGULAR | op.mode)
-    body = encode(Inode(mode, caller.uid, gid, 1, 0, now, now, now, parent.ino))
+    body = txn.encode(Inode(mode, caller.uid, gid, 1, 0, now, now, now, parent.ino))
     first = ctx.counters.next_inode
     ctx.counters.next_inode += count
     numbers = range(first, first + count)
     pack, prefix, file_type = keys.pack2, keys.pack2(view, parent.ino), mode >> 12
     txn.put_fresh(_INODE, [(pack(view, ino), body) for ino in numbers])
-    rows = zip(names, numbers, strict=True)
+    rows, encode = zip(names, numbers, strict=True), txn.encode
     txn.put_fresh(_DENTRY, [(prefix + name, encode(Dentry(file_type, ino))) for name, ino in rows])
     touch_directory(ctx, view, parent.ino, parent.inode, children=count)
     ctx.add_usage(view, parent.ino, count, 0)

@@ -14,7 +14,7 @@ from nokv.state.effects import CheckpointReached
 from nokv.state.families import Family
 from nokv.state.ops_session import load_session
 from nokv.state.reap import reap
-from nokv.state.records import STATE_FORMAT, Inode, View, encode
+from nokv.state.records import Inode, View
 from nokv.types.commands import (
     Checkpoint,
     Collected,
@@ -24,6 +24,7 @@ from nokv.types.commands import (
     Swept,
     TrimEvents,
 )
+from nokv.types.formats import STATE_FORMAT
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES_CAP
 from nokv.types.results import Checkpointed, Done, Reaped
 from nokv.types.values import ROOT_INODE, ROOT_VIEW
@@ -65,8 +66,9 @@ def init_volume(ctx: Context, op: InitVolume) -> Done:
         raise AlreadyExists(message)
     now = ctx.wall_ns
     root = Inode(DIRECTORY | op.mode, op.uid, op.gid, 2, 0, now, now, now, 0)
-    ctx.txn.set_row(Family.META, keys.VOLUME, encode(op.volume))
-    ctx.txn.set_row(Family.VIEW, keys.pack(ROOT_VIEW), encode(View(ROOT_INODE, ctx.version)))
+    ctx.txn.set_row(Family.META, keys.VOLUME, ctx.txn.encode(op.volume))
+    view = View(ROOT_INODE, ctx.version)
+    ctx.txn.set_row(Family.VIEW, keys.pack(ROOT_VIEW), ctx.txn.encode(view))
     ctx.store_inode(ROOT_VIEW, ROOT_INODE, root)
     ctx.counters.files += 1
     ctx.counters.owner_epoch = op.owner_epoch
@@ -124,9 +126,10 @@ def trim_events(ctx: Context, op: TrimEvents) -> Reaped:
 
 
 def raise_format(ctx: Context, op: RaiseFormat) -> Done:
-    """Raise the state format version; never lower it, never beyond what this build writes."""
-    if not ctx.counters.format <= op.format <= STATE_FORMAT:
-        message = f"state format {op.format}; it is {ctx.counters.format}, known to {STATE_FORMAT}"
+    """Raise the state format; never lower it. What follows in the entry is of the new one."""
+    assert op.format <= STATE_FORMAT, "the machine refuses an entry with an unknown format"
+    if op.format < ctx.counters.format:
+        message = f"state format {op.format}; it is {ctx.counters.format} already"
         raise InvalidArgument(message)
     ctx.counters.format = op.format
     return Done()

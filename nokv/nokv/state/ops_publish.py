@@ -34,7 +34,7 @@ from nokv.state.families import Family
 from nokv.state.links import home
 from nokv.state.ops_session import check_upload, consume_upload, need_session
 from nokv.state.publish_arguments import check_publish
-from nokv.state.records import Dentry, Inode, encode
+from nokv.state.records import Dentry, Inode
 from nokv.state.resolve import resolve, resolve_parent
 from nokv.state.tree import add_size, touch_directory
 from nokv.types.commands import TIME_NOW, Publish, PublishMode
@@ -163,7 +163,7 @@ def _new_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) -> I
     rows = [
         (
             keys.chunk(view, ino, body, chunk.index),
-            encode(from_publish(chunk, ctx.session_id, op.upload, ctx.version)),
+            ctx.txn.encode(from_publish(chunk, ctx.session_id, op.upload, ctx.version)),
         )
         for chunk in op.chunks
     ]

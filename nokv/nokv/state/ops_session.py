@@ -22,7 +22,7 @@ from nokv.state.detach import detach_tree
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
 from nokv.state.pinned import Source
-from nokv.state.records import Pin, Session, decode_pin, decode_session, encode
+from nokv.state.records import Pin, Session, decode_pin, decode_session
 from nokv.state.txn import Txn
 from nokv.types.commands import (
     ExpireSession,
@@ -59,7 +59,7 @@ def save_session(ctx: Context, session_id: int, session: Session) -> None:
     if session_id == ctx.session_id:
         ctx.session = session
     else:
-        ctx.txn.set_row(Family.SESSION, keys.session(session_id), encode(session))
+        ctx.txn.set_row(Family.SESSION, keys.session(session_id), ctx.txn.encode(session))
 
 
 # ---------------------------------------------------------------- opening and ending
@@ -91,7 +91,7 @@ def open_session(ctx: Context, op: OpenSession) -> SessionOpened:
     counters.next_session += 1
     counters.sessions += 1
     session = Session(op.nonce, op.ttl_ns, ctx.version, floor=ctx.version)
-    ctx.txn.set_row(Family.SESSION, keys.session(session_id), encode(session))
+    ctx.txn.set_row(Family.SESSION, keys.session(session_id), ctx.txn.encode(session))
     ctx.txn.set_row(Family.SESSION, keys.nonce(op.nonce), keys.pack(session_id))
     ctx.effects.append(SessionLive(session_id, op.ttl_ns))
     return SessionOpened(session_id, op.ttl_ns, ctx.version)
@@ -255,7 +255,7 @@ def pin_view(ctx: Context, op: PinView) -> Pinned:
         raise ResultTooLarge(message, hint="let some of them go")
     version = ctx.version - 1
     key = keys.pin(op.view, version, ctx.version)
-    ctx.txn.set_row(Family.PIN, key, encode(Pin(ctx.session_id)))
+    ctx.txn.set_row(Family.PIN, key, ctx.txn.encode(Pin(ctx.session_id)))
     ctx.txn.pins_changed()
     return Pinned(op.view, version, ctx.version)
 

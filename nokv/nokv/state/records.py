@@ -12,10 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
+from nokv.types.formats import FIRST_STATE_FORMAT
 from nokv.types.values import Lease, StoredChunk, StoredObject, Strict
-
-STATE_FORMAT = 1
-"""Raised only by a command in the log, once all members speak it."""
 
 BORN_BYTES = 8
 
@@ -25,7 +23,9 @@ T = TypeVar("T")
 class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The scalars of a shard, one META row, written once an entry."""
 
-    format: int = STATE_FORMAT
+    format: int = FIRST_STATE_FORMAT
+    """The state format in force: every record is encoded at it. Never falls; raised by a command
+    in the log alone, once all members apply the next one (`nokv.types.formats`)."""
     version: int = 0
     """Of the last command. Increases by one a command; never falls."""
     next_inode: int = 2
@@ -238,7 +238,13 @@ decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 decode_count = msgspec.msgpack.Decoder(int).decode
 decode_value = msgspec.msgpack.Decoder(bytes).decode
+_decode_array = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
+
+
+def decode_format(counters: bytes) -> int:
+    """Return the state format in force by encoded counters, also of a newer build."""
+    return decode_count(_decode_array(counters)[0])
 
 
 def body_of(value: bytes) -> bytes:

@@ -14,7 +14,7 @@ from nokv.state.context import Context, chain, is_directory
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
 from nokv.state.links import directories_of
-from nokv.state.records import Inode, body_of, decode_count, encode
+from nokv.state.records import Inode, body_of, decode_count
 from nokv.state.resolve import Found
 from nokv.types.events import EventKind
 
@@ -102,7 +102,7 @@ def _count(ctx: Context, view: int, ino: int, directory: int, more: int) -> None
     count = more if value is None else decode_count(body_of(value)) + more
     assert count >= 0, f"inode {ino} has {count} names in directory {directory}"
     if count:
-        ctx.txn.put(Family.BACKLINK, key, encode(count))
+        ctx.txn.put(Family.BACKLINK, key, ctx.txn.encode(count))
     else:
         ctx.txn.delete(Family.BACKLINK, key)
 

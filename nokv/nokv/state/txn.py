@@ -21,6 +21,7 @@ from nokv.state import keys
 from nokv.state.families import Family
 from nokv.state.port import KV
 from nokv.state.records import BORN_BYTES, Counters, born_of
+from nokv.types.formats import encode_at
 
 _Layer = list[dict[bytes, bytes | None]]
 _FAMILIES = tuple(Family)
@@ -139,6 +140,10 @@ class Txn:
         fresh = ((k, v) for k, v in sorted(changed.items(), reverse=reverse) if v is not None)
         kept = (row for row in stored if row[0] not in changed)
         yield from heapq.merge(fresh, kept, key=lambda row: row[0], reverse=reverse)
+
+    def encode(self, record: object) -> bytes:
+        """Return a record's bytes at the state format in force."""
+        return encode_at(record, self.counters.format)
 
     # ------------------------------------------------------------------ unversioned rows
 

@@ -8,6 +8,7 @@ import msgspec
 
 from nokv.errors import BadRequest, NokvError
 from nokv.types.commands import COMMAND_FORMAT, Command
+from nokv.types.formats import FIRST_STATE_FORMAT, encode_at
 from nokv.types.limits import COMMAND_BYTES_MAX
 from nokv.types.reads import ReadValue
 from nokv.types.results import Result, ResultValue
@@ -64,9 +65,11 @@ def decode_command(data: bytes | memoryview) -> Command:
     return command
 
 
-def encode_success(version: int, value: ResultValue) -> bytes:
-    """Return the bytes of a successful result."""
-    return _encoder.encode(Result(version, 0, "", "", value))
+def encode_success(
+    version: int, value: ResultValue, state_format: int = FIRST_STATE_FORMAT
+) -> bytes:
+    """Return the bytes of a successful result: they are part of the state, so of its format."""
+    return encode_at(Result(version, 0, "", "", value), state_format)
 
 
 def encode_failure(version: int, error: NokvError) -> bytes:

@@ -15,6 +15,7 @@ from nokv.state.families import Family
 from nokv.state.records import body_of, decode_inode
 from nokv.types import commands as c
 from nokv.types import reads as r
+from nokv.types.formats import STATE_FORMAT
 from nokv.types.limits import CHUNK_BYTES, SESSION_TTL_NS_DEFAULT
 from nokv.types.values import At, Caller, ChunkMap, Extent, Lease, Marks, ObjectPart, Volume
 
@@ -260,7 +261,7 @@ class Programs:
             lambda: c.Swept(self.session(), self.number(2 * DAY_NS)),
             lambda: c.Checkpoint(self.below(9)),
             lambda: c.TrimEvents(self.below(self.version), self.number(1, 3)),
-            lambda: c.RaiseFormat(self.below(3)),
+            lambda: c.RaiseFormat(self.rng.randrange(-1, STATE_FORMAT + 1)),
         )
         return self.one(makers)()
 
