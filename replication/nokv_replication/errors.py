@@ -65,6 +65,10 @@ class HandshakeRefused(ProtocolError):
     """The peer belongs to another cluster, list of members or incarnation."""
 
 
+class SkipRefused(ReplicationError):
+    """The entry can't be skipped: applied already, not in the log, too many, or no poisoned one."""
+
+
 class ImageRefused(ReplicationError):
     """A state image is not taken: damaged, covered already, of a newer format, or without room.
 
@@ -81,7 +85,15 @@ class Fatal(ReplicationError):
 
 
 class LogDamaged(Fatal):
-    """The log on disk holds valid records behind a damaged one, or a gap."""
+    """The log on disk holds valid records behind a damaged one, or a gap.
+
+    `file` and `offset_bytes` say where, as far as it is one place; else "" and 0.
+    """
+
+    def __init__(self, message: str, file: str = "", offset_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.file = file
+        self.offset_bytes = offset_bytes
 
 
 class StartRefused(Fatal):

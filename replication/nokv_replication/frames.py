@@ -62,6 +62,15 @@ def encode_entry(times: Times, payloads: list[bytes], kind: EntryKind) -> bytes:
     return _encoder.encode(Entry(FORMAT, times.wall_ns, times.cluster_ns, payloads, kind))
 
 
+def way_past(index: int) -> str:
+    """Return what an operator can do about an entry that stops the node before it is applied."""
+    return (
+        "run the build that wrote it, or a newer one; if there is none that applies it, stop all"
+        f" nodes and run `nokv raft-log skip {index}` on each (docs/operations.md: A poisoned"
+        " entry)"
+    )
+
+
 def decode_entry(command: bytes, index: int) -> Entry:
     """Return the entry at `index`.
 
@@ -71,10 +80,13 @@ def decode_entry(command: bytes, index: int) -> Entry:
     try:
         entry = _entry_decoder.decode(command)
     except msgspec.MsgspecError as error:
-        message = f"entry {index} is not readable by this program ({error}); upgrade it"
+        message = f"entry {index} is not readable by this program ({error}): {way_past(index)}"
         raise LogDamaged(message) from error
     if entry.format != FORMAT:
-        message = f"entry {index} has format {entry.format}, this program reads {FORMAT}; upgrade"
+        message = (
+            f"entry {index} has format {entry.format}, this program reads {FORMAT}:"
+            f" {way_past(index)}"
+        )
         raise LogDamaged(message)
     return entry
 

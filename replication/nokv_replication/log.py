@@ -12,6 +12,7 @@ USENIX ATC 2020).
 """
 
 import contextlib
+import re
 from array import array
 from collections.abc import Iterator
 from random import Random
@@ -26,8 +27,15 @@ from nokv_replication.records import BATCH_START, HardState, RecordType, Segment
 from nokv_replication.types import GroupConfig
 
 SPARE = "spare"
+_KEEP = (
+    "Keep all files for inspection (nokv raft-log verify) and this node stopped; the others go on"
+    " while they are a majority (docs/operations.md: A lost node)"
+)
 _SUFFIX = ".log"
+_SEGMENT_NAME = re.compile(r"([0-9a-f]{16})\.log")
 _PREPARE_BYTES = 1 << 20
+_UINT64_BYTES = 9
+"""The largest MessagePack integer."""
 
 
 def segment_name(sequence: int) -> str:
@@ -35,8 +43,15 @@ def segment_name(sequence: int) -> str:
     return f"{sequence:016x}{_SUFFIX}"
 
 
+def segment_sequences(names: list[str]) -> list[int]:
+    """Return the sequences of the segments among file names, oldest first."""
+    matches = (_SEGMENT_NAME.fullmatch(name) for name in names)
+    return sorted(int(match[1], 16) for match in matches if match)
+
+
 @contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
+    """Turn an `OSError` of the disk into `DiskFailed`."""
     try:
         yield
     except OSError as error:
@@ -102,7 +117,7 @@ class Log:
             DiskFailed: an operation of the disk failed.
         """
         log = cls(disk, config, identity, rng)
-        with _disk_errors():
+        with disk_errors():
             if log._segment_sequences():
                 return
             log._discard_spare()
@@ -120,7 +135,7 @@ class Log:
             DiskFailed: an operation of the disk failed.
         """
         log = cls(disk, config, identity, rng)
-        with _disk_errors():
+        with disk_errors():
             sequences = log._segment_sequences()
             if not sequences:
                 message = (
@@ -140,8 +155,7 @@ class Log:
             self._disk.unlink(SPARE)
 
     def _segment_sequences(self) -> list[int]:
-        names = [name for name in self._disk.listdir() if name.endswith(_SUFFIX)]
-        return sorted(int(name.removesuffix(_SUFFIX), 16) for name in names)
+        return segment_sequences(self._disk.listdir())
 
     def _read_segment(self, sequence: int, *, newest: bool) -> None:
         disk, name = self._disk, segment_name(sequence)
@@ -152,6 +166,7 @@ class Log:
         if first is None or first.type != RecordType.HEADER:
             raise self._damaged(name, 0)
         header = self._check_header(name, first.payload)
+        self._check_place(name, sequence, header, capacity)
         segment = Segment(
             sequence=sequence,
             handle=handle,
@@ -180,7 +195,10 @@ class Log:
         try:
             header = msgspec.msgpack.decode(payload, type=SegmentHeader)
         except msgspec.MsgspecError as error:
-            message = f"log segment {name} has a header this program cannot read: {error}"
+            message = (
+                f"log segment {name} has a header that this program cannot read ({error}): run the"
+                " build that wrote it, or a newer one"
+            )
             raise StartRefused(message) from error
         mine, identity = (header.cluster, header.node, header.incarnation), self._identity
         if mine != (identity.cluster, identity.node, identity.incarnation):
@@ -190,7 +208,27 @@ class Log:
                 " directory was mixed up; put the right one back"
             )
             raise StartRefused(message)
+        if header.format != FORMAT:
+            message = (
+                f"log segment {name} has format {header.format}, this program reads {FORMAT}: run"
+                " the build that wrote it, or a newer one"
+            )
+            raise StartRefused(message)
         return header
+
+    def _check_place(
+        self, name: str, sequence: int, header: SegmentHeader, size_bytes: int
+    ) -> None:
+        """Refuse a file that is not the one of that name, is not whole, or follows a gap."""
+        if header.sequence != sequence:
+            what = f"holds segment {segment_name(header.sequence)}: files were swapped or renamed"
+        elif size_bytes < header.capacity_bytes:
+            what = f"has {size_bytes} of {header.capacity_bytes} bytes: it was truncated"
+        elif self._segments and not header.reset and sequence != self._segments[-1].sequence + 1:
+            what = f"follows {segment_name(self._segments[-1].sequence)}: a file is missing between"
+        else:
+            return
+        raise LogDamaged(f"log segment {name} {what}. {_KEEP}", name)
 
     def _enter_segment(self, segment: Segment, header: SegmentHeader) -> None:
         if header.reset or not self._segments:
@@ -198,13 +236,13 @@ class Log:
             self._segments.clear()
             self._forget(segment.base_index, segment.base_term)
         elif (segment.base_index, segment.base_term) != (self.last_index, self.last_term):
+            name = segment_name(segment.sequence)
             message = (
-                f"log segment {segment_name(segment.sequence)} continues after index"
-                f" {segment.base_index}, but the one before it ends at {self.last_index}: a file is"
-                " missing or damaged. Do not delete anything; the others go on while they are a"
-                " majority (docs/operations.md: A lost node)"
+                f"log segment {name} continues after entry {segment.base_index} of term"
+                f" {segment.base_term}, but the one before it ends at entry {self.last_index} of"
+                f" term {self.last_term}: a file is missing, damaged or another's. {_KEEP}"
             )
-            raise LogDamaged(message)
+            raise LogDamaged(message, name)
         self._segments.append(segment)
         self._hard_state = header.hard_state
         self._members = header.members
@@ -217,18 +255,29 @@ class Log:
         elif record.type == RecordType.TRUNCATE:
             self._cut(record.entry_index, record.term)
         elif record.type == RecordType.HARD_STATE:
-            self._hard_state = msgspec.msgpack.decode(record.payload, type=HardState)
+            self._hard_state = self._decode_hard_state(segment, record)
         elif record.type == RecordType.MEMBERS:
             self._members = bytes(record.payload)
         else:
             raise self._damaged(segment_name(segment.sequence), record.offset)
 
+    def _decode_hard_state(self, segment: Segment, record: records.Record) -> HardState:
+        try:
+            return msgspec.msgpack.decode(record.payload, type=HardState)
+        except msgspec.MsgspecError as error:
+            name = segment_name(segment.sequence)
+            message = (
+                f"log segment {name} has a vote at byte {record.offset} that this program cannot"
+                f" read ({error}): run the build that wrote it, or a newer one"
+            )
+            raise StartRefused(message) from error
+
     def _damaged(self, name: str, offset: int) -> LogDamaged:
-        return LogDamaged(
+        message = (
             f"log segment {name} is damaged at byte {offset} although it was synced: this node may"
-            " have lost entries it acknowledged. Keep the files for inspection; the others go"
-            " on while they are a majority (docs/operations.md: A lost node)"
+            f" have lost entries it acknowledged. {_KEEP}"
         )
+        return LogDamaged(message, name, offset)
 
     # ------------------------------------------------------------------ reading
 
@@ -273,7 +322,7 @@ class Log:
         position = index - self.base_index - 1
         sequence, offset = self._sequences[position], self._offsets[position]
         segment = self._segments[sequence - self._segments[0].sequence]
-        with _disk_errors():
+        with disk_errors():
             size = records.padded(self._sizes[position])
             data = self._disk.pread(segment.handle, size, offset)
         record = records.decode_at(memoryview(data), 0, segment.salt)
@@ -331,7 +380,7 @@ class Log:
         """
         if not self._pending:
             return
-        with _disk_errors():
+        with disk_errors():
             self._flush()
 
     def _flush(self) -> None:
@@ -350,7 +399,7 @@ class Log:
         segment = self._segments[-1]
         size = records.padded(len(payload))
         if segment.used_bytes + size > segment.capacity_bytes:
-            with _disk_errors():
+            with disk_errors():
                 if self._pending:
                     self._flush()
                 self._start_segment(reset=False, room_bytes=size)
@@ -379,12 +428,16 @@ class Log:
             reset=reset,
             hard_state=self._hard_state,
             members=self._members,
+            capacity_bytes=self._config.segment_bytes,
         )
         base = (self.last_index, self.last_term)
+        # The header's own size depends on the number it holds, by a few bytes.
+        room_bytes += records.padded(len(msgspec.msgpack.encode(header)) + _UINT64_BYTES)
+        capacity = max(self._config.segment_bytes, room_bytes)
+        header = msgspec.structs.replace(header, capacity_bytes=capacity)
         data = bytearray()
         payload = msgspec.msgpack.encode(header)
         records.encode_into(data, RecordType.HEADER, *base, payload, 0)
-        capacity = max(self._config.segment_bytes, len(data) + room_bytes)
         while not self._prepare_spare(capacity):
             pass
         handle = self._spare
@@ -407,7 +460,7 @@ class Log:
             return False
         if 2 * segment.used_bytes < segment.capacity_bytes:
             return False
-        with _disk_errors():
+        with disk_errors():
             return not self._prepare_spare(self._config.segment_bytes)
 
     def _prepare_spare(self, capacity_bytes: int) -> bool:
@@ -436,7 +489,7 @@ class Log:
             if successor.base_index > index or rest < keep_bytes:
                 break
             assert successor.base_index <= self.synced_index
-            with _disk_errors():
+            with disk_errors():
                 self._remove([oldest])
             del self._segments[0]
             count = successor.base_index - self.base_index
@@ -461,7 +514,7 @@ class Log:
 
     def reset(self, index: int, term: int) -> None:
         """Start anew after (index, term), of which the machine holds everything; durable."""
-        with _disk_errors():
+        with disk_errors():
             if self._pending:
                 self._flush()
             old = list(self._segments)
@@ -473,7 +526,7 @@ class Log:
 
     def close(self) -> None:
         """Close the files; what was not synced is lost."""
-        with _disk_errors():
+        with disk_errors():
             for segment in self._segments:
                 self._disk.close(segment.handle)
             if self._spare is not None:

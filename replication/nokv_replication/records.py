@@ -52,6 +52,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
     `reset`: entries of older segments are void; the log starts anew after (index, term).
     `members`: encoded `Members`, b"" until the list is complete.
+    `capacity_bytes`: size of the file, zeros included; a shorter one was truncated.
     """
 
     format: int
@@ -63,6 +64,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     reset: bool
     hard_state: HardState
     members: bytes
+    capacity_bytes: int
 
 
 class Record(NamedTuple):

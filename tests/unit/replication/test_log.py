@@ -218,7 +218,7 @@ class TestDamage:
         name = segment_name(1)
         offset = disk.content(name).index(b"3:")
         disk.flip(name, offset)
-        with pytest.raises(LogDamaged, match="Keep the files"):
+        with pytest.raises(LogDamaged, match="Keep all files"):
             reopen(disk)
 
     def test_a_missing_segment_stops_the_node(self) -> None:
