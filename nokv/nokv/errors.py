@@ -341,6 +341,14 @@ class Forbidden(NokvError, PermissionError):
     refused = True
 
 
+class ChangeRefused(NokvError):
+    """A change of members, or of the leader, that can't be made, or not now; none was."""
+
+    code, errno_value = 71, errno.EBUSY
+    refused = True
+    default_hint = "look at the members: nokv member list"
+
+
 # ---------------------------------------------------------------- objects and files
 
 

@@ -22,6 +22,9 @@ class Role(IntEnum):
     CLIENT = 0
     WORKER = 1
     """A node's own worker: may send internal commands; proves itself by the cluster's token."""
+    ADMIN = 2
+    """An operator's tool: may change members and the leader. Proves itself by the same token: who
+    holds it could already send internal commands, and a caller's user id is only a claim."""
 
 
 class Consistency(IntEnum):
@@ -81,7 +84,54 @@ class MakeDigest(Strict, frozen=True, tag=7):
     """Of the checkpoint; 0: whatever is the latest."""
 
 
-RequestBody = Hello | Propose | Query | Renew | Status | Ping | MakeDigest
+class AddMember(Strict, frozen=True, tag=8):
+    """Makes a node a learner: the log is sent to it and it does not count. Leader only.
+
+    Reply: MemberChanged. This and the other changes may be repeated: what is so already succeeds.
+    """
+
+    node: int
+    """Larger than any number that was ever a member's."""
+    incarnation: int
+    """As `nokv init --join` drew it for the node's data directory."""
+    peer: str
+    """`host:port` for the other members."""
+    rpc: str
+    """`host:port` for clients."""
+
+
+class PromoteMember(Strict, frozen=True, tag=9):
+    """Makes a learner that has caught up a voter. Leader only. Reply: MemberChanged."""
+
+    node: int
+
+
+class RemoveMember(Strict, frozen=True, tag=10):
+    """Removes a member that is not the leader, for ever. Leader only. Reply: MemberChanged."""
+
+    node: int
+
+
+class TransferLeadership(Strict, frozen=True, tag=11):
+    """Hands leadership to a voter. Leader only. Reply: MemberChanged, once that node leads."""
+
+    node: int = 0
+    """0: the one that has most of the log."""
+
+
+RequestBody = (
+    Hello
+    | Propose
+    | Query
+    | Renew
+    | Status
+    | Ping
+    | MakeDigest
+    | AddMember
+    | PromoteMember
+    | RemoveMember
+    | TransferLeadership
+)
 
 
 class Request(Strict, frozen=True):
@@ -162,6 +212,21 @@ class PeerStatus(Lenient, frozen=True):
     connected: bool
     match_index: int
     free_bytes: int
+    lag_entries: int = 0
+    """Entries of the leader's log that it lacks; 0 unless the asked node leads."""
+    format_max: int = 0
+    """Newest state format that it applies, as it said when it connected; 0: not heard."""
+
+
+class Member(Lenient, frozen=True):
+    """A member of the group's configuration."""
+
+    node: int
+    incarnation: int
+    voter: bool
+    """False: a learner, which is sent the log and does not count."""
+    peer: str
+    rpc: str
 
 
 class StatusReply(Lenient, frozen=True, tag=5):
@@ -190,10 +255,21 @@ class StatusReply(Lenient, frozen=True, tag=5):
     """Running hash of all results at `applied_index`."""
     clock_ns: int = 0
     """The node's own clock as it answers, ns since 1970; 0 from a node that does not say."""
+    members: tuple[Member, ...] = ()
+    """The configuration in force at this node; empty before it knows one."""
+    format_max: int = 0
+    """Newest state format that this node's build applies; `format` is the one in force."""
 
 
 class Pong(Lenient, frozen=True, tag=6):
     """Alive."""
+
+
+class MemberChanged(Lenient, frozen=True, tag=9):
+    """The change is committed, or was so already."""
+
+    node: int
+    """Whom it is about; of a transfer: who leads now."""
 
 
 class DigestReply(Lenient, frozen=True, tag=7):
@@ -214,6 +290,7 @@ ResponseBody = (
     | StatusReply
     | Pong
     | DigestReply
+    | MemberChanged
     | ErrorReply
 )
 
