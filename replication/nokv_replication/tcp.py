@@ -1,30 +1,36 @@
-"""The network port over plain TCP on loopback, for asyncio (uvloop).
+"""The network port over TCP, for asyncio (uvloop): with mutual TLS, or in the clear on loopback.
 
-One connection per pair: the node with the smaller id dials. A frame is a four-byte big-endian
-length and that many bytes, at most 8 MiB. The dialer's hello comes first and names the connection's
-epoch; the other side answers with its own, or with a sentence of refusal. Bytes that make no sense
-cost their connection and nothing else. Without TLS only loopback addresses are used.
+One Raft connection per pair: the node with the smaller id dials, and the other one too where none
+came for a second, for a node that lags does not know the newest peers yet. A state image travels on
+a connection of its own, dialed by whoever sends it. A frame is a four-byte big-endian length and
+that many bytes, at most 8 MiB. The dialer's hello comes first and names the connection's epoch; the
+other side answers with its own, or with a sentence of refusal. Bytes that make no sense cost their
+connection and nothing else.
 """
 
 import asyncio
 import ipaddress
 import logging
-import socket
-import struct
 from random import Random
-from typing import Protocol, cast
+from typing import Protocol
 
-from nokv_replication.errors import ConfigurationError, HandshakeRefused, ProtocolError
-from nokv_replication.frames import FRAME_MAX_BYTES, encode
+from nokv_replication.connection import HANDSHAKE_TIMEOUT_S, Connection
+from nokv_replication.errors import ConfigurationError, HandshakeRefused
+from nokv_replication.frames import Greeting, Purpose
+from nokv_replication.tls import PeerTls
 
-_LENGTH = struct.Struct(">I")
-_HELLO_MAX_BYTES = 4096
-_HANDSHAKE_TIMEOUT_S = 2.0
 _BACKOFF_MIN_S = 0.05
 _BACKOFF_MAX_S = 1.0
-_BUFFER_MAX_BYTES = 64 << 20
-"""Bytes waiting for a peer that does not read; more, and the connection is given up."""
-_UNACKED_TIMEOUT_MS = 5_000
+_CONNECT_TIMEOUT_S = 2.0
+_DIAL_MAX_S = _CONNECT_TIMEOUT_S + HANDSHAKE_TIMEOUT_S + 1.0
+DEFER_S = 1.0
+"""The larger id dials after so long without a connection."""
+PENDING_MAX = 64
+"""Inbound connections that have not said who they are; a further one costs the oldest."""
+VISITORS_MAX = 8
+"""Nodes that are connected and not among the peers that this node knows."""
+_WARN_PAUSE_S = 1.0
+"""Between two warnings of strangers; the others are counted."""
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +38,11 @@ log = logging.getLogger(__name__)
 class Endpoint(Protocol):
     """What a network needs of the group it serves."""
 
-    def hello(self, epoch: int) -> bytes:
+    def hello(self, epoch: int, purpose: Purpose = Purpose.RAFT) -> bytes:
         """Return the first frame for a connection."""
 
-    def greet(self, data: bytes) -> tuple[int, int]:
-        """Check a peer's first frame; return (node, epoch)."""
+    def greet(self, data: bytes) -> Greeting:
+        """Check a peer's first frame; return who it is and what the connection is for."""
 
     def connected(self, peer: int, epoch: int) -> None:
         """Announce a connection."""
@@ -46,6 +52,15 @@ class Endpoint(Protocol):
 
     def receive(self, peer: int, data: bytes) -> None:
         """Take a frame."""
+
+    def image_connected(self, peer: int, epoch: int, *, outgoing: bool) -> None:
+        """Announce an image connection, dialed by this node (`outgoing`) or by the peer."""
+
+    def image_disconnected(self, peer: int, *, outgoing: bool) -> None:
+        """Announce its end, or that it could not be dialed."""
+
+    def receive_image(self, peer: int, data: bytes, *, outgoing: bool) -> None:
+        """Take a frame of an image connection."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -62,7 +77,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def check_loopback(address: str) -> None:
-    """Raise `ConfigurationError` unless the address is loopback: this transport has no TLS."""
+    """Raise `ConfigurationError` unless the address is loopback, where no TLS is needed."""
     host, _ = parse_address(address)
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -76,149 +91,49 @@ def check_loopback(address: str) -> None:
         raise ConfigurationError(message)
 
 
-class _Connection(asyncio.Protocol):
-    """One TCP connection, before and after its handshake."""
-
-    def __init__(self, network: "TcpNetwork", dialed: int | None) -> None:
-        self._network = network
-        self._dialed = dialed
-        self._buffer = bytearray()
-        self._timer: asyncio.TimerHandle | None = None
-        self.transport: asyncio.Transport | None = None
-        self.peer: int | None = None
-        self.epoch = network.new_epoch() if dialed is not None else 0
-        self.closed = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)  # uvloop's own type
-        self.transport = transport
-        # Frames leave when they are written, not when the loop turns: the caller goes on to sync.
-        transport.set_write_buffer_limits(high=0)
-        _tune(transport.get_extra_info("socket"))
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_HANDSHAKE_TIMEOUT_S, self.abort)
-        self._network.opened(self)
-        if self._dialed is not None:
-            self.write(self._network.endpoint.hello(self.epoch))
-
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        position, size = 0, len(buffer)
-        try:
-            while size - position >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(buffer, position)
-                limit = FRAME_MAX_BYTES if self.peer is not None else _HELLO_MAX_BYTES
-                if not 0 < length <= limit:
-                    message = f"a frame of {length} bytes, {limit} is the limit"
-                    raise ProtocolError(message)
-                end = position + _LENGTH.size + length
-                if end > size:
-                    break
-                self._frame(bytes(memoryview(buffer)[position + _LENGTH.size : end]))
-                position = end
-        except HandshakeRefused as refusal:
-            self._refuse(refusal)
-            return
-        except ProtocolError as error:
-            self._network.report(self._name(), str(error))
-            self.abort()
-            return
-        del buffer[:position]
-
-    def _frame(self, data: bytes) -> None:
-        endpoint = self._network.endpoint
-        if self.peer is not None:
-            endpoint.receive(self.peer, data)
-            return
-        node, epoch = endpoint.greet(data)
-        if self._dialed is None:
-            if node > self._network.node or epoch == 0:
-                message = f"node {node} dials node {self._network.node}: the smaller id dials"
-                raise ProtocolError(message)
-            self.epoch = epoch
-            self.write(endpoint.hello(0))
-        elif node != self._dialed:
-            message = f"node {node} answers at the address of node {self._dialed}"
-            raise HandshakeRefused(message)
-        if self._timer is not None:
-            self._timer.cancel()
-        self.peer = node
-        self._network.established(self)
-
-    def _refuse(self, refusal: HandshakeRefused) -> None:
-        self._network.report(self._name(), str(refusal))
-        if self._dialed is None:
-            self.write(encode(str(refusal)[:512]))
-        if self.transport is not None:
-            self.transport.close()
-
-    def _name(self) -> str:
-        if self.peer is not None:
-            return f"node {self.peer}"
-        return f"node {self._dialed}" if self._dialed is not None else "an unknown peer"
-
-    def write(self, frame: bytes) -> None:
-        """Send one frame; a peer that does not read loses the connection."""
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return
-        if transport.get_write_buffer_size() > _BUFFER_MAX_BYTES:
-            log.warning("%s does not read; closing the connection", self._name())
-            self.abort()
-            return
-        transport.write(_LENGTH.pack(len(frame)) + frame)
-
-    def abort(self) -> None:
-        """Close at once."""
-        if self.transport is not None:
-            self.transport.abort()
-        # Whatever else has arrived on it must not be delivered.
-        self._network.lost(self)
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._network.lost(self)
-        self.closed.set()
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_USER_TIMEOUT", _UNACKED_TIMEOUT_MS),
-        ("TCP_KEEPIDLE", 5),
-        ("TCP_KEEPINTVL", 2),
-        ("TCP_KEEPCNT", 3),
-    ):
-        option = getattr(socket, name, None)  # tcp(7); absent on macOS
-        if option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
 class TcpNetwork:
     """The connections of one node of one group. Create, hand to `Group`, then `start`."""
 
-    def __init__(self, node: int, listen: str, addresses: dict[int, str], rng: Random) -> None:
+    def __init__(
+        self,
+        node: int,
+        listen: str,
+        addresses: dict[int, str],
+        rng: Random,
+        tls: PeerTls | None = None,
+    ) -> None:
         """Check the addresses; `listen` may differ from the advertised `addresses[node]`.
 
         Raises:
-            ConfigurationError: an address is malformed or not loopback.
+            ConfigurationError: an address is malformed, or not loopback and there is no TLS.
         """
-        for address in (listen, *addresses.values()):
-            check_loopback(address)
         self.node = node
+        self.tls = tls
+        for address in (listen, *addresses.values()):
+            self._check(address)
         self._listen = listen
-        self._addresses = addresses
+        self._peers = {peer: address for peer, address in addresses.items() if peer != node}
         self._rng = rng
         self._server: asyncio.Server | None = None
-        self._dialers: list[asyncio.Task[None]] = []
-        self._open: set[_Connection] = set()
-        self._established: dict[int, _Connection] = {}
+        self._dialers: dict[int, asyncio.Task[None]] = {}
+        self._image_dialers: dict[int, asyncio.Task[None]] = {}
+        self._open: set[Connection] = set()
+        # Inbound connections before their hello, the oldest first.
+        self._pending: dict[Connection, None] = {}
+        self._raft: dict[int, Connection] = {}
+        self._images: dict[tuple[int, bool], Connection] = {}
         self._endpoint: Endpoint | None = None
         self._closing = False
         self._reported: dict[str, str] = {}
+        self._warn_after_s = 0.0
+        self.rejected = 0
+        """Connections ended for what they sent, or for who they are."""
+
+    def _check(self, address: str) -> None:
+        if self.tls is None:
+            check_loopback(address)
+        else:
+            parse_address(address)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -226,12 +141,20 @@ class TcpNetwork:
         assert self._endpoint is not None
         return self._endpoint
 
+    @property
+    def port(self) -> int:
+        """The port bound, for a configuration that asked for port 0."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
     def new_epoch(self) -> int:
         """Return a number for a connection that no other has."""
         return self._rng.getrandbits(62) + 1
 
+    # ------------------------------------------------------------------ life
+
     async def start(self, endpoint: Endpoint) -> None:
-        """Listen, and dial the peers with larger ids for ever.
+        """Listen, and dial the peers for ever.
 
         Raises:
             OSError: the address cannot be bound.
@@ -239,84 +162,262 @@ class TcpNetwork:
         self._endpoint = endpoint
         host, port = parse_address(self._listen)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self, None), host, port)
-        self._dialers = [
-            loop.create_task(self._dial(peer), name=f"dial node {peer}")
-            for peer in sorted(self._addresses)
-            if peer > self.node
-        ]
-
-    @property
-    def port(self) -> int:
-        """The port bound, for a configuration that asked for port 0."""
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def _dial(self, peer: int) -> None:
-        loop = asyncio.get_running_loop()
-        backoff_s = _BACKOFF_MIN_S
-        while True:
-            host, port = parse_address(self._addresses[peer])
-            try:
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self, peer), host, port
-                )
-                await connection.closed.wait()
-                if connection.peer is not None:
-                    backoff_s = _BACKOFF_MIN_S
-            except OSError as error:
-                log.debug("node %d at %s:%d: %s", peer, host, port, error)
-            await asyncio.sleep(backoff_s * (0.5 + self._rng.random()))
-            backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
-
-    def opened(self, connection: _Connection) -> None:
-        """A connection exists; it has yet to say who it is."""
-        self._open.add(connection)
-        if self._closing:
-            connection.abort()
-
-    def report(self, peer: str, reason: str) -> None:
-        """Log why a connection was closed; once, while a peer that dials again fails the same."""
-        level = logging.DEBUG if self._reported.get(peer) == reason else logging.WARNING
-        self._reported[peer] = reason
-        log.log(level, "closing the connection with %s: %s", peer, reason)
-
-    def established(self, connection: _Connection) -> None:
-        """A connection passed its handshake; it replaces an older one with that peer."""
-        peer = connection.peer
-        assert peer is not None
-        old = self._established.get(peer)
-        if old is not None:
-            old.abort()
-        self._established[peer] = connection
-        self._reported.pop(f"node {peer}", None)
-        self.endpoint.connected(peer, connection.epoch)
-
-    def lost(self, connection: _Connection) -> None:
-        """A connection is gone; may be told twice."""
-        self._open.discard(connection)
-        peer = connection.peer
-        if peer is not None and self._established.get(peer) is connection:
-            del self._established[peer]
-            self.endpoint.disconnected(peer)
-
-    def send(self, peer: int, frame: bytes) -> None:
-        """Queue one frame; dropped silently when there is no connection (`Network`)."""
-        connection = self._established.get(peer)
-        if connection is not None:
-            connection.write(frame)
+        self._server = await loop.create_server(lambda: Connection(self), host, port)
+        self._start_dialers()
 
     async def close(self) -> None:
         """Stop listening and dialing, close all connections, and wait until they are closed."""
         self._closing = True
         if self._server is not None:
             self._server.close()
-        for task in self._dialers:
+        tasks = [*self._dialers.values(), *self._image_dialers.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         connections = list(self._open)
         for connection in connections:
             connection.abort()
         await asyncio.gather(*(connection.closed.wait() for connection in connections))
         if self._server is not None:
             await self._server.wait_closed()
+
+    def set_peers(self, peers: dict[int, str]) -> None:
+        """Dial these from now on (`Network`); unusable addresses are reported and not dialed."""
+        usable = {}
+        for peer, address in peers.items():
+            try:
+                self._check(address)
+            except ConfigurationError as error:
+                self.report(f"node {peer}", str(error))
+            else:
+                if peer != self.node:
+                    usable[peer] = address
+        old, self._peers = self._peers, usable
+        for peer in [peer for peer in self._dialers if old.get(peer) != usable.get(peer)]:
+            self._dialers.pop(peer).cancel()
+        if self._server is not None and not self._closing:
+            self._start_dialers()
+            gone = old.keys() - usable.keys()
+            if gone:
+                asyncio.get_running_loop().call_soon(self._drop, gone)
+
+    def _drop(self, gone: set[int]) -> None:
+        """Close the connections of nodes that are no peers any more."""
+        for peer in sorted(gone - self._peers.keys()):
+            for connection in (
+                self._raft.get(peer),
+                self._images.get((peer, True)),
+                self._images.get((peer, False)),
+            ):
+                if connection is not None:
+                    connection.close()
+
+    # ------------------------------------------------------------------ dialing
+
+    def _start_dialers(self) -> None:
+        loop = asyncio.get_running_loop()
+        for peer in sorted(self._peers.keys() - self._dialers.keys()):
+            self._dialers[peer] = loop.create_task(self._dial_forever(peer), name=f"dial {peer}")
+
+    async def _dial_forever(self, peer: int) -> None:
+        """Dial whenever there is no connection; the larger id waits for the smaller one first."""
+        defer_s = DEFER_S if peer < self.node else 0.0
+        pause_s = 0.0
+        while True:
+            await asyncio.sleep(defer_s + pause_s * (0.5 + self._rng.random()))
+            present = self._raft.get(peer)
+            if present is not None:
+                await present.closed.wait()
+                pause_s = _BACKOFF_MIN_S
+                continue
+            connection = await self._dial(peer, Purpose.RAFT)
+            if connection is not None:
+                await connection.settled.wait()
+            if connection is not None and connection.peer is not None:
+                pause_s = 0.0
+            else:
+                pause_s = min(max(2 * pause_s, _BACKOFF_MIN_S), _BACKOFF_MAX_S)
+
+    async def _dial(self, peer: int, purpose: Purpose) -> Connection | None:
+        """Return a connection that was made, before its handshake; None: nobody answers."""
+        host, port = parse_address(self._peers[peer])
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, peer, purpose), host, port
+                )
+        except OSError as error:  # TimeoutError is one
+            log.debug("node %d at %s:%d: %s", peer, host, port, error)
+            return None
+        return connection
+
+    async def _dial_image(self, peer: int) -> None:
+        connection = None
+        try:
+            if peer in self._peers:
+                connection = await self._dial(peer, Purpose.IMAGE)
+            if connection is not None:
+                await connection.settled.wait()
+        except asyncio.CancelledError:
+            # `close_image` or `close`: nobody waits for it any more.
+            if connection is not None:
+                connection.abort()
+            raise
+        if self._image_dialers.get(peer) is asyncio.current_task():
+            del self._image_dialers[peer]
+        if (connection is None or connection.peer is None) and not self._closing:
+            self.endpoint.image_disconnected(peer, outgoing=True)
+
+    # ------------------------------------------------------------------ connections
+
+    def opened(self, connection: Connection) -> None:
+        """A connection exists; it has yet to say who it is."""
+        self._open.add(connection)
+        if self._closing:
+            connection.abort()
+        elif connection.dialed is None:
+            self._pending[connection] = None
+            if len(self._pending) > PENDING_MAX:
+                oldest = next(iter(self._pending))
+                self.reject(oldest, f"{PENDING_MAX} newer connections have not said hello either")
+                oldest.abort()
+
+    def admit(self, connection: Connection, peer: int) -> bool:
+        """Return whether a peer that passed the handshake may have this connection.
+
+        Of two between one pair the one that the smaller id dialed is kept. One that is older than
+        any dial can take is no reason: a peer that dials has lost it.
+
+        Raises:
+            HandshakeRefused: it may not, and should be told why.
+        """
+        if peer == self.node:
+            message = f"node {peer} connects to itself: does another node use its number?"
+            raise HandshakeRefused(message)
+        if peer not in self._peers:
+            visitors = {*self._raft, *(other for other, _ in self._images)} - self._peers.keys()
+            if len(visitors - {peer}) >= VISITORS_MAX:
+                message = f"too many nodes that node {self.node} does not know are connected to it"
+                raise HandshakeRefused(message)
+        present = self._raft.get(peer)
+        if connection.purpose != Purpose.RAFT or present is None:
+            return True
+        young = asyncio.get_running_loop().time() < present.began_s + _DIAL_MAX_S
+        return not (young and self._wins(present, peer) and not self._wins(connection, peer))
+
+    def _wins(self, connection: Connection, peer: int) -> bool:
+        """Return whether the smaller id dialed it: that one is kept of two."""
+        dialer = peer if connection.dialed is None else self.node
+        return dialer == min(peer, self.node)
+
+    def established(self, connection: Connection) -> None:
+        """A connection passed its handshake; it replaces an older one with that peer."""
+        peer = connection.peer
+        assert peer is not None
+        self._pending.pop(connection, None)
+        self._reported.pop(f"node {peer}", None)
+        if connection.purpose == Purpose.IMAGE:
+            self._established_image(connection, peer)
+            return
+        old = self._raft.get(peer)
+        if old is not None:
+            old.abort()
+        assert peer not in self._raft, "the old connection must be reported as lost first"
+        self._raft[peer] = connection
+        self.endpoint.connected(peer, connection.epoch)
+
+    def _established_image(self, connection: Connection, peer: int) -> None:
+        outgoing = connection.dialed is not None
+        if outgoing and self._image_dialers.get(peer) is None:
+            connection.abort()  # it was closed before it was open
+            return
+        old = self._images.get((peer, outgoing))
+        if old is not None:
+            old.abort()
+        self._images[peer, outgoing] = connection
+        self.endpoint.image_connected(peer, connection.epoch, outgoing=outgoing)
+
+    def deliver(self, connection: Connection, data: bytes) -> None:
+        """Hand a frame to the group, if the connection is still the one that counts."""
+        peer = connection.peer
+        assert peer is not None
+        if connection.purpose == Purpose.RAFT:
+            if self._raft.get(peer) is connection:
+                self.endpoint.receive(peer, data)
+            return
+        outgoing = connection.dialed is not None
+        if self._images.get((peer, outgoing)) is connection:
+            self.endpoint.receive_image(peer, data, outgoing=outgoing)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is gone, or about to be; may be told twice."""
+        self._pending.pop(connection, None)
+        peer = connection.peer
+        if peer is None:
+            return
+        if self._raft.get(peer) is connection:
+            del self._raft[peer]
+            self.endpoint.disconnected(peer)
+        outgoing = connection.dialed is not None
+        if self._images.get((peer, outgoing)) is connection:
+            del self._images[peer, outgoing]
+            self.endpoint.image_disconnected(peer, outgoing=outgoing)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection's socket is closed."""
+        self.lost(connection)
+        self._open.discard(connection)
+
+    # ------------------------------------------------------------------ frames out
+
+    def send(self, peer: int, frame: bytes) -> None:
+        """Queue one frame; dropped silently when there is no connection (`Network`)."""
+        connection = self._raft.get(peer)
+        if connection is not None:
+            connection.write(frame)
+
+    def open_image(self, peer: int) -> None:
+        """Dial an image connection (`Network`)."""
+        self.close_image(peer, outgoing=True)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._dial_image(peer), name=f"dial {peer} for an image")
+        self._image_dialers[peer] = task
+
+    def send_image(self, peer: int, frame: bytes, *, outgoing: bool) -> None:
+        """Queue one frame of an image connection (`Network`)."""
+        connection = self._images.get((peer, outgoing))
+        if connection is not None:
+            connection.write(frame)
+
+    def close_image(self, peer: int, *, outgoing: bool) -> None:
+        """Close an image connection once it is written, or stop dialing it (`Network`)."""
+        if outgoing:
+            task = self._image_dialers.pop(peer, None)
+            if task is not None:
+                task.cancel()
+        connection = self._images.pop((peer, outgoing), None)
+        if connection is not None:
+            connection.close()
+
+    # ------------------------------------------------------------------ trouble
+
+    def reject(self, connection: Connection, reason: str) -> None:
+        """Count and log a connection that is ended for what it sent."""
+        self.rejected += 1
+        self.report(connection.name, reason)
+
+    def report(self, peer: str, reason: str) -> None:
+        """Log why a connection was closed; once, while a peer that dials again fails the same.
+
+        Strangers, who may say anything, get a warning a second at most.
+        """
+        level = logging.DEBUG if self._reported.get(peer) == reason else logging.WARNING
+        self._reported[peer] = reason
+        if not peer.startswith("node ") and level == logging.WARNING:
+            now_s = asyncio.get_running_loop().time()
+            if now_s < self._warn_after_s:
+                level = logging.DEBUG
+            else:
+                self._warn_after_s = now_s + _WARN_PAUSE_S
+        log.log(level, "closing the connection with %s: %s", peer, reason)
