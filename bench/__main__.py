@@ -2,6 +2,7 @@
 
     python -m bench                      everything, three interleaved repeats
     python -m bench creates stat         only these groups: creates serial stat bodies size failover
+                                         idle replication
     python -m bench --repeats 1 --seconds 1
 
 Nodes, client and etcd share this machine. *Unsynced* means that the nodes' data lie on tmpfs, where
@@ -34,6 +35,7 @@ import uvloop
 import nokv
 from bench import workloads
 from bench.etcd import PUT, Etcd, encode_put
+from bench.replication import replication
 from bench.report import Row, machine, save, show
 from nokv.client.fs import AsyncClient
 from nokv.objects.local import LocalStore
@@ -342,7 +344,7 @@ async def size(bench: Bench) -> None:
             cluster = bench.cluster(stack, 1)
             async with nokv.connect(cluster.addresses) as fs:
                 await one(fs)
-            memory.values.append(_anonymous_mib(_node_pids(cluster)))
+            memory.values.append(_memory_mib(_process_groups(cluster)[0], "Anonymous"))
             state = _state_file(cluster)
             await asyncio.to_thread(cluster.stop, 1)
             row.values.append(state.stat().st_size / FILES)
@@ -370,26 +372,59 @@ async def _random_names(fs: AsyncClient) -> None:
         await fs.bulk_create(f"/size/{turn % 32}", [os.urandom(8).hex() for _ in range(1000)])
 
 
-def _node_pids(cluster: LocalCluster) -> list[int]:
-    """Return supervisor, shard and worker of a one-node cluster: they are one process group."""
-    group = os.getpgid(_shard_pids(cluster)[0])
-    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    found = []
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(pid) == group:
-                found.append(pid)
-    return found
+def _process_groups(cluster: LocalCluster) -> list[list[int]]:
+    """Return supervisor, shard and worker of each node: they are one process group."""
+    groups: dict[int, list[int]] = {os.getpgid(pid): [] for pid in _shard_pids(cluster)}
+    for path in Path("/proc").iterdir():
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            groups.get(os.getpgid(int(path.name)), []).append(int(path.name))
+    return list(groups.values())
 
 
-def _anonymous_mib(pids: list[int]) -> float:
+def _memory_mib(pids: list[int], kind: str) -> float:
+    """Return the processes' memory of one kind (proc(5): smaps_rollup)."""
     kib = 0
     for pid in pids:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        found = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
+        found = re.search(rf"^{kind}:\s+(\d+) kB", rollup, re.MULTILINE)
         assert found is not None
         kib += int(found[1])
     return kib / 1024
+
+
+# ---------------------------------------------------------------- idle
+
+IDLE_S = 20.0
+
+
+async def idle(bench: Bench) -> None:
+    """What a node costs that has nothing to do, fresh and after a load."""
+    cpu = Row("CPU of an idle node", "% of a core", "", 3, goal="1")
+    fresh = Row("memory of an idle node", "MiB PSS", "", 3, goal="80")
+    after = Row("memory of a node after a load of bulk creates", "MiB PSS", "", 3)
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3)
+        await asyncio.sleep(IDLE_S / 4)
+        nodes = _process_groups(cluster)
+        before = [_cpu_s(pids) for pids in nodes]
+        await asyncio.sleep(IDLE_S)
+        for pids, spent_s in zip(nodes, before, strict=True):
+            cpu.values.append((_cpu_s(pids) - spent_s) / IDLE_S * 100)
+            fresh.values.append(_memory_mib(pids, "Pss"))
+        async with nokv.connect(cluster.addresses) as fs:
+            await workloads.bulk_sequential(fs, bench.seconds)
+        after.values += [_memory_mib(pids, "Pss") for pids in nodes]
+    cpu.why = f"supervisor, shard and worker of each of three nodes, over {IDLE_S:.0f} s"
+    bench.show("idle", "An idle node, its three processes together", [cpu, fresh, after])
+
+
+def _cpu_s(pids: list[int]) -> float:
+    """Return user and system time of processes so far (proc(5): stat, fields 14 and 15)."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # ---------------------------------------------------------------- failover
@@ -416,6 +451,11 @@ async def failover(bench: Bench) -> None:
     bench.show("failover", "Failover", [row])
 
 
+async def ordering(bench: Bench) -> None:
+    """Replication alone beside etcd; `python -m bench.replication` runs it by itself."""
+    await replication(bench.directory, bench.seconds, bench.repeats)
+
+
 GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "creates": creates,
     "serial": serial,
@@ -423,6 +463,8 @@ GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "bodies": bodies,
     "size": size,
     "failover": failover,
+    "idle": idle,
+    "replication": ordering,
 }
 
 

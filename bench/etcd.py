@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +36,7 @@ class Etcd:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._client_ports: list[int] = []
         self.client_port = 0
 
     @staticmethod
@@ -63,6 +66,7 @@ class Etcd:
             self._nodes.append(
                 subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             )
+        self._client_ports = ports[3:]
         self.client_port = ports[3]
         self._wait()
         return self
@@ -81,6 +85,17 @@ class Etcd:
                 else:
                     return
 
+    def leader_port(self) -> int:
+        """Return the client port of the node that leads, as its JSON gateway tells."""
+        for port in self._client_ports:
+            url = f"http://127.0.0.1:{port}/v3/maintenance/status"
+            with urllib.request.urlopen(url, data=b"{}", timeout=5.0) as answer:
+                status = json.load(answer)
+            if status["leader"] == status["header"]["member_id"]:
+                return port
+        message = "no etcd node leads"
+        raise RuntimeError(message)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -95,8 +110,28 @@ class Etcd:
 
 
 PUT = "/etcdserverpb.KV/Put"
+RANGE = "/etcdserverpb.KV/Range"
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """Return a length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + _varint(len(data)) + data
 
 
 def encode_put(key: bytes, value: bytes) -> bytes:
-    """Return a PutRequest: protobuf fields 1 (key) and 2 (value), both below 128 bytes."""
-    return b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+    """Return a PutRequest: protobuf fields 1 (key) and 2 (value)."""
+    return _field(1, key) + _field(2, value)
+
+
+def encode_range(key: bytes) -> bytes:
+    """Return a RangeRequest for one key; linearizable, which is the default."""
+    return _field(1, key)

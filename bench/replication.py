@@ -1,206 +1,260 @@
-"""What ordering costs: three processes on loopback, real fdatasync, an empty state machine.
+"""`nokv_replication` behind a network front, beside etcd: puts of 256 bytes, linearizable gets.
 
-    python bench/replication.py [--nodes 3] [--json]
+    python -m bench.replication [--seconds 2] [--repeats 3]
 
-The load runs in the leader's own process, so no RPC is in the figures: serial proposals, proposals
-with 64 outstanding, the same in groups of 128 payloads, and ReadIndex reads.
+Three nodes of each, one client process, all on this machine; both sync before they answer. The
+nodes are `bench.kvnode`: ordering, an LMDB state and a thin front, without the namespace. etcd is
+driven through its own gRPC API from the same client process.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import itertools
+import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
 
+import grpc.aio
+import msgspec
 import uvloop
 
-from nokv_replication import Applied, Group, GroupConfig, Identity, Times, initialise
-from nokv_replication.disk import OsDisk
-from nokv_replication.driver import Driver, SystemClock
-from nokv_replication.tcp import TcpNetwork
+from bench.etcd import PUT, RANGE, Etcd, encode_put, encode_range, free_ports
+from bench.kvnode import Kind, Reply, Request
+from bench.report import Row, machine, save, show
+from bench.workloads import keep_busy, serial_ms
+from nokv.wire.framing import FrameParser, frame
 
-PAYLOAD = bytes(100)
-SERIAL = 2_000
-OUTSTANDING = 64
-SINGLE = 40_000
-GROUP = 128
-GROUPED = 400_000
+VALUE_BYTES = 256
+KEYS = 10_000
+START_TIMEOUT_S = 20.0
+
+Call = Callable[[], Awaitable[object]]
 
 
-class NullMachine:
-    """Answers every payload with nothing; its commit is free (see `Machine`)."""
-
-    # ruff: noqa: D102 - the port's docstrings hold
+class KvClient(asyncio.Protocol):
+    """One pipelined connection to a front."""
 
     def __init__(self) -> None:
-        self._applied = Applied()
+        self._parser = FrameParser()
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+        self._decode = msgspec.msgpack.Decoder(Reply).decode
+        self._encode = msgspec.msgpack.Encoder().encode
 
-    def open(self) -> Applied:
-        return self._applied
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own type
 
-    def apply(self, applied: Applied, _times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
-        self._applied = applied
-        for _ in payloads:
-            yield b""
+    def data_received(self, data: bytes) -> None:
+        """Settle the calls that are answered."""
+        for payload in self._parser.feed(data):
+            reply = self._decode(payload)
+            self._waiting.pop(reply.number).set_result(reply)
 
-    def commit(self) -> int:
-        return self._applied.index
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Fail what waits."""
+        for future in self._waiting.values():
+            future.set_exception(ConnectionError("the node is gone"))
+        self._waiting.clear()
 
-    def fingerprint(self) -> bytes:
-        return b""
+    async def call(self, kind: Kind, key: bytes = b"", value: bytes = b"") -> Reply:
+        """Send one request and wait for its answer."""
+        number = next(self._numbers)
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._waiting[number] = future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame(self._encode(Request(number, kind, key, value))))
+        return await future
 
-    def digest(self) -> bytes:
-        return b""
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        assert self._transport is not None
+        self._transport.write(b"".join(out))
 
+    async def succeed(self, kind: Kind, key: bytes, value: bytes = b"") -> None:
+        """Send one request that must succeed."""
+        reply = await self.call(kind, key, value)
+        assert reply.ok, "a request was refused in a cluster without faults"
 
-def sync_cost_us(folder: Path) -> float:
-    """Return the median of one 256-byte pwrite + fdatasync inside a preallocated file."""
-    disk = OsDisk(folder)
-    handle = disk.create("probe")
-    disk.preallocate(handle, 1 << 20, 0)
-    disk.fdatasync(handle)
-    samples = []
-    for i in range(300):
-        started = time.perf_counter()
-        disk.pwrite(handle, bytes(range(256)), i * 256)
-        disk.fdatasync(handle)
-        samples.append(time.perf_counter() - started)
-    disk.close(handle)
-    return sorted(samples)[150] * 1e6
-
-
-async def timed(count: int, tasks: int, work: Callable[[], Awaitable[object]]) -> float:
-    """Return calls of `work` a second with so many outstanding."""
-
-    async def worker() -> None:
-        for _ in range(count // tasks):
-            await work()
-
-    started = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(tasks)))
-    return count / (time.perf_counter() - started)
-
-
-async def measure(driver: Driver, group: Group, folder: Path) -> dict[str, float]:
-    """Run the load at the leader."""
-    samples = []
-    for _ in range(SERIAL):
-        started = time.perf_counter()
-        await driver.propose(PAYLOAD)
-        samples.append(time.perf_counter() - started)
-    samples.sort()
-    before, cpu = group.status().counters, time.process_time()
-    single = await timed(SINGLE, OUTSTANDING, lambda: driver.propose(PAYLOAD))
-    cpu_us = (time.process_time() - cpu) / SINGLE * 1e6
-    after = group.status().counters
-    syncs = after.log_syncs - before.log_syncs
-
-    async def many() -> None:
-        await asyncio.gather(*(driver.propose(PAYLOAD) for _ in range(GROUP)))
-
-    cpu = time.process_time()
-    grouped = await timed(GROUPED // GROUP, 8, many) * GROUP
-    grouped_cpu_us = (time.process_time() - cpu) / GROUPED * 1e6
-    reads = await timed(SINGLE, OUTSTANDING, driver.read_index)
-    return {
-        "sync_us": round(sync_cost_us(folder), 1),
-        "serial_p50_us": round(samples[len(samples) // 2] * 1e6, 1),
-        "serial_p99_us": round(samples[len(samples) * 99 // 100] * 1e6, 1),
-        "single_per_s": round(single),
-        "single_leader_cpu_us": round(cpu_us, 2),
-        "single_per_sync": round(SINGLE / max(1, syncs), 1),
-        "grouped_per_s": round(grouped),
-        "grouped_leader_cpu_us": round(grouped_cpu_us, 2),
-        "reads_per_s": round(reads),
-    }
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.close()
 
 
-async def run_node(node: int, ports: list[int], folder: Path) -> None:
-    """Be one node; measure and print when this one leads."""
-    addresses = {i + 1: f"127.0.0.1:{port}" for i, port in enumerate(ports)}
-    identity = Identity("bench", node, 100 + node)
-    config, rng, disk = GroupConfig(), random.Random(), OsDisk(folder)
-    initialise(disk, config, identity, rng)
-    network = TcpNetwork(node, addresses[node], addresses, rng)
-    group = Group(
-        identity=identity,
-        addresses=addresses,
-        config=config,
-        machine=NullMachine(),
-        disk=disk,
-        network=network,
-        clock=SystemClock(),
-        rng=rng,
+class KvCluster:
+    """Nodes of `bench.kvnode` under a directory; a context manager."""
+
+    def __init__(self, directory: Path, nodes: int) -> None:
+        self._directory = directory
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        ports = free_ports(2 * nodes)
+        self._peers, self.fronts = ports[:nodes], ports[nodes:]
+
+    def __enter__(self) -> Self:
+        """Start the nodes."""
+        for node in range(1, len(self.fronts) + 1):
+            folder = self._directory / f"kv-{node}"
+            folder.mkdir()
+            command: list[str] = [sys.executable, "-m", "bench.kvnode", "--node", str(node)]
+            command += ["--peers", ",".join(map(str, self._peers))]
+            command += ["--fronts", ",".join(map(str, self.fronts)), "--folder", str(folder)]
+            self._nodes.append(subprocess.Popen(command))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the nodes."""
+        for node in self._nodes:
+            node.kill()
+            node.wait()
+
+    async def leader(self) -> KvClient:
+        """Return a connection to the node that leads, once one does."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                for port in self.fronts:
+                    try:
+                        _, client = await loop.create_connection(KvClient, "127.0.0.1", port)
+                    except OSError:
+                        continue
+                    if (await client.call(Kind.LEADS)).ok:
+                        return client
+                    client.close()
+                await asyncio.sleep(0.05)
+
+
+class Side:
+    """One of the two services: how to put and how to get a key by its number."""
+
+    def __init__(self, name: str, put: Callable[[int], Awaitable[object]], get: Call) -> None:
+        self.name = name
+        self.put = put
+        self.get = get
+
+
+def _kv_side(client: KvClient, value: bytes) -> Side:
+    rng = random.Random(1)
+
+    def put(number: int) -> Awaitable[object]:
+        return client.succeed(Kind.PUT, b"/bench/%06d" % (number % KEYS), value)
+
+    def get() -> Awaitable[object]:
+        return client.succeed(Kind.GET, b"/bench/%06d" % rng.randrange(KEYS))
+
+    return Side("nokv_replication", put, get)
+
+
+def _etcd_side(channel: grpc.aio.Channel, value: bytes) -> Side:
+    rng = random.Random(1)
+    call_put, call_range = channel.unary_unary(PUT), channel.unary_unary(RANGE)
+
+    async def put(number: int) -> None:
+        await call_put(encode_put(b"/bench/%06d" % (number % KEYS), value))
+
+    async def get() -> None:
+        await call_range(encode_range(b"/bench/%06d" % rng.randrange(KEYS)))
+
+    return Side("etcd", put, get)
+
+
+async def _measure(side: Side, rows: Sequence[Row], seconds: float) -> None:
+    numbers = itertools.count()
+    serial, put_64, put_256, get_64 = rows
+    serial.values.append(await serial_ms(seconds, side.put))
+    put_64.values.append(await keep_busy(64, seconds, lambda: side.put(next(numbers))))
+    put_256.values.append(await keep_busy(256, seconds, lambda: side.put(next(numbers))))
+    get_64.values.append(await keep_busy(64, seconds, side.get))
+
+
+def _rows(name: str, *, ours: bool) -> list[Row]:
+    goals = ("0.6 of etcd", "13,500", "22,000", "13,400") if ours else ("", "", "", "")
+    peers = ("", "", "", "") if ours else ("0.81", "6,750", "10,960", "6,730")
+    what = (
+        (f"{name}: put, serial", "ms p50"),
+        (f"{name}: puts, 64 outstanding", "1/s"),
+        (f"{name}: puts, 256 outstanding", "1/s"),
+        (f"{name}: linearizable gets, 64 outstanding", "1/s"),
     )
-    driver = Driver(group, network)
-    await driver.start()
-    while not group.status().leads:  # noqa: ASYNC110 - once, before anything is measured
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(1.0)  # let the followers settle
-    print(json.dumps(await measure(driver, group, folder)), flush=True)
-    await asyncio.Event().wait()
+    return [
+        Row(text, unit, "-" if "gets" in text else "fdatasync", 3, goal=goal, peer=peer)
+        for (text, unit), goal, peer in zip(what, goals, peers, strict=True)
+    ]
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
+async def replication(directory: Path, seconds: float, repeats: int) -> None:
+    """Measure both services in turns; print the table and save it."""
+    value = os.urandom(VALUE_BYTES)
+    facts = machine(directory)
+    ours = _rows("nokv_replication", ours=True)
+    theirs = _rows("etcd", ours=False)
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
+        cluster = stack.enter_context(KvCluster(root, 3))
+        missing = Etcd.missing()
+        etcd = None if missing else stack.enter_context(Etcd(root))
+        async with AsyncExitStack() as clients:
+            client = await cluster.leader()
+            pairs = [(_kv_side(client, value), ours)]
+            if etcd is not None:
+                channel = grpc.aio.insecure_channel(f"127.0.0.1:{etcd.leader_port()}")
+                await clients.enter_async_context(channel)
+                pairs.append((_etcd_side(channel, value), theirs))
+            for _ in range(repeats):
+                for side, rows in pairs:
+                    await _measure(side, rows, seconds)
+            client.close()
+    for row in theirs:
+        row.why = missing
+    ratios = [
+        Row(
+            f"ratio: {what}",
+            "to etcd",
+            "",
+            3,
+            [a / b for a, b in zip(x.values, y.values, strict=True)],
+            goal,
+        )
+        for what, x, y, goal in zip(
+            ("serial latency", "puts at 64", "puts at 256", "gets at 64"),
+            ours,
+            theirs,
+            ("at most 0.6", "at least 2", "at least 2", "at least 2"),
+            strict=True,
+        )
+        if y.values
+    ]
+    title = "Ordering alone: 256-byte values from one client process, beside etcd"
+    show(title, facts, [*ours, *theirs, *ratios])
+    save("replication", facts, [*ours, *theirs, *ratios])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--node", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--ports", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.node is not None:
-        ports = [int(port) for port in options.ports.split(",")]
-        uvloop.run(run_node(options.node, ports, options.folder))
-        return
-    chosen = ",".join(str(port) for port in free_ports(options.nodes))
-    with tempfile.TemporaryDirectory(prefix="bench-replication-", dir=".") as root:
-        children = []
-        output = Path(root) / "result"
-        with output.open("wb") as sink:
-            for node in range(1, options.nodes + 1):
-                folder = Path(root) / str(node)
-                folder.mkdir()
-                command: list[str] = [
-                    sys.executable,
-                    __file__,
-                    "--node",
-                    str(node),
-                    "--ports",
-                    chosen,
-                ]
-                command += ["--folder", str(folder)]
-                children.append(subprocess.Popen(command, stdout=sink))
-            try:
-                while not output.read_bytes().endswith(b"\n"):
-                    time.sleep(0.1)
-                    assert all(child.poll() is None for child in children), "a node died"
-            finally:
-                for child in children:
-                    child.kill()
-                    child.wait()
-        result = json.loads(output.read_text())
-    if options.json:
-        print(json.dumps({"nodes": options.nodes, **result}))
-    else:
-        for name, value in {"nodes": options.nodes, **result}.items():
-            print(f"{name:24} {value:>12,}")
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m bench.replication", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per row and repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="for the data")
+    given = parser.parse_args()
+    uvloop.run(replication(given.directory, given.seconds, given.repeats))
 
 
 if __name__ == "__main__":
