@@ -114,10 +114,10 @@ class PairMachine:
     def image(self) -> ImageSource:
         raise AssertionError(_NO_IMAGES)
 
-    def receive(self, applied: Applied) -> ImageSink:
+    def receive(self, _applied: Applied) -> ImageSink:
         raise AssertionError(_NO_IMAGES)
 
-    def install(self, sink: ImageSink) -> Applied:
+    def install(self, _sink: ImageSink) -> Applied:
         raise AssertionError(_NO_IMAGES)
 
     def get(self, key: bytes) -> bytes:
