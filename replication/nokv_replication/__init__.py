@@ -20,6 +20,7 @@ from nokv_replication.errors import (
     ProtocolError,
     Refused,
     ReplicationError,
+    SkipRefused,
     StartRefused,
     Stopped,
     TooFarBehind,
@@ -40,6 +41,7 @@ from nokv_replication.roster import initialise
 from nokv_replication.types import (
     Applied,
     Committed,
+    DurationHistogram,
     Counters,
     GroupConfig,
     Outcome,
@@ -48,7 +50,6 @@ from nokv_replication.types import (
     Role,
     Skip,
     Status,
-    SyncHistogram,
     Times,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "Disk",
     "DiskFailed",
     "Diverged",
+    "DurationHistogram",
     "Fatal",
     "Group",
     "GroupConfig",
@@ -87,10 +89,10 @@ __all__ = [
     "ReplicationError",
     "Role",
     "Skip",
+    "SkipRefused",
     "StartRefused",
     "Status",
     "Stopped",
-    "SyncHistogram",
     "Times",
     "TooFarBehind",
     "TooLarge",

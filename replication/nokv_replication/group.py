@@ -14,22 +14,22 @@ import msgspec
 
 from nokv_replication._pysyncobj import Core
 from nokv_replication.apply import Applier
-from nokv_replication.bootstrap import Identity
+from nokv_replication.bootstrap import Identity, Member
 from nokv_replication.elections import PreVotes
 from nokv_replication.errors import (
     HandshakeRefused,
+    MembershipRefused,
     NotLeader,
     OutcomeUnknown,
     ProtocolError,
     ReplicationError,
     Stopped,
+    TransferFailed,
 )
 from nokv_replication.frames import (
-    Ack,
     Body,
-    RequestVote,
-    TooFar,
-    Vote,
+    Greeting,
+    Purpose,
     decode_frame,
     decode_hello,
     encode,
@@ -42,10 +42,13 @@ from nokv_replication.ports import Clock, Disk, Machine, Network
 from nokv_replication.reads import Reads
 from nokv_replication.receiver import Receiver
 from nokv_replication.roster import Roster, check_start
+from nokv_replication.sending import Sending
+from nokv_replication.skips import Skips
+from nokv_replication.status import Picture
 from nokv_replication.types import (
+    ChangeDone,
     Counters,
     GroupConfig,
-    PeerStatus,
     ProposeDone,
     ReadDone,
     Role,
@@ -75,10 +78,13 @@ class Group:
         network: Network,
         clock: Clock,
         rng: Random,
+        machine_format: int = 0,
         on_role_change: RoleChange | None = None,
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Open log and machine and check that they belong together.
+
+        `machine_format` is told to the peers (`PeerStatus.machine_format`) and means nothing here.
 
         Raises:
             ConfigurationError: the addresses do not fit the identity.
@@ -97,9 +103,10 @@ class Group:
         self._now_ns = 0
         self.counters = Counters()
         self._log = Log.open(disk, config, identity, rng)
-        self._roster = Roster(identity, addresses, self._log.members)
-        self._applier = Applier(machine, self._log, config, clock, self.counters)
-        check_start(self._log, self._applier.applied, identity, self._roster)
+        self._roster = Roster(identity, addresses, self._log.members, machine_format)
+        skips = Skips(disk, identity.cluster)
+        self._applier = Applier(machine, self._log, config, clock, self.counters, skips)
+        check_start(self._log, self._applier.applied, self._roster)
         others = [node for node in sorted(addresses) if node != identity.node]
         self._quorum = len(addresses) // 2 + 1
         Core.enter(self._now_ns, rng)
@@ -126,13 +133,37 @@ class Group:
             self._send,
         )
         self._outbox = Outbox(identity.node, log, network, clock, counters)
+        self._sending = Sending(
+            core,
+            log,
+            self._peers,
+            self._receiver,
+            self._applier,
+            self._outbox,
+            clock,
+            self._send,
+        )
+        self._picture = Picture(
+            identity=identity,
+            config=config,
+            core=core,
+            log=log,
+            roster=self._roster,
+            applier=self._applier,
+            peers=self._peers,
+            receiver=self._receiver,
+            leadership=self._leadership,
+            outbox=self._outbox,
+            clock=clock,
+            counters=counters,
+        )
+        network.set_peers({node: addresses[node] for node in others})
         self.wake: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[int, int, Body | None]] = deque()
         self._role = Role.FOLLOWER
         self._term = self._core.term()
         self._leader: int | None = None
         self._send_now = False
-        self._free_bytes = 0
         self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
         self._more_to_prepare = False
         self._log_keep_bytes = config.log_keep_bytes
@@ -141,12 +172,12 @@ class Group:
 
     # ------------------------------------------------------------------ connections
 
-    def hello(self, epoch: int) -> bytes:
+    def hello(self, epoch: int, purpose: Purpose = Purpose.RAFT) -> bytes:
         """Return this node's first frame on a connection with that epoch."""
-        return encode(self._roster.hello(epoch))
+        return encode(self._roster.hello(epoch, purpose))
 
-    def greet(self, data: bytes) -> tuple[int, int]:
-        """Check a peer's first frame; return its node id and the epoch it proposes.
+    def greet(self, data: bytes) -> Greeting:
+        """Check a peer's first frame; return who it is, the epoch it proposes, and what for.
 
         Raises:
             HandshakeRefused: the peer does not belong here; tell it why and close.
@@ -160,7 +191,7 @@ class Group:
         node = self._roster.greet(hello)
         if self._roster.members is None:
             self.wake()
-        return node, hello.epoch
+        return Greeting(node, hello.epoch, hello.purpose)
 
     def connected(self, peer: int, epoch: int) -> None:
         """Announce a connection that was greeted; its `epoch` was never used before."""
@@ -216,6 +247,28 @@ class Group:
             self.counters.failed_not_leader += 1
             return NotLeader(self._leader)
         return self._proposals.refusal(size_bytes, self._applier.waiting)
+
+    def add_member(self, member: Member, done: ChangeDone) -> None:
+        """Add a learner; its node id must be larger than any ever used. `done` is called once.
+
+        With `Committed`, with `MembershipRefused` or another `Refused`, or with `OutcomeUnknown`.
+        """
+        done(MembershipRefused(f"node {member.node} cannot be added yet"))
+
+    def promote_member(self, node: int, done: ChangeDone) -> None:
+        """Make a learner that has caught up a voter; `done` as for `add_member`."""
+        done(MembershipRefused(f"node {node} cannot be promoted yet"))
+
+    def remove_member(self, node: int, done: ChangeDone) -> None:
+        """Remove a member, not the leader itself; `done` as for `add_member`."""
+        done(MembershipRefused(f"node {node} cannot be removed yet"))
+
+    def transfer(self, target: int | None, done: ChangeDone) -> None:
+        """Hand leadership to a voter, None for the most caught-up one; `done` is called once.
+
+        With `Committed` once that node leads, or with `TransferFailed` or another `Refused`.
+        """
+        done(TransferFailed(f"leadership cannot be handed to {target} yet"))
 
     def read_index(self, done: ReadDone) -> None:
         """Call `done(index)` when the machine holds everything acknowledged before this call.
@@ -274,7 +327,7 @@ class Group:
         self._failed = True
         now_ns = self._clock.monotonic_ns() - self._zero_ns
         assert now_ns >= self._now_ns
-        self._now_ns = now_ns
+        self._now_ns = self._sending.now_ns = now_ns
         self.counters.steps += 1
         Core.enter(now_ns, self._rng)
         self._drain()
@@ -390,62 +443,16 @@ class Group:
 
     def core_send(self, peer: int, message: dict[str, Any]) -> None:
         """Take a message of the library for a peer (`CoreOwner`)."""
-        kind = message["type"]
-        if kind == "append_entries":
-            self._send_append(peer, message)
-        elif kind == "next_node_idx":
-            self._send_ack(peer, message)
-        elif kind == "request_vote":
-            body = RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
-            self._send(peer, body)
-        elif kind == "response_vote":
-            self._send(peer, Vote(message["term"]))
-        else:
-            message_text = f"the library sent {kind!r}"
-            raise AssertionError(message_text)
-
-    def _send_append(self, peer: int, message: dict[str, Any]) -> None:
-        if "prevLogIdx" not in message:
-            # The library would send its dump: the peer needs what this log no longer holds.
-            self._core.set_next_index(peer, self._log.last_index + 1)
-            self._send(peer, TooFar(self._core.term(), self._log.base_index, self._log.base_term))
-            return
-        assert "transmission" not in message
-        prev_index = message["prevLogIdx"]
-        prev = None if prev_index is None else (prev_index, message["prevLogTerm"])
-        state = self._peers[peer]
-        body = self._peers.make_append(state, prev, message["entries"], self._now_ns)
-        self._send(peer, body)
-
-    def _send_ack(self, peer: int, message: dict[str, Any]) -> None:
-        answering = self._receiver.filter.answering
-        assert answering is not None
-        term, sequence = answering
-        next_index, success, reset = self._receiver.filter.rewrite_answer(message)
-        if success:
-            self._receiver.too_far_base = None
-        applier = self._applier
-        ack = Ack(
-            term=term,
-            sequence=sequence,
-            success=success,
-            reset=reset,
-            next_index=next_index,
-            applied_index=applier.applied.index,
-            fingerprint=applier.fingerprint(),
-            wall_ns=max(0, self._clock.wall_ns()),
-            free_bytes=self._free_bytes,
-        )
-        self._send(peer, ack)
+        self._sending.message(peer, message)
 
     def _measure_free_bytes(self) -> None:
         if self._now_ns - self._free_bytes_ns >= _FREE_BYTES_PERIOD_NS:
             self._free_bytes_ns = self._now_ns
             if self._free_bytes_source is not None:
-                self._free_bytes = self._free_bytes_source()
+                self._sending.free_bytes = self._free_bytes_source()
             else:
                 droppable = self._log.droppable_bytes(self._applier.durable_index)
-                self._free_bytes = self._disk.free_bytes() + droppable
+                self._sending.free_bytes = self._disk.free_bytes() + droppable
 
     # ------------------------------------------------------------------ leading
 
@@ -523,59 +530,14 @@ class Group:
 
     def status(self) -> Status:
         """Return a picture of this replica; call between steps."""
-        core, log, applier = self._core, self._log, self._applier
-        members = self._roster.members
-        self.counters.wall_clamped = self._timekeeper.clamped
-        return Status(
-            cluster=self._identity.cluster,
-            node=self._identity.node,
+        return self._picture.take(
             role=self._role,
-            ready=members is not None,
-            leads=self._leads() and self._leadership.founded,
-            term=core.term(),
+            leads=self._leads(),
             leader=self._leader,
-            commit_index=core.commit_index(),
-            applied_index=applier.applied.index,
-            durable_index=applier.durable_index,
-            first_index=log.first_index,
-            last_index=log.last_index,
-            log_bytes=log.size_bytes,
-            droppable_bytes=log.droppable_bytes(applier.durable_index),
-            free_bytes=self._free_bytes,
             cluster_ns=self.cluster_ns(),
-            members=members.addresses() if members is not None else {},
-            peers=tuple(self._peer_status(node) for node in self._peers.all),
-            counters=msgspec.structs.replace(self.counters),
-            log_sync=self._outbox.histogram(),
-            problem=self._problem(),
-        )
-
-    def _peer_status(self, node: int) -> PeerStatus:
-        peer, leads = self._peers[node], self._role == Role.LEADER
-        match = self._core.match_index(node) if leads else 0
-        wall_ns = self._clock.wall_ns()
-        return PeerStatus(
-            node=node,
-            connected=peer.epoch > 0,
-            match_index=match,
-            lag_entries=self._log.last_index - match if leads else 0,
-            inflight_bytes=peer.inflight_bytes,
-            applied_index=peer.applied_index if leads else 0,
-            free_bytes=peer.free_bytes if leads else 0,
-            wall_skew_ns=self._timekeeper.skew_ns(node, wall_ns, self._now_ns) if leads else 0,
+            free_bytes=self._sending.free_bytes,
+            now_ns=self._now_ns,
         )
 
     def _problem(self) -> str:
-        if self._receiver.too_far_base is not None:
-            return (
-                f"this node needs the entries after {self._log.last_index}, its peers hold those"
-                f" after {self._receiver.too_far_base} only: it serves nothing. The others go"
-                " on while they are a majority (docs/operations.md: A lost node)"
-            )
-        if self._roster.members is None:
-            return "waiting for the other first members: " + (
-                self._roster.last_refusal or "not all have been reached yet"
-            )
-        if self._role == Role.LEADER and self._timekeeper.clamped_now:
-            return "this node's clock is more than 10 s from its peers': check time synchronisation"
-        return self._roster.last_refusal
+        return self._picture.problem(self._role)

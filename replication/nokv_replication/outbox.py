@@ -1,15 +1,15 @@
 """Frames of a step on their way out, and the log's sync that most of them wait for."""
 
-import bisect
+from collections import deque
 
 from nokv_replication.frames import Append, Body, Frame, encode
+from nokv_replication.histogram import Histogram
 from nokv_replication.log import Log
 from nokv_replication.peers import Peer
 from nokv_replication.ports import Clock, Network
-from nokv_replication.types import Counters, SyncHistogram
+from nokv_replication.types import Counters, DurationHistogram
 
-_BOUNDS_NS = tuple(round(1e3 * 2**n) for n in range(4, 24))
-"""16 us to 8.4 s, doubling."""
+_RECENT_SYNCS = 8
 
 
 class Outbox:
@@ -29,8 +29,8 @@ class Outbox:
         self._counters = counters
         self._early: list[tuple[Peer, Body]] = []
         self._late: list[tuple[Peer, Body]] = []
-        self._sync_counts = [0] * (len(_BOUNDS_NS) + 1)
-        self._sync_total_ns = 0
+        self._syncs = Histogram()
+        self._recent_syncs_ns: deque[int] = deque(maxlen=_RECENT_SYNCS)
 
     def put(self, peer: Peer, body: Body) -> None:
         """Hold a frame until its time in this step."""
@@ -57,8 +57,13 @@ class Outbox:
         self._log.sync()
         took_ns = self._clock.monotonic_ns() - started_ns
         self._counters.log_syncs += 1
-        self._sync_counts[bisect.bisect_left(_BOUNDS_NS, took_ns)] += 1
-        self._sync_total_ns += took_ns
+        self._syncs.observe(took_ns)
+        self._recent_syncs_ns.append(took_ns)
+
+    def recent_sync_ns(self) -> int:
+        """Return the mean duration of the latest syncs, 0 before the first."""
+        recent = self._recent_syncs_ns
+        return sum(recent) // len(recent) if recent else 0
 
     def _flush(self, frames: list[tuple[Peer, Body]]) -> None:
         for peer, body in frames:
@@ -69,8 +74,6 @@ class Outbox:
                 self._network.send(peer.node, encode(frame))
         frames.clear()
 
-    def histogram(self) -> SyncHistogram:
+    def histogram(self) -> DurationHistogram:
         """Return the durations of the syncs so far."""
-        return SyncHistogram(
-            bounds_ns=_BOUNDS_NS, counts=tuple(self._sync_counts), total_ns=self._sync_total_ns
-        )
+        return self._syncs.picture()

@@ -36,6 +36,8 @@ class Peer(msgspec.Struct):
     """Base of this log that was tried as the entry before, since the peer last confirmed one."""
     applied_index: int = 0
     free_bytes: int = 0
+    sync_ns: int = 0
+    """How long its log syncs took of late."""
     vote_term: int = 0
     """Term of the vote counted last; a duplicate must not count twice."""
 

@@ -22,8 +22,10 @@ from nokv_replication.frames import (
     ProbeOk,
     ReadAnswer,
     ReadAsk,
+    Removed,
     RequestVote,
     Stale,
+    TimeoutNow,
     TooFar,
     Vote,
 )
@@ -90,6 +92,7 @@ class Receiver:
         state = self._peers[peer]
         state.applied_index = max(state.applied_index, body.applied_index)
         state.free_bytes = body.free_bytes
+        state.sync_ns = body.sync_ns
         self._timekeeper.hear(peer, body.wall_ns, self._now_ns)
         mine = self._applier.fingerprint_at(body.applied_index)
         if mine is not None and mine != body.fingerprint:
@@ -169,6 +172,12 @@ class Receiver:
         if body.term == self._core.term():
             self._applier.check_fingerprint(body.index, body.fingerprint)
 
+    def _on_timeout_now(self, _peer: int, _sequence: int, body: TimeoutNow) -> None:
+        pass
+
+    def _on_removed(self, _peer: int, _sequence: int, body: Removed) -> None:
+        pass
+
     _HANDLERS: dict[type, Callable[["Receiver", int, int, Any], None]] = {  # noqa: RUF012
         Append: _on_append,
         Ack: _on_ack,
@@ -183,4 +192,6 @@ class Receiver:
         Stale: _on_stale,
         TooFar: _on_too_far,
         Mismatch: _on_mismatch,
+        TimeoutNow: _on_timeout_now,
+        Removed: _on_removed,
     }

@@ -11,7 +11,7 @@ import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Identity, Member, Members, check_addresses
 from nokv_replication.errors import HandshakeRefused, StartRefused
-from nokv_replication.frames import Hello
+from nokv_replication.frames import Hello, Purpose
 from nokv_replication.log import Log
 from nokv_replication.ports import Disk
 from nokv_replication.types import Applied, GroupConfig
@@ -20,10 +20,14 @@ from nokv_replication.types import Applied, GroupConfig
 class Roster:
     """The first members, learnt from handshakes until all are known; fixed ever after."""
 
-    def __init__(self, identity: Identity, addresses: dict[int, str], synced: bytes) -> None:
+    def __init__(
+        self, identity: Identity, addresses: dict[int, str], synced: bytes, machine_format: int
+    ) -> None:
         check_addresses(identity, addresses)
         self._identity = identity
         self._addresses = addresses
+        self._machine_format = machine_format
+        self._machine_formats: dict[int, int] = {}
         self._incarnations = {identity.node: identity.incarnation}
         # Digests announced by peers whose list is complete while ours is not.
         self._foreign_digests: dict[int, bytes] = {}
@@ -48,7 +52,7 @@ class Roster:
             raise StartRefused(message)
         self._incarnations = mine
         self.members = members
-        self._digest = members.digest(self._identity.cluster)
+        self._digest = members.founders
 
     @property
     def digest(self) -> bytes:
@@ -62,13 +66,14 @@ class Roster:
         """
         if set(self._incarnations) != set(self._addresses):
             return None
-        members = Members(
+        members = Members.first(
+            self._identity.cluster,
             tuple(
                 Member(node, self._incarnations[node], self._addresses[node])
                 for node in sorted(self._addresses)
-            )
+            ),
         )
-        digest = members.digest(self._identity.cluster)
+        digest = members.founders
         for node, other in self._foreign_digests.items():
             if other != digest:
                 self.last_refusal = (
@@ -95,11 +100,16 @@ class Roster:
         except HandshakeRefused as refusal:
             self.note_refusal(refusal)
             raise
+        self._machine_formats[hello.node] = hello.machine_format
         if self.members is None:
             self._incarnations[hello.node] = hello.incarnation
             if hello.digest:
                 self._foreign_digests[hello.node] = hello.digest
         return hello.node
+
+    def machine_format(self, node: int) -> int:
+        """Return the machine format of a peer's last handshake, 0 before one."""
+        return self._machine_formats.get(node, 0)
 
     def note_refusal(self, refusal: HandshakeRefused) -> None:
         """Keep the latest refusal, of a peer or by one, for the operator."""
@@ -129,7 +139,7 @@ class Roster:
             message = f"node {hello.node} was founded with another list of members"
             raise HandshakeRefused(message)
 
-    def hello(self, epoch: int) -> Hello:
+    def hello(self, epoch: int, purpose: Purpose) -> Hello:
         """Return this node's hello for a connection."""
         identity = self._identity
         return Hello(
@@ -139,6 +149,8 @@ class Roster:
             incarnation=identity.incarnation,
             digest=self._digest,
             epoch=epoch,
+            purpose=purpose,
+            machine_format=self._machine_format,
         )
 
 
@@ -151,7 +163,7 @@ def initialise(disk: Disk, config: GroupConfig, identity: Identity, rng: Random)
     Log.create(disk, config, identity, rng)
 
 
-def check_start(log: Log, applied: Applied, identity: Identity, roster: Roster) -> None:
+def check_start(log: Log, applied: Applied, roster: Roster) -> None:
     """Compare machine and log: the machine is the truth for what it applied durably.
 
     The log may reach further back and further on. One that ends before the machine's position, or
@@ -172,7 +184,7 @@ def check_start(log: Log, applied: Applied, identity: Identity, roster: Roster) 
     if applied.config:
         founded = msgspec.msgpack.decode(applied.config, type=Members)
         synced = roster.members
-        if synced is None or founded.digest(identity.cluster) != synced.digest(identity.cluster):
+        if synced is None or founded.founders != synced.founders:
             message = (
                 "the state machine belongs to a group with other members than the log's: the"
                 " data directory was mixed up; put the right state beside the right log"

@@ -32,20 +32,6 @@ class Times(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cluster_ns: int = 0
 
 
-class Applied(msgspec.Struct, frozen=True, array_like=True):
-    """The position of a state machine, stored by it in the same transaction as the effects.
-
-    `index`, `term`: of the last applied entry; (0, 0) for a machine that never applied one.
-    `config`: opaque bytes of the group's members as of `index`, b"" before the first such entry.
-    `times`: of the last applied entry. A machine stores and returns the value whole.
-    """
-
-    index: int = 0
-    term: int = 0
-    config: bytes = b""
-    times: Times = Times()
-
-
 class Skip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """An entry that an operator has every node apply as if it held nothing.
 
@@ -55,6 +41,22 @@ class Skip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     index: int
     term: int
     crc: int
+
+
+class Applied(msgspec.Struct, frozen=True, array_like=True):
+    """The position of a state machine, stored by it in the same transaction as the effects.
+
+    `index`, `term`: of the last applied entry; (0, 0) for a machine that never applied one.
+    `config`: opaque bytes of the group's members as of `index`, b"" before the first such entry.
+    `times`: of the last applied entry. `skips`: the entries up to `index` that were skipped, in
+    order of index. A machine stores and returns the value whole.
+    """
+
+    index: int = 0
+    term: int = 0
+    config: bytes = b""
+    times: Times = Times()
+    skips: tuple[Skip, ...] = ()
 
 
 class Committed(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -135,8 +137,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Its recent log syncs, as its acknowledgements say."""
 
 
-class SyncHistogram(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations of the log's fdatasync: counts per upper bound, Prometheus style."""
+class DurationHistogram(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations since this process started: counts per upper bound, Prometheus style."""
 
     bounds_ns: tuple[int, ...]
     counts: tuple[int, ...]
@@ -207,6 +209,19 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration in force, ordered by node id; empty before one is known."""
     peers: tuple[PeerStatus, ...]
     counters: Counters
-    log_sync: SyncHistogram
+    log_sync: DurationHistogram
+    """Writing and syncing the log."""
+    commit_latency: DurationHistogram
+    """Of proposals to this node as leader: from the oldest of an entry's to all being applied."""
+    machine_commit: DurationHistogram
+    """Durable commits of the machine."""
+    recent_sync_ns: int
+    """Mean of the latest syncs of the log, 0 before the first."""
+    slow_disk: bool
+    """`recent_sync_ns` is above a quarter of the heartbeat: it will cost leadership if it grows."""
+    uncommitted_ns: int
+    """How long the machine's oldest applied entry has waited for its durable commit; 0: none."""
+    skips: tuple[Skip, ...]
+    """Entries that an operator has this node pass over, applied or not."""
     problem: str
     """A sentence for the operator, "" when all is well."""

@@ -32,6 +32,8 @@ class Script:
         self.incarnations = {n: 100 + n for n in self.addresses}
         self.groups: dict[int, Group] = {}
         self.machines: dict[int, ListMachine] = {}
+        # Node to the peers its group asked for.
+        self.peers: dict[int, dict[int, str]] = {}
         self.links: dict[tuple[int, int], deque[bytes]] = {}
         self.checker = Checker()
         self.outcomes: dict[bytes, Outcome] = {}
@@ -68,6 +70,9 @@ class Script:
                 link = outer.links.get((node, peer))
                 if link is not None:
                     link.append(frame)
+
+            def set_peers(self, peers: dict[int, str]) -> None:
+                outer.peers[node] = peers
 
         group = Group(
             identity=self.identity(node),

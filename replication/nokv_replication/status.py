@@ -1,0 +1,129 @@
+"""The picture of one replica for people and for the owner: reads everything, changes nothing."""
+
+import msgspec
+
+from nokv_replication._pysyncobj import Core
+from nokv_replication.apply import Applier
+from nokv_replication.bootstrap import Identity
+from nokv_replication.leadership import Leadership
+from nokv_replication.log import Log
+from nokv_replication.outbox import Outbox
+from nokv_replication.peers import Peers
+from nokv_replication.ports import Clock
+from nokv_replication.receiver import Receiver
+from nokv_replication.roster import Roster
+from nokv_replication.types import Counters, GroupConfig, PeerStatus, Role, Status
+
+_SLOW_DISK_SHARE = 4
+
+
+class Picture:
+    """Takes the `Status` of a group between steps."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        config: GroupConfig,
+        core: Core,
+        log: Log,
+        roster: Roster,
+        applier: Applier,
+        peers: Peers,
+        receiver: Receiver,
+        leadership: Leadership,
+        outbox: Outbox,
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
+        self._identity = identity
+        self._config = config
+        self._core = core
+        self._log = log
+        self._roster = roster
+        self._applier = applier
+        self._peers = peers
+        self._receiver = receiver
+        self._leadership = leadership
+        self._outbox = outbox
+        self._clock = clock
+        self._counters = counters
+
+    def take(
+        self,
+        *,
+        role: Role,
+        leads: bool,
+        leader: int | None,
+        cluster_ns: int,
+        free_bytes: int,
+        now_ns: int,
+    ) -> Status:
+        """Return the picture; the arguments are what only the group itself knows."""
+        core, log, applier = self._core, self._log, self._applier
+        members = self._roster.members
+        recent_sync_ns = self._outbox.recent_sync_ns()
+        self._counters.wall_clamped = self._leadership.timekeeper.clamped
+        return Status(
+            cluster=self._identity.cluster,
+            node=self._identity.node,
+            role=role,
+            ready=members is not None,
+            leads=leads and self._leadership.founded,
+            term=core.term(),
+            leader=leader,
+            commit_index=core.commit_index(),
+            applied_index=applier.applied.index,
+            durable_index=applier.durable_index,
+            first_index=log.first_index,
+            last_index=log.last_index,
+            log_bytes=log.size_bytes,
+            droppable_bytes=log.droppable_bytes(applier.durable_index),
+            free_bytes=free_bytes,
+            cluster_ns=cluster_ns,
+            members=members.members if members is not None else (),
+            peers=tuple(self._peer(node, role, now_ns) for node in self._peers.all),
+            counters=msgspec.structs.replace(self._counters),
+            log_sync=self._outbox.histogram(),
+            commit_latency=applier.latency.picture(),
+            machine_commit=applier.commits.picture(),
+            recent_sync_ns=recent_sync_ns,
+            slow_disk=recent_sync_ns > self._config.heartbeat_ns // _SLOW_DISK_SHARE,
+            uncommitted_ns=applier.uncommitted_ns(),
+            skips=applier.skips.all,
+            problem=self.problem(role),
+        )
+
+    def _peer(self, node: int, role: Role, now_ns: int) -> PeerStatus:
+        peer, leads = self._peers[node], role == Role.LEADER
+        match = self._core.match_index(node) if leads else 0
+        wall_ns = self._clock.wall_ns()
+        skew_ns = self._leadership.timekeeper.skew_ns(node, wall_ns, now_ns)
+        return PeerStatus(
+            node=node,
+            connected=peer.epoch > 0,
+            match_index=match,
+            lag_entries=self._log.last_index - match if leads else 0,
+            inflight_bytes=peer.inflight_bytes,
+            applied_index=peer.applied_index if leads else 0,
+            free_bytes=peer.free_bytes if leads else 0,
+            wall_skew_ns=skew_ns if leads else 0,
+            machine_format=self._roster.machine_format(node),
+            sync_ns=peer.sync_ns if leads else 0,
+        )
+
+    def problem(self, role: Role) -> str:
+        """Return a sentence for the operator, "" when all is well."""
+        if self._receiver.too_far_base is not None:
+            return (
+                f"this node needs the entries after {self._log.last_index}, its peers hold those"
+                f" after {self._receiver.too_far_base} only: it serves nothing. The others go"
+                " on while they are a majority (docs/operations.md: A lost node)"
+            )
+        if self._roster.members is None:
+            return "waiting for the other first members: " + (
+                self._roster.last_refusal or "not all have been reached yet"
+            )
+        if role == Role.LEADER and self._leadership.timekeeper.clamped_now:
+            return "this node's clock is more than 10 s from its peers': check time synchronisation"
+        return self._roster.last_refusal
