@@ -41,8 +41,8 @@ from nokv_replication.roster import initialise
 from nokv_replication.types import (
     Applied,
     Committed,
-    DurationHistogram,
     Counters,
+    DurationHistogram,
     GroupConfig,
     Outcome,
     PeerStatus,

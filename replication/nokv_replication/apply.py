@@ -6,11 +6,14 @@ middle of one, replication steps, and until the entry ends there is no read, com
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from nokv_replication.errors import Diverged, Fatal, OutcomeUnknown, ReplicationError
-from nokv_replication.frames import EntryKind, decode_entry
+from nokv_replication.frames import EntryKind, decode_entry, way_past
+from nokv_replication.histogram import Histogram
 from nokv_replication.log import Log
 from nokv_replication.ports import Clock, Machine
+from nokv_replication.skips import Skips
 from nokv_replication.types import (
     Applied,
     Committed,
@@ -25,31 +28,51 @@ _PAYLOADS_PER_LOOK = 16
 """Payloads between two looks at the clock."""
 
 
+class _Waiters(NamedTuple):
+    """Who waits for an entry: in the order of its payloads."""
+
+    term: int
+    callbacks: list[ProposeDone]
+    since_ns: int
+
+
 class Applier:
     """The machine of one group, and who waits for its results."""
 
     def __init__(
-        self, machine: Machine, log: Log, config: GroupConfig, clock: Clock, counters: Counters
+        self,
+        machine: Machine,
+        log: Log,
+        config: GroupConfig,
+        clock: Clock,
+        counters: Counters,
+        skips: Skips,
     ) -> None:
         self._machine = machine
         self._log = log
         self._config = config
         self._clock = clock
         self._counters = counters
+        self.skips = skips
+        self.latency = Histogram()
+        """From the oldest proposal of an entry to its end, once a proposal."""
+        self.commits = Histogram()
+        """Of the machine's durable commits."""
         self.applied: Applied = machine.open()
         """Position after the last entry that was applied to its end."""
+        skips.opened(self.applied)
         self.durable_index = self.applied.index
         """Applied index of the last commit of the machine; never above `applied.index`."""
         self._stepper: Iterator[bytes] | None = None
         self._next = self.applied
-        self._next_waiters: tuple[int, list[ProposeDone]] | None = None
+        self._next_waiters: _Waiters | None = None
         self._next_results = 0
         self._next_payloads = 0
         self._uncommitted_bytes = 0
         # When the oldest entry of the machine's open transaction was applied.
         self._uncommitted_since_ns = 0
-        # Index to (term, callbacks) of proposals in the log that are not applied.
-        self._waiters: dict[int, tuple[int, list[ProposeDone]]] = {}
+        # By index: proposals in the log that are not applied.
+        self._waiters: dict[int, _Waiters] = {}
         self.waiting = 0
         """Proposals in the log whose callbacks were not called."""
         self._results: list[tuple[ProposeDone, Outcome]] = []
@@ -59,17 +82,20 @@ class Applier:
 
     # ------------------------------------------------------------------ results
 
-    def wait(self, index: int, term: int, callbacks: list[ProposeDone]) -> None:
-        """Remember whom to tell when the entry at `index` was applied."""
-        self._waiters[index] = (term, callbacks)
+    def wait(self, index: int, term: int, callbacks: list[ProposeDone], since_ns: int) -> None:
+        """Remember whom to tell when the entry at `index` was applied.
+
+        `since_ns`: monotonic time at which the oldest of the proposals arrived.
+        """
+        self._waiters[index] = _Waiters(term, callbacks, since_ns)
         self.waiting += len(callbacks)
 
     def abandon(self, error: ReplicationError) -> None:
         """Tell everybody who waits that the outcome is not known here."""
         waiters, self._waiters = self._waiters, {}
-        groups = [callbacks for _, callbacks in waiters.values()]
+        groups = [one.callbacks for one in waiters.values()]
         if self._next_waiters is not None:
-            groups.append(self._next_waiters[1][self._next_results :])
+            groups.append(self._next_waiters.callbacks[self._next_results :])
             self._next_waiters = None
         for callbacks in groups:
             self.waiting -= len(callbacks)
@@ -103,7 +129,13 @@ class Applier:
                 if self.applied.index >= limit_index:
                     return
                 self._begin(self.applied.index + 1)
-            if not self._pull(deadline_ns):
+            try:
+                ended = self._pull(deadline_ns)
+            except Exception as error:
+                index = self._next.index
+                error.add_note(f"entry {index} of the log did that; always? {way_past(index)}")
+                raise
+            if not ended:
                 return
             self._end()
             on_entry(self.applied.index)
@@ -114,8 +146,27 @@ class Applier:
         assert index <= self._log.synced_index
         term = self._log.term_at(index)
         command = self._log.entry(index)
-        entry = decode_entry(command, index)
-        last = self.applied
+        waiters = self._waiters.pop(index, None)
+        skip = self.skips.at(index)
+        if skip is not None:
+            self.skips.check(skip, term, command)
+            last, payloads = self.applied, []
+            self._next = Applied(index, term, last.config, last.times, (*last.skips, skip))
+            self._give_up(waiters, "an operator had the group skip this entry")
+            waiters = None
+        else:
+            payloads = self._decode(command, index, term)
+            if waiters is not None and waiters.term != term:
+                self._give_up(waiters, "another leader's entry took the place of this one")
+                waiters = None
+        self._next_payloads, self._next_results = len(payloads), 0
+        self._next_waiters = waiters
+        self._uncommitted_bytes += len(command)
+        self._stepper = iter(self._machine.apply(self._next, self._next.times, payloads))
+
+    def _decode(self, command: bytes, index: int, term: int) -> list[bytes]:
+        """Set the position that the entry leads to; return its payloads for the machine."""
+        entry, last = decode_entry(command, index), self.applied
         if entry.cluster_ns < last.times.cluster_ns or entry.wall_ns < last.times.wall_ns:
             message = f"time falls at entry {index}: {last.times} then {entry.times}"
             raise Fatal(message)
@@ -123,24 +174,21 @@ class Applier:
         if entry.kind == EntryKind.MEMBERS:
             assert len(payloads) == 1
             config, payloads = payloads[0], []
-        self._next = Applied(index, term, config, entry.times)
-        self._next_payloads, self._next_results = len(payloads), 0
-        self._next_waiters = self._waiters.pop(index, None)
-        waiters = self._next_waiters
-        if waiters is not None and waiters[0] != term:
-            self._next_waiters = None
-            self.waiting -= len(waiters[1])
-            self._counters.failed_unknown += len(waiters[1])
-            lost = OutcomeUnknown("another leader's entry took the place of this one")
-            self._results.extend((done, lost) for done in waiters[1])
-        self._uncommitted_bytes += len(command)
-        self._stepper = iter(self._machine.apply(self._next, entry.times, payloads))
+        self._next = Applied(index, term, config, entry.times, last.skips)
+        return payloads
+
+    def _give_up(self, waiters: "_Waiters | None", why: str) -> None:
+        if waiters is not None:
+            self.waiting -= len(waiters.callbacks)
+            self._counters.failed_unknown += len(waiters.callbacks)
+            lost = OutcomeUnknown(why)
+            self._results.extend((done, lost) for done in waiters.callbacks)
 
     def _pull(self, deadline_ns: int) -> bool:
         """Step the current entry; return whether it ended."""
         assert self._stepper is not None
         waiters = self._next_waiters
-        callbacks = waiters[1] if waiters is not None else None
+        callbacks = waiters.callbacks if waiters is not None else None
         assert callbacks is None or len(callbacks) == self._next_payloads
         index, at = self._next.index, self._next_results
         results = self._results
@@ -163,7 +211,10 @@ class Applier:
 
     def _end(self) -> None:
         self._stepper = None
-        self._next_waiters = None
+        waiters, self._next_waiters = self._next_waiters, None
+        if waiters is not None:
+            took_ns = self._clock.monotonic_ns() - waiters.since_ns
+            self.latency.observe(took_ns, len(waiters.callbacks))
         if self.applied.index == self.durable_index:
             self._uncommitted_since_ns = self._clock.monotonic_ns()
         self.applied = self._next
@@ -188,10 +239,18 @@ class Applier:
         self.commit()
         return True
 
+    def uncommitted_ns(self) -> int:
+        """Return how long the oldest applied entry has waited for its commit, 0 without one."""
+        if self.applied.index == self.durable_index:
+            return 0
+        return self._clock.monotonic_ns() - self._uncommitted_since_ns
+
     def commit(self) -> None:
         """Commit the machine now; between entries only."""
         assert self._stepper is None
+        started_ns = self._clock.monotonic_ns()
         index = self._machine.commit()
+        self.commits.observe(self._clock.monotonic_ns() - started_ns)
         assert self.durable_index <= index <= self.applied.index
         self.durable_index = index
         self._uncommitted_bytes = 0

@@ -103,8 +103,8 @@ class Group:
         self._now_ns = 0
         self.counters = Counters()
         self._log = Log.open(disk, config, identity, rng)
-        self._roster = Roster(identity, addresses, self._log.members, machine_format)
         skips = Skips(disk, identity.cluster)
+        self._roster = Roster(identity, addresses, self._log.members, machine_format, skips)
         self._applier = Applier(machine, self._log, config, clock, self.counters, skips)
         check_start(self._log, self._applier.applied, self._roster)
         others = [node for node in sorted(addresses) if node != identity.node]

@@ -36,7 +36,7 @@ class Leadership:
         self._counters = counters
         self._quorum = quorum
         self.timekeeper = Timekeeper()
-        self.proposals = Proposals(config, counters)
+        self.proposals = Proposals(config, clock, counters)
         self.waiting_for_time = False
         """Whether something in the machine waits for cluster time."""
         self._last_append_ns = 0
@@ -58,9 +58,10 @@ class Leadership:
 
     def _last_times(self) -> Times:
         log, applied = self._log, self._applier.applied
-        if log.last_index == log.base_index:
-            return applied.times
-        return decode_entry(log.entry(log.last_index), log.last_index).times
+        for index in range(log.last_index, applied.index, -1):
+            if self._applier.skips.at(index) is None:
+                return decode_entry(log.entry(index), index).times
+        return applied.times
 
     @property
     def founded(self) -> bool:
@@ -79,10 +80,11 @@ class Leadership:
         if not self.founded:
             self._append_members(times, now_ns)
         elif self.proposals:
+            since_ns = self.proposals.oldest_ns
             payloads, callbacks, size = self.proposals.take()
             self._append_entry(times, payloads, EntryKind.COMMANDS, now_ns)
             index = self._log.last_index
-            self._applier.wait(index, self._core.term(), callbacks)
+            self._applier.wait(index, self._core.term(), callbacks, since_ns)
             self.proposals.appended(index, size)
         else:
             self._append_entry(times, [], EntryKind.TICK, now_ns)

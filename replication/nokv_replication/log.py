@@ -301,6 +301,11 @@ class Log:
         """Bytes of the records in all segments."""
         return sum(segment.used_bytes for segment in self._segments)
 
+    @property
+    def segment_count(self) -> int:
+        """Files in use."""
+        return len(self._segments)
+
     def term_at(self, index: int) -> int:
         """Return the term of the entry at `base_index` <= index <= `last_index`."""
         if index == self.base_index:

@@ -3,6 +3,7 @@
 from collections import deque
 
 from nokv_replication.errors import Overloaded, ReplicationError, TooLarge
+from nokv_replication.ports import Clock
 from nokv_replication.types import Counters, GroupConfig, ProposeDone
 
 ENTRY_OVERHEAD_BYTES = 64
@@ -14,9 +15,12 @@ PAYLOAD_OVERHEAD_BYTES = 5
 class Proposals:
     """The bounded queue of one leader. All that waits in it goes out as one entry."""
 
-    def __init__(self, config: GroupConfig, counters: Counters) -> None:
+    def __init__(self, config: GroupConfig, clock: Clock, counters: Counters) -> None:
         self._config = config
+        self._clock = clock
         self._counters = counters
+        self.oldest_ns = 0
+        """When the oldest of what waits arrived, or something before it; on the clock."""
         self._queue: deque[tuple[bytes, ProposeDone]] = deque()
         self._queue_bytes = 0
         # (index, bytes) of entries appended here and not applied yet.
@@ -43,6 +47,8 @@ class Proposals:
 
     def add(self, payload: bytes, done: ProposeDone) -> None:
         """Queue a payload that was not refused."""
+        if not self._queue:
+            self.oldest_ns = self._clock.monotonic_ns()
         self._queue.append((payload, done))
         self._queue_bytes += len(payload)
 

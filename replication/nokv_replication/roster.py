@@ -14,6 +14,7 @@ from nokv_replication.errors import HandshakeRefused, StartRefused
 from nokv_replication.frames import Hello, Purpose
 from nokv_replication.log import Log
 from nokv_replication.ports import Disk
+from nokv_replication.skips import Skips
 from nokv_replication.types import Applied, GroupConfig
 
 
@@ -21,12 +22,18 @@ class Roster:
     """The first members, learnt from handshakes until all are known; fixed ever after."""
 
     def __init__(
-        self, identity: Identity, addresses: dict[int, str], synced: bytes, machine_format: int
+        self,
+        identity: Identity,
+        addresses: dict[int, str],
+        synced: bytes,
+        machine_format: int,
+        skips: Skips,
     ) -> None:
         check_addresses(identity, addresses)
         self._identity = identity
         self._addresses = addresses
         self._machine_format = machine_format
+        self._skips = skips
         self._machine_formats: dict[int, int] = {}
         self._incarnations = {identity.node: identity.incarnation}
         # Digests announced by peers whose list is complete while ours is not.
@@ -101,6 +108,8 @@ class Roster:
             self.note_refusal(refusal)
             raise
         self._machine_formats[hello.node] = hello.machine_format
+        if hello.skips and not self._skips.all:
+            self._skips.adopt(hello.skips)
         if self.members is None:
             self._incarnations[hello.node] = hello.incarnation
             if hello.digest:
@@ -126,6 +135,9 @@ class Roster:
         if hello.node == self._identity.node or hello.node not in self._addresses:
             message = f"node {hello.node} is no peer of node {self._identity.node}"
             raise HandshakeRefused(message)
+        refusal = self._skips.refusal(hello.node, hello.skips)
+        if refusal and not self._may_take_list(hello):
+            raise HandshakeRefused(refusal)
         if self.members is None:
             return
         if hello.incarnation != self._incarnations[hello.node]:
@@ -139,6 +151,11 @@ class Roster:
             message = f"node {hello.node} was founded with another list of members"
             raise HandshakeRefused(message)
 
+    def _may_take_list(self, hello: Hello) -> bool:
+        """Whether this node, or the peer, has not joined and takes the other's list of skips."""
+        mine_is_new = not self._digest and not self._skips.all
+        return mine_is_new or (not hello.digest and not hello.skips)
+
     def hello(self, epoch: int, purpose: Purpose) -> Hello:
         """Return this node's hello for a connection."""
         identity = self._identity
@@ -151,6 +168,7 @@ class Roster:
             epoch=epoch,
             purpose=purpose,
             machine_format=self._machine_format,
+            skips=self._skips.all,
         )
 
 
