@@ -99,7 +99,8 @@ class Driver:
 
     def _fail(self, error: BaseException) -> None:
         self._closed = True
-        log.critical("replication stops this process: %s", error, exc_info=error)
+        reason = "; ".join((str(error), *getattr(error, "__notes__", ())))
+        log.critical("replication stops this process: %s", reason, exc_info=error)
         for handler in logging.getLogger().handlers:
             handler.flush()
         self._exit_process(EXIT_FATAL)

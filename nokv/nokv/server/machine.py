@@ -12,10 +12,10 @@ from typing import Final, Protocol
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV
 from nokv.state.effects import CheckpointReached, Effect, SessionDead, SessionLive
 from nokv.state.machine import StateMachine
-from nokv.state.records import Position
+from nokv.state.records import Counters, Position
 from nokv.types.reads import GetVolume, VolumeReply
 from nokv.types.values import Caller
-from nokv_replication import Applied, Times
+from nokv_replication import Applied, Skip, Times
 
 DIRTY_CHECK_ENTRIES: Final = 8
 """The transaction's size is looked at every so many entries; one entry's writes are bounded."""
@@ -35,6 +35,19 @@ class Effects(Protocol):
     def checkpoint(self, number: int, applied_index: int, version: int) -> None:
         """Everything up to here, and nothing more, is committed."""
         ...
+
+
+def position_of(applied: Applied) -> Position:
+    """Return replication's position as the state stores it; the times are in its counters."""
+    skips = tuple((skip.index, skip.term, skip.crc) for skip in applied.skips)
+    return Position(applied.index, applied.term, applied.config, skips)
+
+
+def applied_of(position: Position, counters: Counters) -> Applied:
+    """Return what the state stores as replication's position."""
+    times = Times(counters.wall_ns, counters.cluster_ns)
+    skips = tuple(Skip(*skip) for skip in position.skips)
+    return Applied(position.index, position.term, position.config, times, skips)
 
 
 class MachinePort:
@@ -57,14 +70,12 @@ class MachinePort:
 
     def open(self) -> Applied:
         """Return the position of the last commit."""
-        position, counters = self.machine.applied(), self.machine.counters
-        times = Times(counters.wall_ns, counters.cluster_ns)
-        return Applied(position.index, position.term, position.config, times)
+        return applied_of(self.machine.applied(), self.machine.counters)
 
     def apply(self, applied: Applied, times: Times, payloads: Sequence[bytes]) -> Iterator[bytes]:
         """Apply one entry as a stepper; its effects follow when it ends."""
         self.between_entries = False
-        position = Position(applied.index, applied.term, applied.config)
+        position = position_of(applied)
         yield from self.machine.apply(position, times.wall_ns, times.cluster_ns, payloads)
         self.between_entries = True
         self._entries += 1

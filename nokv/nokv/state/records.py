@@ -222,6 +222,8 @@ class Position(Strict, frozen=True):
     index: int
     term: int
     config: bytes
+    skips: tuple[tuple[int, int, int], ...] = ()
+    """Entries up to `index` that were skipped: index, term and CRC-32C of each."""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -585,5 +585,5 @@ class TestStart:
         script = leading()
         log = script.groups[1]._log
         log.append(msgspec.msgpack.encode([2, 0, 0, [], 0]), log.last_index + 1, log.last_term)
-        with pytest.raises(LogDamaged, match="upgrade"):
+        with pytest.raises(LogDamaged, match="run the build that wrote it"):
             script.settle(rounds=20)

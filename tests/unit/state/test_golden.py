@@ -56,7 +56,7 @@ RECORDS: dict[str, msgspec.Struct] = {
     "drop of objects": Drop(0, 5, 2, 3, 4, 5, (OBJECT,), b"history"),
     "job": Job(1, 0, 5, 6),
     "events": EventRecord(123, ((5, 1), (1,)), (EVENT,)),
-    "position": Position(10, 2, b"config"),
+    "position": Position(10, 2, b"config", ((7, 1, 0xE3069283),)),
     "chunk": StoredChunk(
         (OBJECT,), (StoredExtent(0, 5, 0, 10, 3), StoredExtent(5, 1, -1, 0, 4, b"x"))
     ),
