@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from nokv.errors import ConfigError
@@ -44,9 +45,7 @@ def add_certs(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    _check_packages()
-    from nokv.server import certs
-
+    certs = _minting()
     cluster = options.cluster or _cluster_of(options.config)
     made = certs.make_authority(options.dir, cluster, options.days or certs.CA_DAYS)
     _tell(made)
@@ -56,9 +55,7 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _node(options: argparse.Namespace) -> int:
-    _check_packages()
-    from nokv.server import certs
-
+    certs = _minting()
     hosts = options.host or certs.HOSTS
     made = certs.make_node(options.dir, options.number, hosts, options.days or certs.LEAF_DAYS)
     _tell(made)
@@ -70,9 +67,7 @@ def _node(options: argparse.Namespace) -> int:
 
 
 def _client(options: argparse.Namespace) -> int:
-    _check_packages()
-    from nokv.server import certs
-
+    certs = _minting()
     made = certs.make_client(options.dir, options.name, options.days or certs.LEAF_DAYS)
     _tell(made)
     print("set for the client, with the places of the files there:\n")
@@ -93,9 +88,10 @@ def _cluster_of(config: Path) -> str:
     return read_identity(Path(load(config).data_dir)).cluster.cluster
 
 
-def _check_packages() -> None:
+def _minting() -> ModuleType:
     try:
-        import cryptography  # noqa: F401 - to see whether it is there
+        from nokv.server import certs
     except ImportError as error:
         message = f"the server's packages are not installed: {error}"
         raise ConfigError(message, hint="pip install 'nokv[server]'") from None
+    return certs

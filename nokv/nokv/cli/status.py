@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nokv.cli import output
@@ -47,14 +48,16 @@ async def look(cluster: str) -> list[Seen]:
     """Ask the named nodes, and those that they know, for their status.
 
     Raises:
-        ConfigError: the addresses are none.
+        ConfigError: the addresses are none, or a TLS file of the environment is missing.
     """
     from nokv.client.routing import parse_cluster
+    from nokv.client.tls import connect_context
 
+    tls = connect_context()
     seen: dict[str, Seen] = {}
     waiting = set(parse_cluster(cluster))
     while waiting:
-        for found in await asyncio.gather(*(_ask(address) for address in sorted(waiting))):
+        for found in await asyncio.gather(*(_ask(address, tls) for address in sorted(waiting))):
             seen[found.address] = found
         numbers = {one.status.node for one in seen.values() if one.status is not None}
         waiting = {
@@ -115,7 +118,7 @@ def _order(one: Seen) -> tuple[int, str]:
     return (one.status.node if one.status is not None else 1 << 16, one.address)
 
 
-async def _ask(address: str) -> Seen:
+async def _ask(address: str, tls: ssl.SSLContext | None) -> Seen:
     import time
 
     from nokv.errors import NokvError
@@ -124,7 +127,7 @@ async def _ask(address: str) -> Seen:
 
     try:
         connection = await RpcConnection.connect(
-            address, Hello(PROTOCOL, agent="nokv status"), timeout_s=PROBE_S
+            address, Hello(PROTOCOL, agent="nokv status"), timeout_s=PROBE_S, tls=tls
         )
     except NokvError as error:
         return Seen(address, None, None, error.message)

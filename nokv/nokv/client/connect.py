@@ -11,6 +11,7 @@ from nokv.client.core import ClientConfig, Core, FaultPoint, own_caller
 from nokv.client.fs import AsyncClient
 from nokv.client.options import Options
 from nokv.client.routing import Router, parse_cluster
+from nokv.client.tls import TlsFiles, connect_context
 from nokv.errors import ConfigError
 from nokv.objects.port import ObjectStore
 from nokv.types.values import Caller
@@ -25,6 +26,7 @@ class Connecting:
         config: ClientConfig,
         caller: Caller,
         cluster_id: str,
+        tls: TlsFiles | None,
         store: ObjectStore | None,
         fault_point: FaultPoint | None,
         rng: random.Random | None,
@@ -33,6 +35,7 @@ class Connecting:
         self._config = config
         self._caller = caller
         self._cluster_id = cluster_id
+        self._tls = tls
         self._store = store
         self._fault_point = fault_point
         self._rng = rng
@@ -40,7 +43,11 @@ class Connecting:
 
     async def _connect(self) -> AsyncClient:
         router = Router(
-            self._addresses, cluster=self._cluster_id, agent=self._config.agent, rng=self._rng
+            self._addresses,
+            cluster=self._cluster_id,
+            agent=self._config.agent,
+            rng=self._rng,
+            tls=connect_context(self._tls),
         )
         core = Core(
             router,
@@ -83,6 +90,7 @@ def connect(
     config: ClientConfig | None = None,
     caller: Caller | None = None,
     cluster_id: str = "",
+    tls: TlsFiles | None = None,
     store: ObjectStore | None = None,
     fault_point: FaultPoint | None = None,
     rng: random.Random | None = None,
@@ -95,19 +103,21 @@ def connect(
         config: deadlines and bounds.
         caller: on whose behalf everything runs; None for this process's user and groups.
         cluster_id: refuse nodes of any other cluster.
+        tls: the client's certificate, its key and whom to trust; None takes them from NOKV_TLS_CA,
+            NOKV_TLS_CERT and NOKV_TLS_KEY, and speaks no TLS where these are not set.
         store: the object store; None makes it from what the volume says, with the credentials of
             this process.
         fault_point: called at named points (`nokv.client.core.FaultPoint`), for tests.
         rng: for the jitter of retries.
 
     Raises:
-        ConfigError: at once, for addresses that are none.
+        ConfigError: at once, for addresses that are none; when it is entered, for TLS files.
         Unavailable: when it is entered or awaited, if no node answers in time.
     """
     addresses = addresses_of(cluster)
     config = config or ClientConfig()
     who = caller or own_caller()
-    return Connecting(addresses, config, who, cluster_id, store, fault_point, rng)
+    return Connecting(addresses, config, who, cluster_id, tls, store, fault_point, rng)
 
 
 def addresses_of(cluster: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
 from nokv.client.clock import boot_ns
+from nokv.client.nodes import NODES_MAX, Node, Nodes
 from nokv.errors import (
     BadRequest,
     ConfigError,
@@ -45,9 +47,6 @@ from nokv.wire.rpc import (
 )
 
 log = logging.getLogger("nokv.client")
-
-NODES_MAX: Final = 64
-"""Nodes that a router remembers; further ones that answers name are ignored."""
 
 CONNECT_TIMEOUT_S: Final = 2.0
 PROBE_TIMEOUT_S: Final = 1.0
@@ -95,27 +94,6 @@ def backoff_s(attempt: int, rng: random.Random) -> float:
     return rng.uniform(0.0, min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** min(attempt, 16)))
 
 
-class Node:
-    """One node as the client sees it."""
-
-    def __init__(self, address: str) -> None:
-        self.address: Final = address
-        self.number = 0
-        """What the node calls itself; 0 until it answered."""
-        self.connection: RpcConnection | None = None
-        self.failures = 0
-        """Failed attempts since the last success; sets the backoff."""
-        self.rest_until_s = 0.0
-        """Not chosen for reads before this time of the loop, unless no other node is left."""
-        self.opening: asyncio.Task[RpcConnection] | None = None
-
-    @property
-    def live(self) -> RpcConnection | None:
-        """The open connection, if there is one."""
-        connection = self.connection
-        return connection if connection is not None and not connection.closed else None
-
-
 class Router:
     """The nodes of one cluster. Belongs to one event loop; every method but `close` may raise.
 
@@ -124,6 +102,7 @@ class Router:
         cluster: refuse nodes of any other cluster id; empty takes the first answer's.
         agent: what the client calls itself in the nodes' logs.
         rng: for jitter and order.
+        tls: for every connection; None: in the clear.
     """
 
     def __init__(
@@ -133,18 +112,17 @@ class Router:
         cluster: str = "",
         agent: str = "",
         rng: random.Random | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        assert addresses, "a cluster has nodes"
         self.cluster = cluster
         self.volume: VolumeReply | None = None
         """The volume record, once a node that has one answered."""
         self.on_leader: Callable[[], None] | None = None
         """Called when a leader was found."""
         self._agent = agent
+        self._tls = tls
         self._rng = rng or random.Random()
-        self._nodes = {address: Node(address) for address in addresses}
-        self._advertised: dict[str, int] = {}
-        self._by_number: dict[int, Node] = {}
+        self._nodes = Nodes(addresses)
         self._leader: Node | None = None
         self._finding: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -178,19 +156,19 @@ class Router:
     async def close(self) -> None:
         """End all connections; what is open on them raises Unavailable."""
         self._closed = True
-        openings = [node.opening for node in self._nodes.values()]
+        openings = [node.opening for node in self._nodes]
         tasks = [task for task in (self._watch, self._finding, *openings) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for node in self._nodes.values():
+        for node in self._nodes:
             if node.connection is not None:
                 await node.connection.close()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
         """The nodes that are known."""
-        return tuple(self._nodes.values())
+        return tuple(self._nodes)
 
     def find_node(self, which: int | str) -> Node:
         """Return a node by its number or address.
@@ -198,16 +176,7 @@ class Router:
         Raises:
             InvalidArgument: no node of that name has been heard of.
         """
-        if isinstance(which, int):
-            node = self._by_number.get(which)
-        else:
-            number = self._advertised.get(which, 0)
-            node = self._nodes.get(which) or self._by_number.get(number)
-        if node is None:
-            known = ", ".join(f"{node.number or '?'} at {node.address}" for node in self.nodes)
-            message = f"no node {which!r} is known"
-            raise InvalidArgument(message, hint=f"known: {known}")
-        return node
+        return self._nodes.find(which)
 
     # ------------------------------------------------------------ connections
 
@@ -237,7 +206,7 @@ class Router:
         hello = Hello(PROTOCOL, self.cluster, agent=self._agent[:255])
         try:
             connection = await RpcConnection.connect(
-                node.address, hello, timeout_s=CONNECT_TIMEOUT_S
+                node.address, hello, timeout_s=CONNECT_TIMEOUT_S, tls=self._tls
             )
         except NokvError:
             self._rest(node)
@@ -250,31 +219,26 @@ class Router:
         self.cluster = reply.cluster
         self.volume = self.volume or reply.volume
         node.connection = connection
-        node.number = reply.node
         node.failures = 0
         node.rest_until_s = 0.0
-        self._by_number.setdefault(reply.node, node)
+        self._nodes.answered(node, reply.node)
         for other in reply.nodes:
-            self._learn(other.node, other.address)
+            self._nodes.learn(other.node, other.address)
         if reply.leader and self.leader is None:
-            self._leader = self._resolve(reply.leader)
+            self._leader = self._nodes.resolve(reply.leader)
         return connection
 
-    def _learn(self, number: int, address: str) -> None:
-        self._advertised[address] = number
-        if number not in self._by_number and len(self._nodes) < NODES_MAX:
-            node = self._nodes.setdefault(address, Node(address))
-            node.number = node.number or number
-            self._by_number[number] = node
-
-    def _resolve(self, address: str) -> Node:
-        """Return the node that others know by `address`; it may be reached by another one."""
-        known = self._by_number.get(self._advertised.get(address, 0)) or self._nodes.get(address)
-        if known is None:
-            known = Node(address)
-            if len(self._nodes) < NODES_MAX:
-                self._nodes[address] = known
-        return known
+    def _take_members(self, status: StatusReply) -> None:
+        """Learn the members that a node knows; what a leader no longer has is forgotten."""
+        if status.role != "leader":
+            for member in status.members:
+                self._nodes.learn(member.node, member.rpc)
+            return
+        for node in self._nodes.keep(status.members) if status.members else ():
+            if node is self._leader:
+                self._leader = None
+            if node.live is not None:
+                node.live.abort()
 
     def _rest(self, node: Node) -> None:
         node.failures += 1
@@ -324,7 +288,7 @@ class Router:
             return NotReady(message, hint="wait until a majority of its nodes runs: nokv status")
         told = (error.message if isinstance(error, NokvError) else str(error) for error in errors)
         reasons = "; ".join(islice(told, 8)) or "no answer"
-        message = f"no node of {', '.join(self._nodes)} could be reached: {reasons}"
+        message = f"no node of {self._nodes.addresses} could be reached: {reasons}"
         return Unavailable(message)
 
     # ------------------------------------------------------------ leader
@@ -341,7 +305,7 @@ class Router:
             return
         self._leader = None
         if isinstance(error, NotLeader) and connection.leader:
-            hinted = self._resolve(connection.leader)
+            hinted = self._nodes.resolve(connection.leader)
             if hinted is not node:
                 self._leader = hinted
 
@@ -366,8 +330,7 @@ class Router:
             pass
         live = self.leader
         if live is None:
-            nodes = ", ".join(self._nodes)
-            message = f"no leader was found among {nodes} within {timeout_s:g} s"
+            message = f"no leader was found among {self._nodes.addresses} within {timeout_s:g} s"
             raise Unavailable(message)
         return live
 
@@ -414,7 +377,7 @@ class Router:
                 own = status.role == "leader"
                 named = asked[task] if own else None
                 if named is None and status.leader_address:
-                    named = self._resolve(status.leader_address)
+                    named = self._nodes.resolve(status.leader_address)
                 if named is not None and (status.term, own) > best:
                     best, found = (status.term, own), named
             if best[1]:
@@ -431,7 +394,10 @@ class Router:
                 reply = await connection.call(Status(), timeout_s=PROBE_TIMEOUT_S)
         except (NokvError, TimeoutError):
             return None
-        return reply if isinstance(reply, StatusReply) else None
+        if not isinstance(reply, StatusReply):
+            return None
+        self._take_members(reply)
+        return reply
 
     async def call_leader(self, body: RequestBody, timeout_s: float) -> ResponseBody:
         """Send a request that may be repeated to the leader, whichever node that is.
@@ -464,7 +430,7 @@ class Router:
         if best is not None and best.in_flight == 0:
             return best
         now = asyncio.get_running_loop().time()
-        for node in self._nodes.values():
+        for node in self._nodes:
             live = node.live
             if live is None or node.rest_until_s > now:
                 continue
@@ -549,7 +515,7 @@ class Router:
                 self._rng.random(),
             )
 
-        return sorted(self._nodes.values(), key=rank)
+        return sorted(self._nodes, key=rank)
 
     # ------------------------------------------------------------ liveness
 

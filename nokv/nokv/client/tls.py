@@ -38,6 +38,16 @@ def files_from_environment(environ: Mapping[str, str] | None = None) -> TlsFiles
     return check_files(files, f"{CA_ENV}, {CERT_ENV} and {KEY_ENV}")
 
 
+def connect_context(files: TlsFiles | None = None) -> ssl.SSLContext | None:
+    """Return the context of a client: of these files, else of the environment's, else no TLS.
+
+    Raises:
+        ConfigError: a file is missing, or not what it should be.
+    """
+    files = files or files_from_environment()
+    return None if files is None else client_context(files)
+
+
 def check_files(files: TlsFiles, what: str) -> TlsFiles | None:
     """Return the files if all three are named, None if none is; else raise ConfigError."""
     if not any(files):

@@ -134,6 +134,22 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     """Digest the state at each checkpoint."""
 
 
+class TlsConfig(_Section, frozen=True, kw_only=True):
+    """Mutual TLS on the peer and the RPC port. All three or none; read when the node starts."""
+
+    ca: str = ""
+    """PEM file of the authority that signs the cluster's certificates; relative to this file."""
+    cert: str = ""
+    """PEM file of this node's certificate, with what is between it and the authority."""
+    key: str = ""
+    """PEM file of its key."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the node speaks TLS, and so may be reached from other machines."""
+        return bool(self.ca)
+
+
 class MemberConfig(_Section, frozen=True, kw_only=True):
     """Where one member is reached, where that differs from what `nokv init` wrote."""
 
@@ -155,6 +171,7 @@ class NodeConfig(_Section, frozen=True, kw_only=True):
     logging: LoggingConfig = LoggingConfig()
     sessions: SessionsConfig = SessionsConfig()
     worker: WorkerConfig = WorkerConfig()
+    tls: TlsConfig = TlsConfig()
     members: dict[str, MemberConfig] = {}
     """By node number. Empty: the addresses that `nokv init` wrote."""
 
@@ -182,11 +199,22 @@ def load(
         config = msgspec.convert(table, NodeConfig)
     except msgspec.ValidationError as error:
         raise _typed(error, sources, path) from None
-    config = msgspec.structs.replace(
-        config, data_dir=str((path.resolve().parent / config.data_dir).absolute())
-    )
+    config = _with_absolute_paths(config, path.resolve().parent)
     _check_values(config, sources, path)
     return config
+
+
+def _with_absolute_paths(config: NodeConfig, folder: Path) -> NodeConfig:
+    """Resolve what is relative to the file."""
+    tls = config.tls
+    places = {name: getattr(tls, name) for name in ("ca", "cert", "key")}
+    return msgspec.structs.replace(
+        config,
+        data_dir=str((folder / config.data_dir).absolute()),
+        tls=TlsConfig(
+            **{name: str((folder / place).absolute()) for name, place in places.items() if place}
+        ),
+    )
 
 
 def check(path: Path) -> NodeConfig:
@@ -318,7 +346,13 @@ def _check_values(config: NodeConfig, sources: Mapping[str, str], path: Path) ->
         addresses[f"members.{node}.rpc"] = member.rpc
     for key, text in addresses.items():
         if text or key in {"peer.listen", "rpc.listen"}:
-            check_loopback(text, f"{sources.get(key, str(path))}: {key}")
+            # The pages for probes and metrics are in the clear, and so always for loopback only.
+            tls = config.tls.enabled and key != "http.listen"
+            check_address(text, f"{sources.get(key, str(path))}: {key}", tls=tls)
+    tls_files = (config.tls.ca, config.tls.cert, config.tls.key)
+    if any(tls_files) and not all(tls_files):
+        message = f"{path}: tls: ca, cert and key belong together, and one is missing"
+        raise ConfigError(message, hint="see nokv certs")
     _check_listens(config, sources, path)
     timing = config.timing
     if not timing.heartbeat_ms * 3 < timing.election_min_ms < timing.election_max_ms:
@@ -341,14 +375,14 @@ def _check_listens(config: NodeConfig, sources: Mapping[str, str], path: Path) -
         taken[port] = key
 
 
-def check_loopback(address: str, where: str) -> None:
-    """Raise ConfigError unless `address` is one, and on loopback: there is no TLS yet."""
+def check_address(address: str, where: str, *, tls: bool) -> None:
+    """Raise ConfigError unless `address` is one, and on loopback if there is no TLS."""
     try:
         host, _ = parse_address(address)
     except InvalidArgument as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
-    if not is_loopback(host):
+    if not tls and not is_loopback(host):
         raise ConfigError(
             f"{where}: {address} is not a loopback address",
-            hint="a node without TLS listens on loopback only; use 127.0.0.1",
+            hint="a port without TLS is for loopback only: set [tls] (nokv certs), or 127.0.0.1",
         )

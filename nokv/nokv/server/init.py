@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from nokv.errors import ConfigError, DataDirectoryError
-from nokv.server.config import NodeConfig, check_loopback, load
+from nokv.server.config import NodeConfig, check_address, load
 from nokv.server.datadir import (
     FORMAT,
     IDENTITY_FILE,
@@ -78,7 +78,7 @@ def init_cluster(
         cluster=secrets.token_hex(16),
         volume=_volume(store),
         worker_token=secrets.token_hex(32),
-        members=_members(members),
+        members=_members(members, tls=config.tls.enabled),
         root_uid=os.getuid(),
         root_gid=os.getgid(),
     )
@@ -116,7 +116,7 @@ def join(
         raise ConfigError(message, hint="nokv init at the first node writes one") from None
     if cluster.format != FORMAT:
         raise ConfigError(f"{join_file} has format {cluster.format}; this program speaks {FORMAT}")
-    _members(cluster.members)
+    _members(cluster.members, tls=config.tls.enabled)
     identity = _identity(cluster, node, config)
     _refuse_initialised(Path(config.data_dir))
     _write(Path(config.data_dir), identity, config)
@@ -208,7 +208,7 @@ def _volume(store: StoreSpec) -> Volume:
     )
 
 
-def _members(members: Sequence[MemberAddress]) -> tuple[MemberAddress, ...]:
+def _members(members: Sequence[MemberAddress], *, tls: bool) -> tuple[MemberAddress, ...]:
     """Return the members in order, if they can be a cluster's."""
     if not 1 <= len(members) <= NODES_MAX:
         raise ConfigError(f"{len(members)} members", hint=f"a cluster has 1 to {NODES_MAX}")
@@ -221,6 +221,6 @@ def _members(members: Sequence[MemberAddress]) -> tuple[MemberAddress, ...]:
     for member in ordered:
         if not 1 <= member.node <= 65_535:
             raise ConfigError(f"member number {member.node}", hint="1 to 65535")
-        check_loopback(member.peer, f"member {member.node}: peer")
-        check_loopback(member.rpc, f"member {member.node}: rpc")
+        check_address(member.peer, f"member {member.node}: peer", tls=tls)
+        check_address(member.rpc, f"member {member.node}: rpc", tls=tls)
     return ordered

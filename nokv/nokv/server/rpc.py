@@ -19,6 +19,7 @@ import msgspec
 from nokv.errors import (
     BadRequest,
     DeadlineExceeded,
+    Forbidden,
     NokvError,
     NotReady,
     Overloaded,
@@ -26,10 +27,13 @@ from nokv.errors import (
     WrongCluster,
     WrongShard,
 )
+from nokv.server.acceptor import BACKLOG, TlsAcceptor
 from nokv.server.config import RpcConfig
 from nokv.server.metrics import Histogram
+from nokv.server.tls import NodeTls
 from nokv.types.values import Lenient
 from nokv.wire.framing import FrameParser, frame
+from nokv.wire.identity import Identity, identity_of
 from nokv.wire.rpc import (
     ErrorReply,
     Hello,
@@ -129,9 +133,10 @@ _head_decoder = msgspec.msgpack.Decoder(_Head)
 class RpcServer:
     """All connections of one node's RPC port. Belongs to one event loop."""
 
-    def __init__(self, config: RpcConfig, handler: Handler) -> None:
+    def __init__(self, config: RpcConfig, handler: Handler, tls: NodeTls | None = None) -> None:
         self.config: Final = config
         self.handler: Final = handler
+        self.tls: Final = tls
         self.loop: Final = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.requests = 0
@@ -153,23 +158,38 @@ class RpcServer:
         self._dirty: list[Connection] = []
         self._flush_due = False
         self._listener: asyncio.Server | None = None
+        self._acceptor: TlsAcceptor | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; return the address that was bound. Raises OSError."""
-        self._listener = await self.loop.create_server(
-            lambda: Connection(self), host, port, reuse_address=True, backlog=256
-        )
+        if self.tls is not None:
+            self._acceptor = TlsAcceptor(
+                lambda: Connection(self),
+                self.tls.server,
+                handshake_s=self.config.hello_ms / 1000,
+                on_failure=self._count_failure,
+            )
+            bound = await self._acceptor.start(host, port)
+        else:
+            self._listener = await self.loop.create_server(
+                lambda: Connection(self), host, port, reuse_address=True, backlog=BACKLOG
+            )
+            bound = self._listener.sockets[0].getsockname()
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
-        bound = self._listener.sockets[0].getsockname()
         return bound[0], bound[1]
+
+    def _count_failure(self) -> None:
+        self.hostile_total += 1
 
     async def stop(self, wait_s: float) -> None:
         """Refuse what is new, wait at most `wait_s` for what is open, and end all connections."""
         self.stopping = True
         if self._listener is not None:
             self._listener.close()
+        if self._acceptor is not None:
+            await self._acceptor.stop()
         if self.requests:
             self._drained = self.loop.create_future()
             try:
@@ -227,6 +247,7 @@ class Connection(asyncio.Protocol):
         "_backlog",
         "_began_s",
         "_calls",
+        "_identity",
         "_output",
         "_parser",
         "_reading_paused",
@@ -253,6 +274,8 @@ class Connection(asyncio.Protocol):
         self.greeted = False
         """Whether a hello was accepted."""
         self.role: int = Role.CLIENT
+        self._identity: Identity | None = None
+        # Whom its certificate names; None without TLS.
 
     # ------------------------------------------------------------ asyncio.Protocol
 
@@ -265,7 +288,24 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        if server.tls is not None and not self._is_certified(server.tls):
+            server.hostile_total += 1
+            self._transport.abort()
+            return
         server.connections.add(self)
+
+    def _is_certified(self, tls: NodeTls) -> bool:
+        """Note whom the verified certificate names; return whether it is of this cluster."""
+        assert self._transport is not None
+        try:
+            self._identity = identity_of(self._transport.get_extra_info("peercert"))
+        except Forbidden as error:
+            log.warning("ended a connection: %s", error.message)
+            return False
+        if self._identity.cluster == tls.cluster:
+            return True
+        log.warning("ended a connection: %s is not of this cluster", self._identity.uri)
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Forget the connection. What it proposed goes on; nobody hears of it here."""
@@ -393,6 +433,9 @@ class Connection(asyncio.Protocol):
             return
         try:
             reply = self._server.handler.hello(request.body)
+            certified = self._identity
+            if request.body.role == Role.WORKER and certified and certified.kind != "node":
+                raise Forbidden(f"{certified.uri} is no node's: its bearer is no worker")
         except NokvError as error:
             self._condemn(error, request.id)
             return

@@ -48,6 +48,7 @@ from nokv.server.process import ProcessSpec, die_with_parent
 from nokv.server.rpc import RpcServer
 from nokv.server.service import Service, Space
 from nokv.server.sessions import SessionAges
+from nokv.server.tls import load_tls
 from nokv.server.views import NodeView
 from nokv.state.machine import Incompatible, StateMachine
 from nokv.types.commands import InitVolume
@@ -74,6 +75,8 @@ HOUSEKEEPING_S: Final = 1.0
 """Free space, freshness and dead readers are looked at so often."""
 
 _READER_CHECK_ROUNDS: Final = 30
+_EXPIRY_ROUNDS: Final = 86_400
+"""A certificate that ends soon is warned of at the start and once a day."""
 _MS: Final = 1_000_000
 
 
@@ -122,6 +125,7 @@ class Shard:
         self._channel_end = channel_end
         self._rng = random.Random(secrets.randbits(128))
         self.members: Final = members_of(self.identity, config)
+        self.tls: Final = load_tls(config.tls, self.identity.cluster.cluster, self.identity.node)
         try:
             self.kv: Final = LmdbKV(state_path(data_dir))
         except StoreBusy as error:
@@ -130,7 +134,13 @@ class Shard:
         self._disk = OsDisk(log_path(data_dir))
         addresses = {member.node: member.peer for member in self.members}
         try:
-            network = TcpNetwork(self.identity.node, config.peer.listen, addresses, self._rng)
+            network = TcpNetwork(
+                self.identity.node,
+                config.peer.listen,
+                addresses,
+                self._rng,
+                tls=None if self.tls is None else self.tls.peers,
+            )
             self.group: Final = Group(
                 identity=replication_identity(self.identity),
                 addresses=addresses,
@@ -151,7 +161,7 @@ class Shard:
         self.stopping = False
         self.service: Final = self._make_service()
         self.driver: Final = Driver(self.group, network)
-        self.rpc: Final = RpcServer(config.rpc, self.service)
+        self.rpc: Final = RpcServer(config.rpc, self.service, self.tls)
         self.http: Final = HttpServer(config.http, NodeView(self))
         self._rounds = 0
         self._timers: list[asyncio.TimerHandle] = []
@@ -297,6 +307,8 @@ class Shard:
                 self.service.freshness.confirmed(asked_s)
 
         self.group.read_index(confirmed)
+        if self.tls is not None and not self._rounds % _EXPIRY_ROUNDS and self.tls.warning():
+            log.warning("%s", self.tls.warning())
         self._rounds += 1
         if not self._rounds % _READER_CHECK_ROUNDS:
             self.kv.reader_check()

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,7 @@ from nokv.server.config import NodeConfig
 from nokv.server.datadir import NodeFile, read_identity, state_path
 from nokv.server.digester import Digester
 from nokv.server.process import ProcessSpec, die_with_parent
+from nokv.server.tls import load_tls
 from nokv.types.commands import COMMAND_FORMAT, Command, Op
 from nokv.types.reads import Read, ReadValue
 from nokv.types.results import Result
@@ -70,9 +72,10 @@ V = TypeVar("V")
 class NodeClient:
     """The worker's connection to its own node, made anew when it ended."""
 
-    def __init__(self, address: str, identity: NodeFile) -> None:
+    def __init__(self, address: str, identity: NodeFile, tls: ssl.SSLContext | None = None) -> None:
         cluster = identity.cluster
         self._address = address
+        self._tls = tls
         self._hello = Hello(
             PROTOCOL,
             cluster.cluster,
@@ -86,7 +89,9 @@ class NodeClient:
     async def call(self, body: RequestBody) -> ResponseBody:
         """Send one request. Raises every typed error."""
         if self._connection is None or self._connection.closed:
-            self._connection = await RpcConnection.connect(self._address, self._hello)
+            self._connection = await RpcConnection.connect(
+                self._address, self._hello, tls=self._tls
+            )
         return await self._connection.call(body, timeout_s=CALL_S)
 
     async def leads(self) -> bool:
@@ -129,7 +134,9 @@ class Worker:
         self.config: Final = config
         self.identity: Final = identity
         self.store: Final = store
-        self.client: Final = NodeClient(config.rpc.listen, identity)
+        tls = load_tls(config.tls, identity.cluster.cluster, identity.node)
+        context = None if tls is None else tls.client
+        self.client: Final = NodeClient(config.rpc.listen, identity, context)
         self.collector: Final = Collector(
             self.client,
             store,

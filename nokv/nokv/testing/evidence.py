@@ -14,6 +14,7 @@ from nokv.client.fs import AsyncClient
 from nokv.client.options import Options, expect, query
 from nokv.client.publish import Published
 from nokv.client.reads import ReadHandle
+from nokv.client.tls import connect_context
 from nokv.errors import DeadlineExceeded, NokvError, NotFound, NotReady, Stale
 from nokv.objects.layout import ObjectName, format_name, session_prefix, volume_prefix
 from nokv.objects.port import ObjectStore
@@ -303,7 +304,8 @@ async def compare_digests(leader: str, addresses: dict[int, str]) -> dict[int, D
 
 
 async def _digest(address: str, number: int) -> DigestReply:
-    connection = await RpcConnection.connect(address, Hello(PROTOCOL, agent="nokv evidence"))
+    hello = Hello(PROTOCOL, agent="nokv evidence")
+    connection = await RpcConnection.connect(address, hello, tls=connect_context())
     try:
         reply = await connection.call(MakeDigest(number), timeout_s=10.0)
     finally:

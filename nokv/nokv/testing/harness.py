@@ -12,6 +12,7 @@ from nokv.client.core import ClientConfig, Core, own_caller
 from nokv.client.fs import AsyncClient
 from nokv.client.options import Options
 from nokv.client.routing import Router
+from nokv.client.tls import connect_context
 from nokv.errors import NokvError, Unavailable
 from nokv.types.commands import Command
 from nokv.types.results import Result
@@ -86,7 +87,7 @@ async def harness(
 ) -> AsyncIterator[Harness]:
     """Connect a client for the length of a block."""
     config = config or ClientConfig()
-    router = Router(addresses_of(cluster), agent=config.agent)
+    router = Router(addresses_of(cluster), agent=config.agent, tls=connect_context())
     core = Core(router, config, own_caller(), fault_point=fault_point)
     try:
         await core.start()

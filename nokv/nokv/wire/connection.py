@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple, cast
@@ -18,10 +19,12 @@ from nokv.errors import (
     NokvError,
     Overloaded,
     Unavailable,
+    WrongCluster,
     from_wire,
 )
 from nokv.wire.address import parse_address
 from nokv.wire.framing import FrameParser, frame
+from nokv.wire.identity import identity_of
 from nokv.wire.rpc import (
     ErrorReply,
     Hello,
@@ -96,24 +99,29 @@ class RpcConnection(asyncio.Protocol):
         *,
         timeout_s: float = 5.0,
         shard: int = 0,
+        tls: ssl.SSLContext | None = None,
         on_close: Callable[[NokvError], None] | None = None,
     ) -> RpcConnection:
         """Return a connection to `address` on which `hello` was accepted.
 
-        `on_close` is called once with the reason when the connection ends, however it ends.
-        Raises Unavailable if nobody answers in time, WrongCluster or Forbidden if the node refuses
-        the hello, InvalidArgument for an address that is none.
+        With `tls` the node must show a certificate that the context accepts, and that names the
+        node and the cluster which answer. `on_close` is called once with the reason when the
+        connection ends, however it ends. Raises Unavailable if nobody answers in time or TLS fails,
+        WrongCluster or Forbidden if the node refuses the hello or is not whom its certificate
+        names, InvalidArgument for an address that is none.
         """
         host, port = parse_address(address)
         loop = asyncio.get_running_loop()
         connection = cls(address, shard, on_close)
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.create_connection(lambda: connection, host, port)
+                await loop.create_connection(lambda: connection, host, port, ssl=tls)
                 reply = await connection.call(hello, timeout_s=timeout_s)
             if not isinstance(reply, HelloReply):
                 message = f"{address} answered a hello with {type(reply).__name__}"
                 raise Unavailable(message)
+            if tls is not None:
+                connection.check_certificate(reply)
         except BaseException as error:
             connection.abort()
             if isinstance(error, TimeoutError):
@@ -126,6 +134,17 @@ class RpcConnection(asyncio.Protocol):
         connection.hello = reply
         connection.leader = reply.leader
         return connection
+
+    def check_certificate(self, reply: HelloReply) -> None:
+        """Raise WrongCluster unless the node's certificate says what its answer does."""
+        assert self._transport is not None, "a hello was answered"
+        identity = identity_of(self._transport.get_extra_info("peercert"))
+        if (identity.cluster, identity.node) != (reply.cluster, reply.node):
+            message = (
+                f"{self.address} says it is node {reply.node} of cluster {reply.cluster}, and shows"
+                f" the certificate of {identity.uri}"
+            )
+            raise WrongCluster(message)
 
     @property
     def closed(self) -> bool:
