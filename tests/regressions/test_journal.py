@@ -17,7 +17,7 @@ from tests.simulation.disk import WRITING_CALLS, Crash, SimDisk
 from tests.simulation.script import CONFIG, NothingKept, Script
 
 from nokv_replication import DiskFailed, Identity, LogDamaged, Role, initialise
-from nokv_replication.frames import RequestVote
+from nokv_replication.frames import EntryKind, RequestVote, encode_entry
 from nokv_replication.log import Log, segment_name
 
 # The library leaves open files to the garbage collector.
@@ -214,8 +214,10 @@ class TestStoredCommitIndexCoversOldEntries:
     def test_group(self) -> None:
         script = led()
         script.isolate(2)
+        times = script.groups[2]._applier.applied.times
         for number in range(3):
-            script.groups[2]._log.append(b"ghost%d" % number, 3 + number, 1)
+            ghost = encode_entry(times, [b"ghost%d" % number], EntryKind.COMMANDS)
+            script.groups[2]._log.append(ghost, 3 + number, 1)
         script.groups[2]._log.sync()
         script.crash(2, power=True)
         script.start(2)
