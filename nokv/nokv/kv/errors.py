@@ -6,7 +6,7 @@ import errno
 
 from nokv.state.port import StoreFailed
 
-__all__ = ["StoreBusy", "StoreFailed"]
+__all__ = ["ImageDamaged", "ImageNewer", "StoreBusy", "StoreFailed"]
 
 
 class StoreBusy(StoreFailed):
@@ -14,3 +14,11 @@ class StoreBusy(StoreFailed):
 
     def __init__(self, what: str) -> None:
         super().__init__(what, errno.EBUSY)
+
+
+class ImageDamaged(Exception):
+    """Bytes of a state image were changed, are missing, or never were one."""
+
+
+class ImageNewer(Exception):
+    """A newer build made this image, and this one cannot read it."""

@@ -37,6 +37,12 @@ _ENGINE = 0
 _LARGE_BYTES = 1 << 10
 """A longer value may fill pages of its own (LMDB's limit is near half a page)."""
 
+INCOMING_SUFFIX = ".image"
+"""A store's directory, so suffixed, is where its next image arrives; removed at every opening."""
+
+_OLD_SUFFIX = ".old"
+"""So suffixed, the store that `LmdbKV.replace` is replacing; removed at every opening."""
+
 _DATA_FILE = "data.mdb"
 _REFUSED = "the store failed or was closed; only a new process may open it again"
 _STORE_DB = b"store"
@@ -54,8 +60,8 @@ class FamilyStats(NamedTuple):
     """Its B-tree's pages, branch and overflow pages included."""
 
 
-def _sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable (fsync(2), notes)."""
+def sync_directory(path: Path) -> None:
+    """Make the names of a directory durable (fsync(2), notes)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -63,7 +69,8 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _raise(what: str, error: Exception) -> NoReturn:
+def store_failed(what: str, error: Exception) -> NoReturn:
+    """Raise the `StoreFailed` that stands for an error of LMDB or of the system."""
     if isinstance(error, lmdb.BadValsizeError):
         raise AssertionError(f"{what}: a key is not of 1 to {KEY_BYTES_MAX} bytes") from error
     if isinstance(error, lmdb.MapFullError):
@@ -72,7 +79,8 @@ def _raise(what: str, error: Exception) -> NoReturn:
     raise StoreFailed(f"{what}: {error}", code) from error
 
 
-def _open_env(path: Path, *, readonly: bool) -> lmdb.Environment:
+def open_environment(path: Path, *, readonly: bool) -> lmdb.Environment:
+    """Open a store's environment with this store's settings. Raises lmdb.Error."""
     # Durability is LMDB's default: fdatasync of the data, then a synchronous write of the meta
     # page. DESIGN.md has the measurements behind writemap and meminit.
     return lmdb.open(
@@ -89,7 +97,8 @@ def _open_env(path: Path, *, readonly: bool) -> lmdb.Environment:
     )
 
 
-def _family_name(family: Family) -> bytes:
+def family_name(family: Family) -> bytes:
+    """Return the name of a family's B-tree."""
     return b"%03d" % family
 
 
@@ -125,20 +134,20 @@ class LmdbReader:
         self._env, self._owns_env = env, owns_env
         try:
             if dbs is None:
-                dbs = {f: env.open_db(_family_name(f), create=False) for f in Family}
+                dbs = {f: env.open_db(family_name(f), create=False) for f in Family}
             self._dbs = dbs
             self._txn = env.begin()
         except lmdb.Error as error:
             if owns_env:
                 env.close()
-            _raise("open a reader", error)
+            store_failed("open a reader", error)
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Return the value of `key` in the snapshot, or None."""
         try:
             value: bytes | None = self._txn.get(key, db=self._dbs[family])
         except lmdb.Error as error:
-            _raise("read", error)
+            store_failed("read", error)
         return value
 
     def scan(
@@ -148,7 +157,14 @@ class LmdbReader:
         try:
             yield from _scan(self._txn.cursor(self._dbs[family]), start, end, reverse=reverse)
         except lmdb.Error as error:
-            _raise("scan", error)
+            store_failed("scan", error)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the pages that hold records."""
+        try:
+            return sum(_tree_bytes(self._txn.stat(db)) for db in self._dbs.values())
+        except lmdb.Error as error:
+            store_failed("measure", error)
 
     @property
     def commit_id(self) -> int:
@@ -180,9 +196,9 @@ def open_reader(path: Path) -> LmdbReader:
     environment on one file in a process. Raises `StoreFailed`, also where there is no store.
     """
     try:
-        env = _open_env(path, readonly=True)
+        env = open_environment(path, readonly=True)
     except lmdb.Error as error:
-        _raise(f"open {path}", error)
+        store_failed(f"open {path}", error)
     return LmdbReader(env, owns_env=True)
 
 
@@ -208,27 +224,32 @@ class LmdbKV:
         """How often this store was opened for writing, this time included; durable."""
         self._cursors: dict[Family, lmdb.Cursor[Any]] = {}
         """One cursor a family for the open transaction; LMDB drops them at its commit."""
+        _clean(path)
         if not path.exists():
             _create(path)
+        self._open()
+
+    def _open(self) -> None:
+        path = self._path
         if not (path / _DATA_FILE).exists():
             raise StoreFailed(f"{path} is not a store: it has no {_DATA_FILE}", errno.ENOENT)
         self._lock_fd = _lock(path)
         try:
-            self._env = _open_env(path, readonly=False)
+            self._env = open_environment(path, readonly=False)
         except lmdb.Error as error:
             os.close(self._lock_fd)
-            _raise(f"open {path}", error)
+            store_failed(f"open {path}", error)
         self._page_bytes = self._env.stat()["psize"]
         try:
             self._env.reader_check()
             self._check_format()
-            self._dbs = {f: self._env.open_db(_family_name(f), create=False) for f in Family}
+            self._dbs = {f: self._env.open_db(family_name(f), create=False) for f in Family}
             self._begin()
             self._count_opening()
             self.commit()
         except lmdb.Error as error:
             self.close()
-            _raise(f"open {path}", error)
+            store_failed(f"open {path}", error)
         except StoreFailed:
             self.close()
             raise
@@ -263,7 +284,7 @@ class LmdbKV:
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
         self._failed = True
-        _raise(what, error)
+        store_failed(what, error)
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Return the value of `key` in the open transaction, or None."""
@@ -375,6 +396,42 @@ class LmdbKV:
         except lmdb.Error as error:
             self._fail("reader check", error)
 
+    @property
+    def incoming(self) -> Path:
+        """Where the next image of this store is received."""
+        return self._path.with_name(self._path.name + INCOMING_SUFFIX)
+
+    def replace(self, made: Path) -> None:
+        """Put the store in `made`, a sibling that is whole and closed, in the place of this one.
+
+        Durable when it returns; a crash before that leaves the old store or the new one. What is
+        not committed is dropped, and readers of this process must be closed: their snapshots end.
+        Other processes keep what they have open, and open the new one from then on.
+        """
+        if self._failed:
+            raise StoreFailed(_REFUSED)
+        self._writes += 1
+        self._failed = True  # until the new one is open
+        old = _old(self._path)
+        try:
+            self._env.close()
+            # A directory is not renamed over another; an opening between the two renames goes back.
+            rename(self._path, old)
+            sync_directory(self._path.parent)
+            rename(made, self._path)
+            sync_directory(self._path.parent)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            remove_tree(old)
+        except (OSError, lmdb.Error) as error:
+            store_failed(f"replace {self._path}", error)
+        self._failed = False
+        try:
+            self._open()
+        except BaseException:
+            self._failed = True
+            raise
+
     def close(self) -> None:
         """Drop what is not committed and let go of the store."""
         if self._lock_fd >= 0:
@@ -389,6 +446,34 @@ def _tree_bytes(stat: Any) -> int:  # noqa: ANN401 - a typed dictionary that onl
     return pages * int(stat["psize"])
 
 
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + _OLD_SUFFIX)
+
+
+def _clean(path: Path) -> None:
+    """Undo a replacement that was cut off, and discard an image that was on its way in."""
+    old, incoming = _old(path), path.with_name(path.name + INCOMING_SUFFIX)
+    try:
+        if old.exists() and not path.exists():
+            rename(old, path)
+            sync_directory(path.parent)
+        for leftover in (old, incoming):
+            if leftover.exists():
+                remove_tree(leftover)
+    except OSError as error:
+        store_failed(f"open {path}", error)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a directory to a name that is free (rename(2))."""
+    source.rename(target)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all in it."""
+    shutil.rmtree(path)
+
+
 def _create(path: Path) -> None:
     """Make an empty store at `path`, whole or not at all.
 
@@ -397,19 +482,27 @@ def _create(path: Path) -> None:
     """
     made = path.with_name(path.name + ".new")
     try:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(mode=0o700)
-        with _open_env(made, readonly=False) as env, env.begin(write=True) as txn:
-            for family in Family:
-                env.open_db(_family_name(family), txn=txn)
-            store = env.open_db(_STORE_DB, txn=txn)
-            txn.put(_FORMAT_ROW, _U64.pack(FORMAT), db=store)
-            txn.put(_OPENS_ROW, _U64.pack(0), db=store)
-        _sync_directory(made)
-        made.rename(path)
-        _sync_directory(path.parent)
+        make_environment(made)
+        rename(made, path)
+        sync_directory(path.parent)
     except (OSError, lmdb.Error) as error:
-        _raise(f"create {path}", error)
+        store_failed(f"create {path}", error)
+
+
+def make_environment(path: Path) -> None:
+    """Make an empty store in the directory `path`, which is emptied first; synced but for its name.
+
+    Raises OSError, lmdb.Error.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700)
+    with open_environment(path, readonly=False) as env, env.begin(write=True) as txn:
+        for family in Family:
+            env.open_db(family_name(family), txn=txn)
+        store = env.open_db(_STORE_DB, txn=txn)
+        txn.put(_FORMAT_ROW, _U64.pack(FORMAT), db=store)
+        txn.put(_OPENS_ROW, _U64.pack(0), db=store)
+    sync_directory(path)
 
 
 def _lock(path: Path) -> int:
@@ -420,7 +513,7 @@ def _lock(path: Path) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        _raise(f"open {path}", error)
+        store_failed(f"open {path}", error)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

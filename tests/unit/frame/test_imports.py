@@ -40,7 +40,7 @@ EAGER_IN_CLI = {"nokv.cli", "nokv._guard", "nokv.errors", "nokv.types"}
 SERVER_PACKAGES = {
     "lmdb": {"nokv.kv"},
     "pysyncobj": {"nokv_replication"},
-    "crc32c": {"nokv_replication", "nokv.server"},
+    "crc32c": {"nokv_replication", "nokv.kv", "nokv.server"},
     "cryptography": {"nokv.server"},
     "uvloop": {"nokv.server", "nokv.testing"},
 }
