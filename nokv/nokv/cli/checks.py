@@ -12,10 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nokv.cli import output
 from nokv.errors import ConfigError, DataDirectoryError, NokvError
+
+if TYPE_CHECKING:
+    from nokv.server.config import NodeConfig
+    from nokv.server.datadir import NodeFile
 
 MIB: Final = 1 << 20
 PYTHON_MIN: Final = (3, 11)
@@ -161,6 +165,8 @@ def configuration(config_path: Path) -> Iterator[Finding]:
         text = f"node {identity.node} of nodes {', '.join(members)}"
         yield Finding("ok", str(data_dir), text)
         running = _is_locked(data_dir)
+        if config.tls.enabled:
+            yield _certificate(config, identity)
     except DataDirectoryError as error:
         yield Finding("failure", str(data_dir), error.message, error.hint)
     if running:
@@ -173,6 +179,25 @@ def configuration(config_path: Path) -> Iterator[Finding]:
     ):
         if address:
             yield _port(name, address)
+
+
+def _certificate(config: NodeConfig, identity: NodeFile) -> Finding:
+    """Say whether the node may show its certificate, and for how long."""
+    from nokv.server.tls import load_tls
+
+    path = config.tls.cert
+    try:
+        tls = load_tls(config.tls, identity.cluster.cluster, identity.node)
+    except ConfigError as error:
+        return Finding("failure", path, error.message, error.hint)
+    assert tls is not None, "TLS is configured"
+    if tls.warning():
+        return Finding("warning", path, tls.warning(), "nokv certs node NUMBER")
+    mode = Path(config.tls.key).stat().st_mode
+    if mode & 0o077:
+        text = f"others than its owner may use it: mode {mode & 0o777:o}"
+        return Finding("warning", config.tls.key, text, f"chmod 600 {config.tls.key}")
+    return Finding("ok", path, f"valid for {tls.left_s / 86_400:.0f} more days")
 
 
 def _port(name: str, address: str) -> Finding:

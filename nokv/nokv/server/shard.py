@@ -134,7 +134,7 @@ class Shard:
         self._disk = OsDisk(log_path(data_dir))
         addresses = {member.node: member.peer for member in self.members}
         try:
-            network = TcpNetwork(
+            self.network: Final = TcpNetwork(
                 self.identity.node,
                 config.peer.listen,
                 addresses,
@@ -147,7 +147,7 @@ class Shard:
                 config=group_config(config),
                 machine=self.port,
                 disk=self._disk,
-                network=network,
+                network=self.network,
                 clock=SystemClock(),
                 rng=self._rng,
                 on_role_change=self._role_changed,
@@ -160,7 +160,7 @@ class Shard:
         self.role = Role.FOLLOWER
         self.stopping = False
         self.service: Final = self._make_service()
-        self.driver: Final = Driver(self.group, network)
+        self.driver: Final = Driver(self.group, self.network)
         self.rpc: Final = RpcServer(config.rpc, self.service, self.tls)
         self.http: Final = HttpServer(config.http, NodeView(self))
         self._rounds = 0

@@ -85,6 +85,7 @@ class NodeView:
             "connections": len(shard.rpc.connections),
             "requests_open": shard.rpc.requests,
             "disk_low": shard.space.low,
+            "tls_expires_s": None if shard.tls is None else shard.tls.expires_s,
             **msgspec.structs.asdict(shard.service.status()),
         }
         text = json.dumps(value, default=_plain, indent=2, sort_keys=True)
@@ -96,6 +97,7 @@ class NodeView:
         self._raft(out)
         self._rpc(out)
         self._state(out)
+        self._network(out)
         self._process(out)
         return Answer(HTTPStatus.OK, PROMETHEUS, out.render())
 
@@ -164,6 +166,20 @@ class NodeView:
                 out.gauge(f"nokv_{name}", text, value)
             else:
                 out.counter(f"nokv_{name}_total", text, value)
+
+    def _network(self, out: Exposition) -> None:
+        shard = self._shard
+        out.counter(
+            "nokv_raft_connections_rejected_total",
+            "Peer connections ended for their bytes, or for who they are.",
+            shard.network.rejected,
+        )
+        if shard.tls is not None:
+            out.gauge(
+                "nokv_tls_expires_seconds",
+                "When the certificate or its authority ends, since the epoch.",
+                shard.tls.expires_s,
+            )
 
     def _process(self, out: Exposition) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)

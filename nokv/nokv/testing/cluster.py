@@ -88,6 +88,7 @@ class LocalCluster:
         directory: str | os.PathLike[str] | None = None,
         store: Store | None = None,
         settings: Settings | None = None,
+        tls: bool = False,
         detached: bool = False,
         timeout_s: float = READY_S,
     ) -> Self:
@@ -98,6 +99,7 @@ class LocalCluster:
             directory: where; it stays. None: a temporary one, removed at the end.
             store: where bodies go; None: a directory beside the nodes.
             settings: for every `node.toml`, as `{"timing.commit_interval_ms": 100}`.
+            tls: all connections are TLS; clients need `folder.environment`.
             detached: the nodes go on when this process ends without `close`.
             timeout_s: for becoming ready.
 
@@ -110,7 +112,7 @@ class LocalCluster:
         members = [NodePorts(i + 1, *ports[3 * i : 3 * i + 3]) for i in range(nodes)]
         cluster: Self | None = None
         try:
-            folder = create(path, members, store=store, settings=settings)
+            folder = create(path, members, store=store, settings=settings, tls=tls)
             cluster = cls(folder, owned=directory is None, detached=detached)
             for member in members:
                 cluster.start_node(member.node)

@@ -5,6 +5,7 @@
     node-1/data/       the node's data directory
     node-1/log         what its processes wrote to standard error
     node-1/running     locked (flock(2)) by the node's processes; holds the supervisor's number
+    certs/             with TLS: the authority, and certificates of the nodes and of a client
     store/             object bodies, where the store is a local one
 
 `nokv up` and `LocalCluster` are two ways to use it.
@@ -28,6 +29,9 @@ from nokv.errors import ConfigError, DataDirectoryError, Unavailable
 
 FORMAT: Final = 1
 HOST: Final = "127.0.0.1"
+CERTS: Final = "certs"
+CLIENT: Final = "local"
+"""The client whose certificate a cluster with TLS comes with."""
 POLL_S: Final = 0.02
 LOCK_TRIES: Final = 10
 LOG_TAIL_BYTES: Final = 64 * 1024
@@ -40,11 +44,19 @@ class NodePorts(NamedTuple):
     peer: int
     rpc: int
     http: int
+    peer_proxy: int = 0
+    rpc_proxy: int = 0
+    """Where others reach the ports, if something stands between; 0: directly."""
+
+    @property
+    def peer_address(self) -> str:
+        """Where the other nodes reach it."""
+        return f"{HOST}:{self.peer_proxy or self.peer}"
 
     @property
     def rpc_address(self) -> str:
         """Where clients reach it."""
-        return f"{HOST}:{self.rpc}"
+        return f"{HOST}:{self.rpc_proxy or self.rpc}"
 
     @property
     def http_address(self) -> str:
@@ -90,6 +102,17 @@ class ClusterFolder:
     def addresses(self) -> str:
         """What NOKV_CLUSTER is for it."""
         return ",".join(member.rpc_address for member in self.members)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client's environment needs for it: NOKV_CLUSTER, and the files of its TLS."""
+        found = {"NOKV_CLUSTER": self.addresses}
+        certs = self.path / CERTS
+        if certs.is_dir():
+            found["NOKV_TLS_CA"] = str(certs / "ca.crt")
+            found["NOKV_TLS_CERT"] = str(certs / f"client-{CLIENT}.crt")
+            found["NOKV_TLS_KEY"] = str(certs / f"client-{CLIENT}.key")
+        return found
 
     def member(self, node: int) -> NodePorts:
         """Return a member by its number.
@@ -282,10 +305,12 @@ def create(
     *,
     store: Store | None = None,
     settings: Mapping[str, str | int | bool] | None = None,
+    tls: bool = False,
 ) -> ClusterFolder:
     """Initialise a cluster of one to seven nodes in a new folder; nothing is started.
 
-    `settings` go into every `node.toml`: `{"disk.reserve_bytes": 0}`.
+    `settings` go into every `node.toml`: `{"disk.reserve_bytes": 0}`. With `tls` an authority and
+    the certificates of the nodes and of one client are made in `certs`.
 
     Raises:
         DataDirectoryError: the folder holds a cluster already.
@@ -303,18 +328,17 @@ def create(
     if store.kind == "local" and not store.bucket:
         store = store._replace(bucket=str(path / "store"))
     addresses = [
-        MemberAddress(member.node, f"{HOST}:{member.peer}", f"{HOST}:{member.rpc}")
-        for member in members
+        MemberAddress(member.node, member.peer_address, member.rpc_address) for member in members
     ]
     join_file = path / "join.json"
     for member in members:
         folder = path / f"node-{member.node}"
         folder.mkdir(exist_ok=True)
         config = folder / "node.toml"
-        config.write_text(_node_toml(member, settings or {}), encoding="utf-8")
+        config.write_text(_node_toml(member, settings or {}, tls=tls), encoding="utf-8")
         if member is members[0]:
             spec = StoreSpec(**store._asdict())
-            init_cluster(
+            made = init_cluster(
                 config,
                 node=member.node,
                 members=addresses,
@@ -324,25 +348,46 @@ def create(
         else:
             join(config, join_file, node=member.node)
     join_file.unlink(missing_ok=True)
+    if tls:
+        _make_certificates(path / CERTS, made.cluster.cluster, members)
     text = {
         "format": FORMAT,
         "members": [member._asdict() for member in members],
         "store": store._asdict(),
     }
-    made = path / "cluster.json.new"
-    made.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-    made.replace(path / "cluster.json")
+    new = path / "cluster.json.new"
+    new.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    new.replace(path / "cluster.json")
     return ClusterFolder(path)
 
 
-def _node_toml(member: NodePorts, settings: Mapping[str, str | int | bool]) -> str:
+def _make_certificates(folder: Path, cluster: str, members: Sequence[NodePorts]) -> None:
+    from nokv.server import certs
+
+    certs.make_authority(folder, cluster)
+    for member in members:
+        certs.make_node(folder, member.node)
+    certs.make_client(folder, CLIENT)
+
+
+def _node_toml(
+    member: NodePorts, settings: Mapping[str, str | int | bool], *, tls: bool = False
+) -> str:
     values: dict[str, str | int | bool] = {
         "data_dir": "data",
         "peer.listen": f"{HOST}:{member.peer}",
-        "rpc.listen": member.rpc_address,
+        "rpc.listen": f"{HOST}:{member.rpc}",
         "http.listen": member.http_address,
-        **settings,
     }
+    if member.peer_proxy:
+        values["peer.advertise"] = member.peer_address
+    if member.rpc_proxy:
+        values["rpc.advertise"] = member.rpc_address
+    if tls:
+        values["tls.ca"] = f"../{CERTS}/ca.crt"
+        values["tls.cert"] = f"../{CERTS}/node-{member.node}.crt"
+        values["tls.key"] = f"../{CERTS}/node-{member.node}.key"
+    values |= settings
     sections: dict[str, list[str]] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
