@@ -62,7 +62,7 @@ def load(disk: Disk, cluster: str) -> tuple[Skip, ...]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = (
             f"the file {FILE!r} beside the log can't be used ({error}): remove it, and name its"
-            " entries again as the other nodes list them (nokv raft-log skip --list)"
+            " entries again as the other nodes list them (nokv raft-log skips)"
         )
         raise StartRefused(message) from error
     return found.skips
@@ -211,6 +211,21 @@ def choose(
         raise SkipRefused(message)
     _check_kind(command, index)
     return found
+
+
+def without(applied: Applied, pending: tuple[Skip, ...], index: int) -> tuple[Skip, ...]:
+    """Return what is to be stored so that the entry at `index` is not skipped.
+
+    Raises:
+        SkipRefused: it is not on the list, or the node has passed over it already.
+    """
+    if applied.index >= index:
+        message = f"this node stands at entry {applied.index} already"
+        raise SkipRefused(message)
+    if all(skip.index != index for skip in pending):
+        message = f"this node does not skip entry {index}"
+        raise SkipRefused(message)
+    return tuple(skip for skip in pending if skip.index != index)
 
 
 def _check_kind(command: bytes, index: int) -> None:

@@ -103,6 +103,11 @@ GROUPS: Final = (
         ),
     ),
     Group(
+        "one node",
+        "nokv.cli.raft_log",
+        (("raft-log", "show, verify or repair a stopped node's replicated log"),),
+    ),
+    Group(
         "security",
         "nokv.cli.certs",
         (("certs", "make a certificate authority, and certificates of nodes and clients"),),
@@ -234,7 +239,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == chosen:
-            getattr(importlib.import_module(module), f"add_{name}")(sub)
+            getattr(importlib.import_module(module), f"add_{name.replace('-', '_')}")(sub)
     return parser
 
 
