@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeVar
 
 from nokv.client.core import Core
-from nokv.client.routing import Node
+from nokv.client.nodes import Node
 from nokv.errors import Unavailable
 from nokv.types.reads import PRESENT, Read, ReadValue
 from nokv.wire.rpc import Consistency, Query

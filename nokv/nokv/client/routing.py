@@ -42,6 +42,7 @@ from nokv.wire.rpc import (
     QueryReply,
     RequestBody,
     ResponseBody,
+    Role,
     Status,
     StatusReply,
 )
@@ -57,6 +58,8 @@ READ_ATTEMPT_S: Final = 5.0
 """For one node's answer to a read; then another node is asked."""
 VOLUME_STALE_MS: Final = 3_600_000
 """The volume record never changes."""
+MEMBERS_INTERVAL_S: Final = 5.0
+"""Between two questions for the members; a client also asks whenever it looks for the leader."""
 PING_INTERVAL_S: Final = 0.3
 PING_TIMEOUT_S: Final = 1.0
 BACKOFF_MIN_S: Final = 0.02
@@ -103,6 +106,7 @@ class Router:
         agent: what the client calls itself in the nodes' logs.
         rng: for jitter and order.
         tls: for every connection; None: in the clear.
+        token: the cluster's, of an operator's tool; empty: an ordinary client.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Router:
         agent: str = "",
         rng: random.Random | None = None,
         tls: ssl.SSLContext | None = None,
+        token: bytes = b"",
     ) -> None:
         self.cluster = cluster
         self.volume: VolumeReply | None = None
@@ -121,6 +126,7 @@ class Router:
         """Called when a leader was found."""
         self._agent = agent
         self._tls = tls
+        self._token = token
         self._rng = rng or random.Random()
         self._nodes = Nodes(addresses)
         self._leader: Node | None = None
@@ -203,7 +209,8 @@ class Router:
         return task
 
     async def _open(self, node: Node) -> RpcConnection:
-        hello = Hello(PROTOCOL, self.cluster, agent=self._agent[:255])
+        role = Role.ADMIN if self._token else Role.CLIENT
+        hello = Hello(PROTOCOL, self.cluster, role=role, token=self._token, agent=self._agent[:255])
         try:
             connection = await RpcConnection.connect(
                 node.address, hello, timeout_s=CONNECT_TIMEOUT_S, tls=self._tls
@@ -522,13 +529,24 @@ class Router:
     async def _ping_forever(self) -> None:
         """Close connections whose node answers nothing; connect to nodes that have none."""
         loop = asyncio.get_running_loop()
+        members_due_s = loop.time() + MEMBERS_INTERVAL_S
         while True:
             await asyncio.sleep(PING_INTERVAL_S)
+            if loop.time() >= members_due_s:
+                members_due_s = loop.time() + MEMBERS_INTERVAL_S
+                await self._ask_for_members()
             for node in self.nodes:
                 if node.live is None and node.opening is None and node.rest_until_s <= loop.time():
                     self._begin_opening(node)
             waiting = [node for node in self.nodes if (c := node.live) is not None and c.in_flight]
             await asyncio.gather(*(self._ping(node) for node in waiting))
+
+    async def _ask_for_members(self) -> None:
+        """Hear of members that were added or removed before those that are known are gone."""
+        known = [node for node in self.nodes if node.live is not None]
+        if known:
+            leads = self._leader if self._leader in known else None
+            await self._status(leads or self._rng.choice(known))
 
     async def _ping(self, node: Node) -> None:
         connection = node.live
