@@ -528,6 +528,12 @@ class Group:
 
     # ------------------------------------------------------------------ status
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The configuration in force, ordered by node id; empty before one is known."""
+        members = self._roster.members
+        return () if members is None else members.members
+
     def status(self) -> Status:
         """Return a picture of this replica; call between steps."""
         return self._picture.take(
