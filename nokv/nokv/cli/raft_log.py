@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 EXIT_TORN: Final = 1
 EXIT_DAMAGED: Final = 2
 
+_PATH: Final[dict[str, Any]] = {
+    "type": Path,
+    "default": Path("node.toml"),
+    "metavar": "DATA_DIR|CONFIG",
+    "help": "the node's data directory or its settings (default: node.toml)",
+}
+
 _ENTRY: Final = re.compile(r"(\d{1,19}):([0-9a-f]{8})")
 _INDEXED: Final = frozenset({"entry", "truncate"})
 
@@ -46,7 +53,7 @@ def add_raft_log(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(run=_verify)
     skip = actions.add_parser("skip", help="have the node pass over an entry nothing can apply")
     skip.add_argument("index", type=int, metavar="INDEX", help="the entry's index")
-    _add_path(skip)
+    skip.add_argument("--config", **_PATH, dest="path")
     skip.add_argument(
         "--entry",
         metavar="TERM:CRC",
@@ -62,14 +69,7 @@ def add_raft_log(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_path(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path",
-        type=Path,
-        nargs="?",
-        default=Path("node.toml"),
-        metavar="DATA_DIR|CONFIG",
-        help="the node's data directory or its settings (default: node.toml)",
-    )
+    parser.add_argument("path", nargs="?", **_PATH)
 
 
 # ---------------------------------------------------------------- the directory

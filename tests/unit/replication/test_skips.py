@@ -168,7 +168,9 @@ class TestGroup:
         start_all(script)
         assert script.groups[2].status().skips == (chosen[0],)
 
-    def test_an_exception_of_the_machine_names_the_entry(self) -> None:
+    def test_an_exception_of_the_machine_names_the_entry(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         script = Script(3)
         script.lead(1)
 
@@ -177,9 +179,9 @@ class TestGroup:
             raise RuntimeError(message)
             yield b""
 
-        script.machines[1].apply = broken  # type: ignore[method-assign]
+        monkeypatch.setattr(script.machines[1], "apply", broken)
+        script.propose(1, b"x")
         with pytest.raises(RuntimeError, match="a defect") as raised:
-            script.propose(1, b"x")
             script.settle()
         assert "nokv raft-log skip 3" in "".join(raised.value.__notes__)
 
