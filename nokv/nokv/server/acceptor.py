@@ -19,6 +19,9 @@ BACKLOG: Final = 256
 HANDSHAKES_MAX: Final = 64
 """Connections whose TLS is not up yet; a further one costs the oldest."""
 
+LOG_PAUSE_S: Final = 10.0
+"""Between two log lines of failed handshakes; all are counted."""
+
 ACCEPT_PAUSE_S: Final = 0.1
 """After the system could not accept: no descriptor is left, most likely."""
 
@@ -49,6 +52,7 @@ class TlsAcceptor:
         self._accepting: asyncio.Task[None] | None = None
         # The oldest first.
         self._handshakes: dict[asyncio.Task[None], None] = {}
+        self._log_after_s = 0.0
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; return the address that was bound. Raises OSError."""
@@ -99,4 +103,10 @@ class TlsAcceptor:
             )
         except OSError as error:  # ssl.SSLError and TimeoutError are
             self._on_failure()
-            log.info("a TLS handshake failed: %s", error)
+            self._report(error)
+
+    def _report(self, error: OSError) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._log_after_s:
+            self._log_after_s = now_s + LOG_PAUSE_S
+            log.warning("a TLS handshake failed: %s", error)

@@ -123,10 +123,15 @@ class RpcConnection(asyncio.Protocol):
             if tls is not None:
                 connection.check_certificate(reply)
         except BaseException as error:
+            ended = connection.closed
             connection.abort()
             if isinstance(error, TimeoutError):
                 message = f"{address} did not answer within {timeout_s:g} s"
                 raise Unavailable(message) from None
+            if isinstance(error, Unavailable) and tls is None and ended:
+                # What a node that wants TLS makes of a hello.
+                message = f"{error.message} before a hello was answered; does it want TLS?"
+                raise Unavailable(message, hint="see NOKV_TLS_CA") from None
             if isinstance(error, OSError) and not isinstance(error, NokvError):
                 message = f"no connection to {address}: {error.strerror or error}"
                 raise Unavailable(message) from None

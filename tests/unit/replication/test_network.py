@@ -1,0 +1,572 @@
+"""The TCP network by itself: who dials, which of two connections stays, TLS, images, limits."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import random
+import re
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Self
+
+import pytest
+import uvloop
+
+from nokv.client.tls import TlsFiles, client_context, server_context
+from nokv.server import certs
+from nokv.server.tls import NodeTls
+from nokv.testing.ports import free_ports
+from nokv_replication import connection as connections
+from nokv_replication import tcp
+from nokv_replication.bootstrap import FORMAT
+from nokv_replication.errors import ConfigurationError
+from nokv_replication.frames import Greeting, Hello, Purpose, decode_hello, encode
+from nokv_replication.tcp import TcpNetwork
+from nokv_replication.tls import PeerTls, TlsStream
+
+CLUSTER = "abcdef"
+LENGTH = struct.Struct(">I")
+
+
+class End:
+    """What a network tells its group, written down."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.said: list[tuple[object, ...]] = []
+        self._told = asyncio.Event()
+
+    def _say(self, *what: object) -> None:
+        self.said.append(what)
+        self._told.set()
+
+    async def until(self, *what: object, times: int = 1) -> None:
+        while self.said.count(what) < times:
+            self._told.clear()
+            await self._told.wait()
+
+    def hello(self, epoch: int, purpose: Purpose = Purpose.RAFT) -> bytes:
+        return encode(Hello(FORMAT, CLUSTER, self.node, 7, b"", epoch, purpose))
+
+    def greet(self, data: bytes) -> Greeting:
+        hello = decode_hello(data)
+        return Greeting(hello.node, hello.epoch, hello.purpose)
+
+    def connected(self, peer: int, epoch: int) -> None:
+        assert epoch > 0
+        self._say("connected", peer)
+
+    def disconnected(self, peer: int) -> None:
+        self._say("disconnected", peer)
+
+    def receive(self, peer: int, data: bytes) -> None:
+        self._say("frame", peer, data)
+
+    def image_connected(self, peer: int, epoch: int, *, outgoing: bool) -> None:
+        assert epoch > 0
+        self._say("image", peer, outgoing)
+
+    def image_disconnected(self, peer: int, *, outgoing: bool) -> None:
+        self._say("no image", peer, outgoing)
+
+    def receive_image(self, peer: int, data: bytes, *, outgoing: bool) -> None:
+        self._say("piece", peer, data, outgoing)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cluster's authority, three nodes and a client; another cluster's beside it."""
+    path = tmp_path_factory.mktemp("certs")
+    certs.make_authority(path / "ours", CLUSTER)
+    certs.make_authority(path / "theirs", "fedcba")
+    for node in (1, 2, 3):
+        certs.make_node(path / "ours", node)
+    certs.make_node(path / "theirs", 1)
+    certs.make_client(path / "ours", "somebody")
+    return path
+
+
+def peer_tls(folder: Path, stem: str, whose: str = "ours", ca: str = "ours") -> PeerTls:
+    files = TlsFiles(
+        str(folder / ca / "ca.crt"),
+        str(folder / whose / f"{stem}.crt"),
+        str(folder / whose / f"{stem}.key"),
+    )
+    return NodeTls(server_context(files), client_context(files), CLUSTER, 0.0).peers
+
+
+class Net:
+    """Networks of some nodes on loopback."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.addresses = {
+            n + 1: f"127.0.0.1:{port}" for n, port in enumerate(free_ports(4, random.Random()))
+        }
+        self.networks: dict[int, TcpNetwork] = {}
+        self.ends: dict[int, End] = {}
+
+    async def start(self, node: int, peers: tuple[int, ...], tls: PeerTls | None = None) -> End:
+        if tls is None and self.folder is not None:
+            tls = peer_tls(self.folder, f"node-{node}")
+        network = TcpNetwork(
+            node,
+            self.addresses[node],
+            {peer: self.addresses[peer] for peer in peers},
+            random.Random(node),
+            tls,
+        )
+        self.networks[node], self.ends[node] = network, End(node)
+        await network.start(self.ends[node])
+        return self.ends[node]
+
+    async def until_rejected(self, node: int) -> None:
+        while not self.networks[node].rejected:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+
+
+def run(scenario: Callable[[Net], Awaitable[None]], folder: Path | None, uv: bool = True) -> None:
+    async def main() -> None:
+        net = Net(folder)
+        try:
+            async with asyncio.timeout(30):
+                await scenario(net)
+        finally:
+            for network in net.networks.values():
+                await network.close()
+
+    (uvloop.run if uv else asyncio.run)(main())
+
+
+@pytest.fixture(params=["tls", "clear"])
+def either(request: pytest.FixtureRequest, folder: Path) -> Path | None:
+    return folder if request.param == "tls" else None
+
+
+# ---------------------------------------------------------------- who dials
+
+
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+def test_two_nodes_exchange_frames(either: Path | None, uv: bool) -> None:
+    async def scenario(net: Net) -> None:
+        first, second = await net.start(1, (2,)), await net.start(2, (1,))
+        await asyncio.gather(first.until("connected", 2), second.until("connected", 1))
+        large = random.Random(1).randbytes(3 << 20)
+        for frame in (b"one", large, b"three"):
+            net.networks[1].send(2, frame)
+            net.networks[2].send(1, frame)
+        await asyncio.gather(first.until("frame", 2, b"three"), second.until("frame", 1, b"three"))
+        assert [said[2] for said in first.said if said[0] == "frame"] == [b"one", large, b"three"]
+        assert ("disconnected", 2) not in first.said
+
+    run(scenario, either, uv)
+
+
+def test_the_larger_id_dials_when_nobody_came(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, ())
+        second = await net.start(2, (1,))
+        await asyncio.gather(first.until("connected", 2), second.until("connected", 1))
+        net.networks[2].send(1, b"hello")
+        await first.until("frame", 2, b"hello")
+        # It learns of the other later: the connection that there is stays.
+        net.networks[1].set_peers({1: net.addresses[1], 2: net.addresses[2]})
+        net.networks[1].send(2, b"still there")
+        await second.until("frame", 1, b"still there")
+        assert first.said.count(("connected", 2)) == 1
+
+    run(scenario, either)
+
+
+def test_peers_change_while_it_runs(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first, second = await net.start(1, (2,)), await net.start(2, (1,))
+        await asyncio.gather(first.until("connected", 2), second.until("connected", 1))
+        third = await net.start(3, ())
+        addresses = net.addresses
+        net.networks[1].set_peers({2: addresses[2], 3: addresses[3]})
+        await asyncio.gather(first.until("connected", 3), third.until("connected", 1))
+        net.networks[1].set_peers({3: addresses[3]})
+        await asyncio.gather(first.until("disconnected", 2), second.until("disconnected", 1))
+        # Node 2 still has node 1 among its peers and dials: it is a visitor there.
+        await first.until("connected", 2, times=2)
+        assert ("disconnected", 3) not in first.said
+
+    run(scenario, either)
+
+
+def test_a_changed_address_is_dialed(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, (2,))
+        net.networks[1].set_peers({2: net.addresses[4]})
+        net.addresses[2] = net.addresses[4]
+        await net.start(2, ())
+        await first.until("connected", 2)
+
+    run(scenario, either)
+
+
+@pytest.mark.allow_logs("is not loopback")
+def test_an_unusable_address_is_not_dialed() -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, (2,))
+        net.networks[1].set_peers({2: "10.0.0.1:1", 3: net.addresses[3]})
+        await net.start(3, ())
+        await first.until("connected", 3)
+
+    run(scenario, None)
+
+
+def test_of_two_connections_the_one_the_smaller_id_dialed_stays(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first, second = await net.start(1, (2,)), await net.start(2, (1,))
+        await asyncio.gather(first.until("connected", 2), second.until("connected", 1))
+        # The larger one dials beside it: it is closed, and nobody is told.
+        extra = await net.networks[2]._dial(1, Purpose.RAFT)
+        assert extra is not None
+        await extra.closed.wait()
+        assert first.said == [("connected", 2)]
+        assert second.said == [("connected", 1)]
+        # The smaller one dials beside it: it replaces the older.
+        newer = await net.networks[1]._dial(2, Purpose.RAFT)
+        assert newer is not None
+        await asyncio.gather(
+            first.until("connected", 2, times=2), second.until("connected", 1, times=2)
+        )
+        assert first.said == [("connected", 2), ("disconnected", 2), ("connected", 2)]
+        assert second.said == [("connected", 1), ("disconnected", 1), ("connected", 1)]
+
+    run(scenario, either)
+
+
+@pytest.mark.allow_logs("too many nodes")
+def test_visitors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "VISITORS_MAX", 1)
+
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, ())
+        await net.start(2, (1,))
+        await first.until("connected", 2)
+        await net.start(3, (1,))
+        await net.until_rejected(1)
+        assert ("connected", 3) not in first.said
+
+    run(scenario, None)
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_an_image_travels_on_its_own_connection(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first, second = await net.start(1, (2,)), await net.start(2, (1,))
+        await asyncio.gather(first.until("connected", 2), second.until("connected", 1))
+        net.networks[2].open_image(1)
+        await asyncio.gather(first.until("image", 2, False), second.until("image", 1, True))
+        net.networks[2].send_image(1, b"offer", outgoing=True)
+        await first.until("piece", 2, b"offer", False)
+        net.networks[1].send_image(2, b"accept", outgoing=False)
+        await second.until("piece", 1, b"accept", True)
+        pieces = [bytes([n]) * (200 << 10) for n in range(40)]
+        for piece in pieces:
+            net.networks[2].send_image(1, piece, outgoing=True)
+        net.networks[2].send(1, b"beside it")
+        # What was queued arrives, and then the end; the closing side is not told.
+        net.networks[2].close_image(1, outgoing=True)
+        await first.until("no image", 2, False)
+        assert [said[2] for said in first.said if said[0] == "piece"] == [b"offer", *pieces]
+        await first.until("frame", 2, b"beside it")
+        assert ("no image", 1, True) not in second.said
+        # The other way round at the same time as once more this way.
+        net.networks[1].open_image(2)
+        net.networks[2].open_image(1)
+        await asyncio.gather(first.until("image", 2, True), second.until("image", 1, True, times=2))
+        assert ("disconnected", 2) not in first.said
+
+    run(scenario, either)
+
+
+def test_a_newer_image_connection_replaces_the_older(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first, second = await net.start(1, (2,)), await net.start(2, (1,))
+        net.networks[2].open_image(1)
+        await asyncio.gather(first.until("image", 2, False), second.until("image", 1, True))
+        net.networks[2].open_image(1)
+        await first.until("image", 2, False, times=2)
+        image = [said for said in first.said if "image" in str(said[0])]
+        assert image == [("image", 2, False), ("no image", 2, False), ("image", 2, False)]
+
+    run(scenario, either)
+
+
+def test_an_image_connection_that_fails_is_told_once(either: Path | None) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, (2,))
+        net.networks[1].open_image(2)  # nobody listens
+        net.networks[1].open_image(3)  # no peer
+        await first.until("no image", 2, True)
+        await first.until("no image", 3, True)
+        net.networks[1].open_image(2)
+        net.networks[1].close_image(2, outgoing=True)
+        second = await net.start(2, ())
+        await second.until("connected", 1)
+        assert first.said.count(("no image", 2, True)) == 1
+
+    run(scenario, either)
+
+
+# ---------------------------------------------------------------- TLS
+
+
+class Stranger:
+    """A hand-made peer: a blocking socket and TLS over it."""
+
+    def __init__(self, address: str, tls: PeerTls | None) -> None:
+        self.socket = socket.create_connection(tcp.parse_address(address))
+        self.socket.settimeout(5)
+        self.stream = None if tls is None else TlsStream(tls.client, server=False)
+        self._plain = bytearray()
+
+    async def shake_hands(self) -> None:
+        assert self.stream is not None
+        while not self.stream.ready:
+            self._push()
+            self._plain += self.stream.feed(await self._receive())
+        self._push()
+
+    def _push(self) -> None:
+        if self.stream is not None and (data := self.stream.take()):
+            self.socket.sendall(data)
+
+    async def _receive(self) -> bytes:
+        data = await asyncio.to_thread(self.socket.recv, 65_536)
+        if not data:
+            raise ConnectionResetError
+        return data
+
+    def send(self, frame: bytes) -> None:
+        data = LENGTH.pack(len(frame)) + frame
+        if self.stream is None:
+            self.socket.sendall(data)
+        else:
+            self.stream.write(data)
+            self._push()
+
+    def receive_now(self) -> bytes:
+        """Return what the kernel has, without the loop turning."""
+        data = self.socket.recv(65_536)
+        return data if self.stream is None else self.stream.feed(data)
+
+    async def receive(self) -> bytes:
+        while len(self._plain) < 4 or len(self._plain) < 4 + LENGTH.unpack(self._plain[:4])[0]:
+            data = await self._receive()
+            self._plain += data if self.stream is None else self.stream.feed(data)
+        (length,) = LENGTH.unpack(self._plain[:4])
+        frame = bytes(self._plain[4 : 4 + length])
+        del self._plain[: 4 + length]
+        return frame
+
+    async def ended(self) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            while True:
+                await self._receive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.socket.close()
+
+
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+def test_a_frame_leaves_when_it_is_written(either: Path | None, uv: bool) -> None:
+    """Not when the loop turns: followers store a batch while the leader syncs it."""
+
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, ())
+        tls = None if either is None else peer_tls(either, "node-2")
+        with Stranger(net.addresses[1], tls) as stranger:
+            if tls is not None:
+                await stranger.shake_hands()
+            stranger.send(End(2).hello(5))
+            assert decode_hello(await stranger.receive()).node == 1
+            await first.until("connected", 2)
+            net.networks[1].send(2, b"at once")
+            assert stranger.receive_now() == LENGTH.pack(7) + b"at once"
+
+    run(scenario, either, uv)
+
+
+def forge(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own authority's certificates that it would not make: an expired one, a foreign one."""
+    now = dt.datetime.now(dt.UTC)
+    day = dt.timedelta(days=1)
+    validity, authority = certs._validity, certs._authority
+    for name, span in (
+        ("expired", (now - 2 * day, now - day)),
+        ("early", (now + day, now + 2 * day)),
+    ):
+        folder = path / name
+        folder.mkdir()
+        for file in ("ca.crt", "ca.key"):
+            (folder / file).write_bytes((path / "ours" / file).read_bytes())
+        monkeypatch.setattr(certs, "_validity", lambda _days, span=span: span)
+        certs.make_node(folder, 2)
+    monkeypatch.setattr(certs, "_validity", validity)
+    folder = path / "foreign"
+    folder.mkdir()
+    for file in ("ca.crt", "ca.key"):
+        (folder / file).write_bytes((path / "ours" / file).read_bytes())
+    monkeypatch.setattr(certs, "_authority", lambda path: (*authority(path)[:2], "fedcba"))
+    certs.make_node(folder, 2)
+    monkeypatch.setattr(certs, "_authority", authority)
+
+
+@pytest.fixture(scope="module")
+def forged(folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forge(folder, monkeypatch)
+    return folder
+
+
+@pytest.mark.allow_logs("closing the connection")
+@pytest.mark.parametrize(
+    ("whose", "stem", "reason"),
+    [
+        ("theirs", "node-1", "unable to get local issuer|self.signed|signature failure"),
+        ("expired", "node-2", "certificate has expired"),
+        ("early", "node-2", "not yet valid"),
+        ("foreign", "node-2", "permitted subtree violation"),
+        ("ours", "client-somebody", "is that of nokv://abcdef/client/somebody, not of a node"),
+    ],
+)
+def test_a_wrong_certificate_costs_the_connection(
+    forged: Path,
+    whose: str,
+    stem: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, (2,))
+        second = await net.start(2, (1,))
+        await first.until("connected", 2)
+        with Stranger(net.addresses[1], peer_tls(forged, stem, whose)) as stranger:
+            with contextlib.suppress(ConnectionResetError):
+                await stranger.shake_hands()
+                stranger.send(End(2).hello(5))
+            await stranger.ended()
+        assert net.networks[1].rejected == 1
+        net.networks[1].send(2, b"still here")
+        await second.until("frame", 1, b"still here")
+        assert first.said == [("connected", 2)]
+
+    run(scenario, forged)
+    assert re.search(reason, caplog.text), caplog.text
+
+
+@pytest.mark.allow_logs("by its certificate, says it is node 3")
+def test_a_node_speaks_for_itself_only(folder: Path) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, (2, 3))
+        with Stranger(net.addresses[1], peer_tls(folder, "node-2")) as stranger:
+            await stranger.shake_hands()
+            stranger.send(End(3).hello(5))
+            assert b"says it is node 3" in await stranger.receive()
+            await stranger.ended()
+        assert first.said == []
+
+    run(scenario, folder)
+
+
+@pytest.mark.allow_logs("answers at the address of node 2")
+def test_a_node_at_anothers_address_is_not_greeted(folder: Path) -> None:
+    async def scenario(net: Net) -> None:
+        net.addresses[3] = net.addresses[2]
+        third = await net.start(3, ())
+        first = await net.start(1, (2,))
+        await net.until_rejected(1)
+        assert (first.said, third.said) == ([], [])
+
+    run(scenario, folder)
+
+
+# ---------------------------------------------------------------- limits
+
+
+@pytest.mark.allow_logs("closing the connection")
+def test_connections_that_say_nothing_are_bounded(
+    either: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp, "PENDING_MAX", 8)
+    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 60.0)
+
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, ())
+        with contextlib.ExitStack() as stack:
+            silent = [stack.enter_context(Stranger(net.addresses[1], None)) for _ in range(20)]
+            for one in silent[:12]:
+                await one.ended()  # the oldest
+            assert len(net.networks[1]._pending) == 8
+            # One that says who it is gets in all the same.
+            await net.start(2, (1,))
+            await first.until("connected", 2)
+        assert net.networks[1].rejected >= 12
+
+    run(scenario, either)
+
+
+@pytest.mark.allow_logs("closing the connection")
+def test_a_connection_that_never_says_hello_is_ended(
+    either: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 0.05)
+
+    async def scenario(net: Net) -> None:
+        await net.start(1, ())
+        with Stranger(net.addresses[1], None) as stranger:
+            await stranger.ended()
+
+    run(scenario, either)
+
+
+@pytest.mark.allow_logs("closing the connection")
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_cost_their_connection_only(folder: Path, seed: int) -> None:
+    """Before TLS, in the middle of its handshake, and inside it."""
+    rng = random.Random(seed)
+
+    async def scenario(net: Net) -> None:
+        first, second = await net.start(1, (2,)), await net.start(2, (1,))
+        await first.until("connected", 2)
+        for _ in range(6):
+            with Stranger(net.addresses[1], peer_tls(folder, "node-3")) as stranger:
+                assert stranger.stream is not None
+                with contextlib.suppress(ConnectionError):
+                    if rng.random() < 0.5:
+                        opening = bytearray(stranger.stream.take())
+                        for _ in range(rng.randrange(1, 5)):
+                            opening[rng.randrange(len(opening))] = rng.randrange(256)
+                        stranger.socket.sendall(opening)
+                    else:
+                        await stranger.shake_hands()
+                    if rng.random() < 0.5 and stranger.stream.ready:
+                        stranger.send(rng.randbytes(rng.randrange(1, 6000)))
+                    else:
+                        stranger.socket.sendall(rng.randbytes(rng.randrange(1, 100_000)))
+                    stranger.socket.shutdown(socket.SHUT_WR)
+                    await stranger.ended()
+        net.networks[1].send(2, b"still here")
+        await second.until("frame", 1, b"still here")
+        assert first.said == [("connected", 2)]
+
+    run(scenario, folder)
+
+
+def test_with_tls_any_address_may_be_used(folder: Path) -> None:
+    tls = peer_tls(folder, "node-1")
+    TcpNetwork(1, "0.0.0.0:1", {2: "node2.example.org:7201"}, random.Random(0), tls)
+    with pytest.raises(ConfigurationError, match="write host:port"):
+        TcpNetwork(1, "0.0.0.0:1", {2: "node2.example.org"}, random.Random(0), tls)
