@@ -76,7 +76,7 @@ class TestFiles:
             opened(OsDisk(folder))
 
     def test_the_oldest_missing_is_a_log_that_starts_later(self, folder: Path) -> None:
-        """Compaction removes the oldest; whether the state covers it is the start rule's question."""
+        """Compaction removes the oldest; whether the state covers it is for the start rules."""
         (folder / segment_name(1)).unlink()
         log = opened(OsDisk(folder))
         assert log.base_index > 0
@@ -139,6 +139,12 @@ class TestFlips:
         disk.kill()
         return disk
 
+    def open(self, disk: SimDisk) -> tuple[Log | None, LogDamaged]:
+        try:
+            return Log.open(disk, SMALL, IDENTITY, Random(3)), LogDamaged("")
+        except LogDamaged as error:
+            return None, error
+
     def test_every_byte(self) -> None:
         whole = self.disk()
         found = {"damaged": 0, "refused": 0, "shorter": 0, "equal": 0}
@@ -147,9 +153,8 @@ class TestFlips:
             for offset in range(len(whole.content(name))):
                 disk = self.disk()
                 disk.flip(name, offset)
-                try:
-                    log = Log.open(disk, SMALL, IDENTITY, Random(3))
-                except LogDamaged as error:
+                log, error = self.open(disk)
+                if log is None:
                     found["damaged"] += 1
                     assert WHAT_TO_DO in str(error)
                     assert error.file in names
@@ -249,10 +254,14 @@ class TestIoErrors:
         script = Script(3, config=config)
         script.lead(1)
         script.disks[node].fail_at(call)
-        with pytest.raises(DiskFailed, match="restart the process"):
+
+        def work() -> None:
             for number in range(100):
                 script.propose(1, b"%d:" % number + bytes(200))
                 script.settle(rounds=3)
+
+        with pytest.raises(DiskFailed, match="restart the process"):
+            work()
         acknowledged = [p for p, o in script.outcomes.items() if isinstance(o, Committed)]
         script.crash(node, power=True)
         script.start(node)
