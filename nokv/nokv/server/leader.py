@@ -22,10 +22,12 @@ from nokv.types.commands import (
     ExpireSession,
     InitVolume,
     Op,
+    RaiseFormat,
     Reap,
     SessionMarks,
     TrimEvents,
 )
+from nokv.types.formats import FIRST_STATE_FORMAT, STATE_FORMAT
 from nokv.types.limits import COMMAND_BYTES_MAX
 from nokv.types.results import Reaped, Result
 from nokv.types.values import Caller, Marks
@@ -56,6 +58,11 @@ class MachineView(Protocol):
         """Whether a `Reap` would find something."""
         ...
 
+    @property
+    def format(self) -> int:
+        """The state format in force."""
+        ...
+
     def initialised(self) -> bool:
         """Whether the volume record exists."""
         ...
@@ -77,6 +84,7 @@ class LeaderDuties:
         cluster_ns: Callable[[], int],
         config: SessionsConfig,
         init_volume: Callable[[], InitVolume],
+        common_format: Callable[[], int] = lambda: FIRST_STATE_FORMAT,
     ) -> None:
         self._machine = machine
         self._ages = ages
@@ -84,6 +92,8 @@ class LeaderDuties:
         self._cluster_ns = cluster_ns
         self._config = config
         self._init_volume = init_volume
+        self._common_format = common_format
+        """The newest state format that every member applies; 0 while one was not heard."""
         self.active = False
         self._office = 0
         """Counts terms of office: an outcome of an older one is ignored."""
@@ -134,6 +144,7 @@ class LeaderDuties:
             self._log_marks()
         if self._machine.pending_work():
             self._reap()
+        self._raise_format()
         if now_ns >= self._trim_due_ns:
             self._trim_due_ns = now_ns + TRIM_PERIOD_NS
             self._trim(now_ns)
@@ -147,6 +158,16 @@ class LeaderDuties:
         """Make the volume, once in a cluster's life."""
         if not self._machine.initialised():
             self._propose("init", self._init_volume())
+
+    def _raise_format(self) -> None:
+        """Go to the state format that all members apply; there is no way back."""
+        in_force = self._machine.format
+        if in_force == STATE_FORMAT or "format" in self._busy:
+            return
+        common = min(self._common_format(), STATE_FORMAT)
+        if common > in_force:
+            log.info("the state format rises", extra={"fields": {"from": in_force, "to": common}})
+            self._propose("format", RaiseFormat(common))
 
     def _expire(self, now_ns: int) -> None:
         for session in self._ages.take_overdue(now_ns, EXPIRE_IN_FLIGHT_MAX - self._expiring):

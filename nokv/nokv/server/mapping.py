@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nokv_replication as replication
 from nokv.errors import (
+    ChangeRefused,
     NokvError,
     NotLeader,
     NotReady,
@@ -28,6 +29,13 @@ def proposal_error(error: replication.ReplicationError) -> NokvError:
     if isinstance(error, replication.Refused):
         return NotReady(str(error))
     return Unavailable("leadership was lost before the outcome was known")
+
+
+def change_error(error: replication.ReplicationError) -> NokvError:
+    """Return what an operator is told who asked for a change of members or of the leader."""
+    if isinstance(error, replication.MembershipRefused | replication.TransferFailed):
+        return ChangeRefused(str(error))
+    return proposal_error(error)
 
 
 def read_error(error: replication.ReplicationError) -> NokvError:

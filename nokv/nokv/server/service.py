@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from nokv.errors import (
@@ -28,9 +28,11 @@ from nokv.server.digests import Digests
 from nokv.server.leader import LeaderDuties
 from nokv.server.machine import MachinePort
 from nokv.server.mapping import proposal_error, read_error
+from nokv.server.membership import Change, Membership
 from nokv.server.rpc import Call, error_reply
 from nokv.server.sessions import SessionAges
-from nokv.types.commands import INTERNAL_OPS, SHRINKING_OPS, Command, ExpireSession
+from nokv.types.commands import INTERNAL_OPS, SHRINKING_OPS, Command, ExpireSession, RaiseFormat
+from nokv.types.formats import STATE_FORMAT, needed_format
 from nokv.types.limits import BATCH_MAX, LEASES_MAX, UINT63_MAX
 from nokv.types.values import Marks
 from nokv.wire.codec import decode_command
@@ -149,7 +151,7 @@ class Service:
         group: Group,
         port: MachinePort,
         identity: NodeFile,
-        rpc_addresses: Mapping[int, str],
+        membership: Membership,
         duties: LeaderDuties,
         ages: SessionAges,
         digests: Digests,
@@ -160,9 +162,7 @@ class Service:
         self._port = port
         self._machine = port.machine
         self._identity = identity
-        self._rpc_addresses = dict(rpc_addresses)
-        self._alone = len(rpc_addresses) == 1
-        self._nodes = tuple(NodeAddress(n, a) for n, a in sorted(rpc_addresses.items()))
+        self._membership = membership
         self._duties = duties
         self._ages = ages
         self._digests = digests
@@ -192,25 +192,25 @@ class Service:
             raise WrongCluster(f"this is cluster {cluster.cluster}, not {hello.cluster[:64]!r}")
         if hello.volume and hello.volume != cluster.volume.volume:
             raise WrongCluster(f"this is volume {cluster.volume.volume}, not {hello.volume[:64]!r}")
-        if hello.role not in (Role.CLIENT, Role.WORKER) or len(hello.agent) > AGENT_CHARACTERS_MAX:
+        roles = (Role.CLIENT, Role.WORKER, Role.ADMIN)
+        if hello.role not in roles or len(hello.agent) > AGENT_CHARACTERS_MAX:
             raise BadRequest("a hello of an unknown role, or with a name too long")
-        if hello.role == Role.WORKER:
+        if hello.role != Role.CLIENT:
             token = cluster.worker_token.encode()
             if not hmac.compare_digest(hello.token, token):
-                raise Forbidden("the worker's token is wrong", hint="use this cluster's node.json")
+                raise Forbidden("the cluster's token is wrong", hint="use this cluster's node.json")
         return HelloReply(
             PROTOCOL,
             cluster.cluster,
             self._identity.node,
             self.leader_address(),
-            self._nodes,
+            tuple(NodeAddress(n, a) for n, a in self._membership.addresses().items()),
             self._port.volume,
         )
 
     def leader_address(self) -> str:
         """Return where clients reach the leader, or empty."""
-        leader = self.leader_node()
-        return "" if leader is None else self._rpc_addresses.get(leader, "")
+        return self._membership.address(self.leader_node())
 
     # ------------------------------------------------------------ requests
 
@@ -226,6 +226,9 @@ class Service:
             call.answer(self.status())
         elif isinstance(body, MakeDigest):
             self._make_digest(call, body)
+        elif isinstance(body, Change):
+            leads = self.leader_node() == self._identity.node
+            self._membership.handle(call, body, leads=leads, leader=self.leader_address())
         else:
             raise BadRequest("a connection says hello once")
 
@@ -261,6 +264,12 @@ class Service:
     def _check(self, command: Command, call: Call) -> None:
         """Refuse what must not enter the log."""
         op = command.op
+        in_force = self._machine.counters.format
+        if in_force < STATE_FORMAT and (needed := needed_format(command)) > in_force:
+            message = f"this needs state format {needed}, and the cluster is at {in_force}"
+            raise BadRequest(message, hint="finish the upgrade of all nodes first")
+        if isinstance(op, RaiseFormat):
+            raise Forbidden("the leader itself raises the state format, once all members speak it")
         if call.role != Role.WORKER:
             if isinstance(op, INTERNAL_OPS):
                 raise Forbidden(f"{type(op).__name__} is for the cluster itself")
@@ -294,7 +303,8 @@ class Service:
             return
         reads, self._reads = self._reads, []
         asked_s = time.monotonic()
-        if self._alone and self._duties.active and self._port.between_entries:
+        alone = self._membership.is_alone() and self._duties.active
+        if alone and self._port.between_entries:
             # Nobody else can lead, and what was acknowledged here is applied here.
             self._confirmed(reads, asked_s, self._machine.applied().index)
             return
@@ -413,7 +423,14 @@ class Service:
         """Return what the node knows of itself. Called between steps."""
         status, machine = self._group.status(), self._machine
         peers = tuple(
-            WirePeerStatus(peer.node, peer.connected, peer.match_index, peer.free_bytes)
+            WirePeerStatus(
+                peer.node,
+                peer.connected,
+                peer.match_index,
+                peer.free_bytes,
+                peer.lag_entries,
+                peer.machine_format,
+            )
             for peer in status.peers
         )
         return StatusReply(
@@ -436,4 +453,6 @@ class Service:
             build=self._build,
             fingerprint=machine.fingerprint(),
             clock_ns=time.time_ns(),
+            members=self._membership.members(),
+            format_max=STATE_FORMAT,
         )

@@ -30,10 +30,8 @@ from nokv.errors import ConfigError, DataDirectoryError, NokvError
 from nokv.kv.errors import StoreBusy, StoreFailed
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.server import logs
-from nokv.server.config import MemberConfig, NodeConfig
+from nokv.server.config import NodeConfig
 from nokv.server.datadir import (
-    MemberAddress,
-    NodeFile,
     lock,
     log_path,
     read_identity,
@@ -44,6 +42,7 @@ from nokv.server.digests import Digests
 from nokv.server.http import HttpServer
 from nokv.server.leader import TICK_MS, LeaderDuties
 from nokv.server.machine import MachinePort
+from nokv.server.membership import Membership, PeerNetwork, configured_members, first_members
 from nokv.server.process import ProcessSpec, die_with_parent
 from nokv.server.rpc import RpcServer
 from nokv.server.service import Service, Space
@@ -52,6 +51,7 @@ from nokv.server.tls import load_tls
 from nokv.server.views import NodeView
 from nokv.state.machine import Incompatible, StateMachine
 from nokv.types.commands import InitVolume
+from nokv.types.formats import STATE_FORMAT
 from nokv.wire.address import format_address, parse_address
 from nokv_replication import (
     ConfigurationError,
@@ -64,7 +64,6 @@ from nokv_replication import (
 )
 from nokv_replication.disk import OsDisk
 from nokv_replication.driver import EXIT_FATAL, Driver, SystemClock
-from nokv_replication.tcp import TcpNetwork
 
 log = logging.getLogger("nokv.shard")
 
@@ -74,29 +73,13 @@ EXIT_REFUSED: Final = 2
 HOUSEKEEPING_S: Final = 1.0
 """Free space, freshness and dead readers are looked at so often."""
 
+HAND_OVER_S: Final = 1.0
+"""A leader that is told to stop waits so long for another one to take over."""
+
 _READER_CHECK_ROUNDS: Final = 30
 _EXPIRY_ROUNDS: Final = 86_400
 """A certificate that ends soon is warned of at the start and once a day."""
 _MS: Final = 1_000_000
-
-
-def members_of(identity: NodeFile, config: NodeConfig) -> tuple[MemberAddress, ...]:
-    """Return where the members are reached: as `init` wrote, unless the configuration says else.
-
-    Raises ConfigError if the configuration names other nodes than the cluster has.
-    """
-    members = {member.node: member for member in identity.cluster.members}
-    if config.members:
-        named: dict[int, MemberConfig] = {int(key): m for key, m in config.members.items()}
-        if set(named) != set(members):
-            message = f"members: nodes {sorted(named)}; the cluster has {sorted(members)}"
-            raise ConfigError(message, hint="list every member of the cluster, or none")
-        members = {node: MemberAddress(node, m.peer, m.rpc) for node, m in named.items()}
-    own = members[identity.node]
-    members[identity.node] = MemberAddress(
-        own.node, config.peer.advertise or own.peer, config.rpc.advertise or own.rpc
-    )
-    return tuple(members[node] for node in sorted(members))
 
 
 def group_config(config: NodeConfig) -> GroupConfig:
@@ -124,7 +107,7 @@ class Shard:
         self._loop = asyncio.get_running_loop()
         self._channel_end = channel_end
         self._rng = random.Random(secrets.randbits(128))
-        self.members: Final = members_of(self.identity, config)
+        configured, overriding = configured_members(self.identity, config)
         self.tls: Final = load_tls(config.tls, self.identity.cluster.cluster, self.identity.node)
         try:
             self.kv: Final = LmdbKV(state_path(data_dir))
@@ -132,29 +115,33 @@ class Shard:
             raise DataDirectoryError(f"{data_dir} is in use: {error}") from error
         self.port: Final = MachinePort(StateMachine(self.kv), self.kv)
         self._disk = OsDisk(log_path(data_dir))
-        addresses = {member.node: member.peer for member in self.members}
+        peers = {node: member.peer for node, member in configured.items()}
+        founders = {node: peers[node] for node in first_members(self.identity)}
         try:
-            self.network: Final = TcpNetwork(
+            self.network: Final = PeerNetwork(
                 self.identity.node,
                 config.peer.listen,
-                addresses,
+                {node: peers[node] for node in overriding} | founders,
                 self._rng,
                 tls=None if self.tls is None else self.tls.peers,
             )
+            self.network.overriding = {node: peers[node] for node in overriding}
             self.group: Final = Group(
                 identity=replication_identity(self.identity),
-                addresses=addresses,
+                addresses=founders,
                 config=group_config(config),
                 machine=self.port,
                 disk=self._disk,
                 network=self.network,
                 clock=SystemClock(),
                 rng=self._rng,
+                machine_format=STATE_FORMAT,
                 on_role_change=self._role_changed,
                 free_bytes=lambda: self.free_bytes,
             )
         except ConfigurationError as error:
             raise ConfigError(str(error)) from error
+        self.membership: Final = Membership(self.group, self.identity.node, configured, overriding)
         self.free_bytes = self._disk.free_bytes()
         """Free for state and log: file system, free pages of LMDB, log that may be dropped."""
         self.role = Role.FOLLOWER
@@ -177,6 +164,7 @@ class Shard:
             cluster_ns=self.group.cluster_ns,
             config=self.config.sessions,
             init_volume=self._init_volume,
+            common_format=self.membership.common_format,
         )
         self.ages = ages
         self.space = Space(self.config.disk.reserve_bytes)
@@ -185,7 +173,7 @@ class Shard:
             group=self.group,
             port=self.port,
             identity=self.identity,
-            rpc_addresses={member.node: member.rpc for member in self.members},
+            membership=self.membership,
             duties=self.duties,
             ages=ages,
             digests=self.digests,
@@ -223,6 +211,8 @@ class Shard:
         """Finish what is open, commit, and close."""
         self.stopping = True
         log.info("node stops")
+        if self.role == Role.LEADER:
+            await self.membership.hand_over(HAND_OVER_S)
         await self.rpc.stop(self.config.timing.stop_ms / 1000)
         await self.http.stop()
         for timer in self._timers:
@@ -321,13 +311,14 @@ class Shard:
             return
         self.free_bytes = disk_bytes + self.kv.free_bytes() + status.droppable_bytes
         # A peer that has not acknowledged anything yet has told nothing.
-        told = [peer.free_bytes for peer in status.peers if peer.match_index]
+        voters = self.membership.voters()
+        told = [p.free_bytes for p in status.peers if p.match_index and p.node in voters]
         # Log that is kept for others counts as free, so it goes as soon as the space is needed.
         self.group.set_keeping_log(disk_bytes >= self.config.disk.reserve_bytes)
         # A follower that is low alone stops storing; the leader's quorum goes on without it.
         self.group.set_accepting(self.free_bytes >= self.config.disk.reserve_bytes // 2)
         was_low = self.space.low
-        self.space.judge(self.free_bytes, told, len(self.members))
+        self.space.judge(self.free_bytes, told, len(voters))
         if self.space.low != was_low:
             fields = {"free_bytes": self.free_bytes, "low": self.space.low}
             log.warning("disk space is %s", "low" if self.space.low else "enough again",
@@ -372,7 +363,8 @@ async def _serve(spec: ProcessSpec) -> int:
         shard = Shard(spec.config, end)
     except (NokvError, StoreFailed, Incompatible, Fatal) as error:
         log.critical("the node does not start: %s", error)
-        return EXIT_REFUSED if isinstance(error, NokvError) else EXIT_FATAL
+        refused = isinstance(error, NokvError | Incompatible)
+        return EXIT_REFUSED if refused else EXIT_FATAL
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

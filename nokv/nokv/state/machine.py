@@ -99,6 +99,11 @@ class StateMachine:
         """The scalars, to look at only."""
         return self._counters
 
+    @property
+    def format(self) -> int:
+        """The state format in force."""
+        return self._counters.format
+
     def fingerprint(self) -> bytes:
         """Return the hash over all results so far, 16 bytes: equal on replicas at one index."""
         return self._counters.fingerprint
