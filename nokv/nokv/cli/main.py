@@ -94,6 +94,11 @@ GROUPS: Final = (
         (("doctor", "find what is wrong with this machine, a configuration or a cluster"),),
     ),
     Group(
+        "members",
+        "nokv.cli.member",
+        (("member", "list the members of a cluster, add, promote or remove one, hand over"),),
+    ),
+    Group(
         "one node",
         "nokv.cli.node",
         (

@@ -54,7 +54,7 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     parser.add_argument("--node", type=int, required=True, help="this node's number")
     parser.add_argument(
-        "--join", type=Path, metavar="FILE", help="join the cluster whose first node wrote FILE"
+        "--join", type=Path, metavar="FILE", help="join the cluster that wrote FILE"
     )
     parser.add_argument(
         "--member",
@@ -84,6 +84,13 @@ def _init(options: argparse.Namespace) -> int:
             raise UsageError("what --join names has the members and the store")
         made = init.join(options.config, options.join, node=options.node, overrides=overrides)
         print(f"node {made.node} of cluster {made.cluster.cluster} is initialised")
+        if made.node not in {member.node for member in made.cluster.members}:
+            here = init.added_as(options.config, overrides)
+            print("start it with nokv serve, and add it where a node of the cluster runs:")
+            print(
+                f"nokv member add {made.node} --incarnation {made.incarnation}"
+                f" --peer {here.peer} --rpc {here.rpc} --wait"
+            )
         return 0
     if not options.store:
         raise UsageError("no object store", hint="name one: --store s3://bucket/prefix")

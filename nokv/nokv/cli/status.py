@@ -145,11 +145,13 @@ async def _ask(address: str, tls: ssl.SSLContext | None) -> Seen:
 
 
 def has_quorum(seen: list[Seen]) -> bool:
-    """Return whether some node leads and hears a majority."""
+    """Return whether some node leads and hears a majority of those that vote."""
     for one in seen:
         if one.status is not None and one.status.role == "leader":
-            connected = 1 + sum(peer.connected for peer in one.status.peers)
-            return connected > (1 + len(one.status.peers)) // 2
+            voters = {member.node for member in one.status.members if member.voter}
+            connected = {one.status.node}
+            connected |= {peer.node for peer in one.status.peers if peer.connected}
+            return len(voters & connected) > len(voters) // 2
     return False
 
 

@@ -316,6 +316,10 @@ class Router:
             if hinted is not node:
                 self._leader = hinted
 
+    def doubt_leader(self) -> None:
+        """Look for the leader anew before the next call: the one that is known does not lead."""
+        self._leader = None
+
     async def find_leader(self, timeout_s: float) -> RpcConnection:
         """Return a connection to the node that leads.
 

@@ -27,6 +27,7 @@ from nokv.server.datadir import (
     NodeFile,
     log_path,
     make_directory,
+    read_identity,
     replication_identity,
     state_path,
     write_durably,
@@ -38,6 +39,9 @@ from nokv_replication import DiskFailed, GroupConfig
 from nokv_replication.bootstrap import NODES_MAX
 from nokv_replication.disk import OsDisk
 from nokv_replication.roster import initialise
+
+NODE_MAX: Final = 65_535
+"""The largest node number."""
 
 _SEEDED: Final = random.Random(secrets.randbits(128))
 """Draws the log's salts."""
@@ -100,10 +104,13 @@ def join(
     node: int,
     overrides: Mapping[str, str] | None = None,
 ) -> NodeFile:
-    """Initialise the data directory of another first member from the first one's join file.
+    """Initialise another node's data directory from a join file.
 
-    Raises ConfigError for a file that is none, does not list `node` or lists it at ports that the
-    configuration does not listen on, DataDirectoryError if the
+    A number that the file lists is a first member's. A larger one is a new member's, which serves
+    once `nokv member add` has named it, with its incarnation, to the cluster (`added_as`).
+
+    Raises ConfigError for a file that is none, for a number that can't be a new member's, or for a
+    first member at ports that the configuration does not listen on; DataDirectoryError if the
     directory is initialised or not writable.
     """
     config = load(config_path, overrides)
@@ -117,20 +124,62 @@ def join(
     if cluster.format != FORMAT:
         raise ConfigError(f"{join_file} has format {cluster.format}; this program speaks {FORMAT}")
     _members(cluster.members, tls=config.tls.enabled)
-    identity = _identity(cluster, node, config)
+    if node > max(member.node for member in cluster.members):
+        identity = _new_member(cluster, node, config)
+    else:
+        identity = _identity(cluster, node, config)
     _refuse_initialised(Path(config.data_dir))
     _write(Path(config.data_dir), identity, config)
     return identity
+
+
+def export_join_file(config_path: Path, join_file: Path) -> NodeFile:
+    """Write the join file of an initialised node's cluster; return the node's identity.
+
+    Raises ConfigError, DataDirectoryError.
+    """
+    identity = read_identity(Path(load(config_path).data_dir))
+    data = msgspec.json.format(msgspec.json.encode(identity.cluster), indent=2)
+    write_durably(join_file.absolute(), data)
+    return identity
+
+
+def added_as(config_path: Path, overrides: Mapping[str, str] | None = None) -> MemberAddress:
+    """Return where a node's configuration says that others reach it: `advertise`, or `listen`.
+
+    Raises ConfigError for a port that the system would choose: nobody could be told of it.
+    """
+    config = load(config_path, overrides)
+    identity = read_identity(Path(config.data_dir))
+    peer = config.peer.advertise or config.peer.listen
+    rpc = config.rpc.advertise or config.rpc.listen
+    for key, address in (("peer", peer), ("rpc", rpc)):
+        if not parse_address(address)[1]:
+            message = f"{key}.listen is {address}: the others can't be told of any free port"
+            raise ConfigError(message, hint=f"give {key}.listen a port, or set {key}.advertise")
+    return MemberAddress(identity.node, peer, rpc)
+
+
+def _new_member(cluster: ClusterFile, node: int, config: NodeConfig) -> NodeFile:
+    if node > NODE_MAX:
+        raise ConfigError(f"member number {node}", hint=f"1 to {NODE_MAX}")
+    assert config.data_dir.startswith("/"), "the configuration's data_dir is absolute"
+    return NodeFile(node=node, incarnation=_incarnation(), cluster=cluster)
+
+
+def _incarnation() -> int:
+    return 1 + secrets.randbelow((1 << 63) - 1)
 
 
 def _identity(cluster: ClusterFile, node: int, config: NodeConfig) -> NodeFile:
     numbers = [member.node for member in cluster.members]
     if node not in numbers:
         message = f"node {node} is not among the members {numbers}"
-        raise ConfigError(message, hint="choose one of these numbers with --node")
+        hint = "choose one of these numbers with --node; for a new member, a larger one"
+        raise ConfigError(message, hint=hint)
     assert config.data_dir.startswith("/"), "the configuration's data_dir is absolute"
     _check_addresses(cluster.members[numbers.index(node)], config)
-    return NodeFile(node=node, incarnation=1 + secrets.randbelow((1 << 63) - 1), cluster=cluster)
+    return NodeFile(node=node, incarnation=_incarnation(), cluster=cluster)
 
 
 def _check_addresses(member: MemberAddress, config: NodeConfig) -> None:
@@ -219,8 +268,8 @@ def _members(members: Sequence[MemberAddress], *, tls: bool) -> tuple[MemberAddr
     if len(set(addresses)) < len(addresses):
         raise ConfigError("two members share an address")
     for member in ordered:
-        if not 1 <= member.node <= 65_535:
-            raise ConfigError(f"member number {member.node}", hint="1 to 65535")
+        if not 1 <= member.node <= NODE_MAX:
+            raise ConfigError(f"member number {member.node}", hint=f"1 to {NODE_MAX}")
         check_address(member.peer, f"member {member.node}: peer", tls=tls)
         check_address(member.rpc, f"member {member.node}: rpc", tls=tls)
     return ordered
