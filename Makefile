@@ -99,6 +99,11 @@ campaign: venv
 	@$(BIN)/python -m pytest tests/simulation -n $(JOBS) --dist worksteal --timeout 0 \
 		--hypothesis-profile campaign --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
+## make mutate       switch off each guard of replication; the tests must notice (not in make test)
+.PHONY: mutate
+mutate: venv
+	@$(BIN)/python -m tests.mutations
+
 ## make lock         resolve the lock again from pyproject.toml (UPGRADE=1 takes newer versions)
 .PHONY: lock
 lock: venv

@@ -222,7 +222,8 @@ class TestReadOnly:
         readIndex".
         """
         script = led()
-        reads, served = script.groups[1]._reads, []
+        reads = script.groups[1]._reads
+        served: list[object] = []
         reads._confirmed.append((5, [served.append]))
         reads._count += 1
         reads.finish(4)

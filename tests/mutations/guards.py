@@ -1,0 +1,422 @@
+"""The guards of replication, each with the text that switches it off.
+
+A guard is a piece of source in one module, what replaces it, and the tests likely to notice, the
+likeliest first. Text that is no longer there exactly once is an error, not a guard that held.
+"""
+
+from typing import NamedTuple
+
+UNIT = "tests/unit/replication"
+FIGURE2 = f"{UNIT}/test_figure2.py"
+THESIS = f"{UNIT}/test_thesis.py"
+GROUP = f"{UNIT}/test_group.py"
+DIRECTED = f"{UNIT}/test_guards.py"
+LOG = f"{UNIT}/test_log.py"
+VALUES = f"{UNIT}/test_values.py"
+REPLICATION = "tests/regressions/test_replication.py"
+IMAGES = "tests/regressions/test_images.py"
+RESTART = "tests/regressions/test_restart.py"
+JOURNAL = "tests/regressions/test_journal.py"
+MEMBERS = "tests/regressions/test_members.py"
+APPLY = "tests/regressions/test_apply.py"
+GOLDEN = "tests/golden"
+SCENARIOS = "tests/simulation/test_scenarios.py"
+RANDOM = "tests/simulation/test_simulation.py::test_random_schedules_keep_every_promise"
+
+
+class Guard(NamedTuple):
+    """`changes`: pairs of text in `module` and what takes its place."""
+
+    module: str
+    changes: tuple[tuple[str, str], ...]
+    tests: tuple[str, ...]
+    package: str = "replication/nokv_replication"
+
+
+def _off(module: str, old: str, new: str, *tests: str) -> Guard:
+    return Guard(module, ((old, new),), tests)
+
+
+APPENDS = {
+    "append: prefix not stripped": _off(
+        "appends.py", "stripped = self._strip_prefix(stripped)", "", FIGURE2, REPLICATION
+    ),
+    "append: committed entries replaced": _off(
+        "appends.py", "if prev_index < committed:", "if False:", FIGURE2
+    ),
+    "append: own tail acknowledged": _off(
+        "appends.py", "self._next_index = known + 1", "self._next_index = None", FIGURE2, SCENARIOS
+    ),
+    "append: own tail committed": _off(
+        "appends.py", "commit_index = min(commit_index, known)", "", FIGURE2
+    ),
+    "append: two leaders of a term": _off(
+        "appends.py",
+        "if core.is_leader() and append.term == core.term():",
+        "if False:",
+        FIGURE2,
+    ),
+    "append: dropped prefix not skipped": _off(
+        "appends.py",
+        "stripped = self._skip_dropped(Stripped(append.prev_index, append.prev_term, entries))",
+        "stripped = Stripped(append.prev_index, append.prev_term, entries)",
+        GROUP,
+        IMAGES,
+        RANDOM,
+    ),
+    "append: hint of the library's": _off(
+        "appends.py",
+        "return known + 1, success, reset",
+        'return int(answer["next_node_idx"]), success, reset',
+        DIRECTED,
+        FIGURE2,
+        GOLDEN,
+        REPLICATION,
+    ),
+    "append: older term not answered": _off(
+        "receiver.py",
+        "            self._send(peer, Stale(self._core.term()))\n            return\n"
+        "        self._pre_votes.contact(self._now_ns)",
+        "            return\n        self._pre_votes.contact(self._now_ns)",
+        FIGURE2,
+    ),
+    "append: stored for want of space": _off(
+        "appends.py",
+        "sent = append.entries if accept_entries else []",
+        "sent = append.entries",
+        GROUP,
+    ),
+}
+
+ACKS = {
+    "ack: of an older term counts": _off(
+        "peers.py",
+        "return self._core.is_leader() and ack.term == self._core.term()",
+        "return self._core.is_leader()",
+        REPLICATION,
+    ),
+    "ack: late resets obeyed": _off(
+        "peers.py",
+        "if reset and ack.sequence <= peer.reset_at:",
+        "if False:",
+        DIRECTED,
+        GROUP,
+        REPLICATION,
+    ),
+    "ack: success moves next index back": _off(
+        "peers.py",
+        "if ack.success and not reset and core.next_index(peer.node) < before:",
+        "if False:",
+        REPLICATION,
+    ),
+    "ack: reset behind the log": Guard(
+        "peers.py",
+        (
+            (
+                "next_index = min(max(ack.next_index, 1), log.last_index + 1)",
+                "next_index = max(ack.next_index, 1)",
+            ),
+            (
+                "core.set_next_index(peer.node, log.last_index + 1)\n            prev, entries",
+                "prev, entries",
+            ),
+        ),
+        (
+            DIRECTED,
+            REPLICATION,
+        ),
+    ),
+    "ack: success behind the log": _off(
+        "peers.py",
+        "if ack.next_index > log.last_index + 1 and ack.success:",
+        "if False:",
+        DIRECTED,
+        GROUP,
+    ),
+    "window: unbounded": _off(
+        "peers.py",
+        "if entries and peer.inflight_bytes >= self._config.inflight_bytes:",
+        "if False:",
+        GROUP,
+    ),
+    "window: what was lost is not sent again": _off(
+        "peers.py",
+        "self._core.is_leader() and match > 0:",
+        "False:",
+        GOLDEN,
+    ),
+}
+
+ELECTIONS = {
+    "pre-vote: not asked": _off(
+        "group.py",
+        "if self._pre_votes.won(self._quorum, self._now_ns):",
+        "if True:",
+        MEMBERS,
+        GOLDEN,
+    ),
+    "pre-vote: given while a leader is heard": _off(
+        "elections.py", "and self.leader_is_silent(now_ns)", "", THESIS, MEMBERS
+    ),
+    "pre-vote: given to a shorter log": _off(
+        "elections.py", "and (request.last_term, request.last_index) >= mine", "", GOLDEN, THESIS
+    ),
+    "pre-vote: an older round counts": _off(
+        "elections.py", "if round_number == self._round:", "if True:", THESIS
+    ),
+    "pre-vote: kept for ever": _off(
+        "elections.py",
+        "or now_ns - self._started_ns >= self._quiet_ns:",
+        "or False:",
+        THESIS,
+    ),
+    "vote: counted twice": _off(
+        "receiver.py", "if body.term > state.vote_term:", "if True:", FIGURE2
+    ),
+    "vote: not written": _off(
+        "log.py",
+        "self._write(RecordType.HARD_STATE, 0, term, msgspec.msgpack.encode(state))",
+        "pass",
+        FIGURE2,
+    ),
+    "quorum check: after thirty seconds": _off(
+        "_pysyncobj.py",
+        "leaderFallbackTimeout=config.election_max_ns / _SECOND_NS",
+        "leaderFallbackTimeout=30.0",
+        MEMBERS,
+        GOLDEN,
+    ),
+    "founding: votes before the list": _off(
+        "group.py",
+        "if self._roster.members is not None:\n                    self._receiver",
+        "if True:\n                    self._receiver",
+        DIRECTED,
+        GROUP,
+        RANDOM,
+    ),
+}
+
+READS = {
+    "read rule 1: own entry committed": _off(
+        "group.py",
+        "return self._leads()\n\n    def _leads",
+        "return self._role == Role.LEADER\n\n    def _leads",
+        THESIS,
+    ),
+    "read rule 2: index of the present": _off(
+        "group.py", "commit = core.commit_index()", "commit = self._log.base_index", THESIS
+    ),
+    "read rule 3: the term it is in": _off(
+        "receiver.py",
+        "return probe.term == self._core.term() and not self._core.is_leader()",
+        "return True",
+        THESIS,
+        SCENARIOS,
+    ),
+    "read rule 4: a quorum confirms": _off(
+        "reads.py",
+        "return len(round_.confirmed) + 1 >= quorum",
+        "return True",
+        THESIS,
+        GOLDEN,
+    ),
+    "read rule 5: applied before served": _off(
+        "reads.py", "return applied_index >= index", "return True", THESIS, RANDOM
+    ),
+}
+
+DURABILITY = {
+    "sync: answers leave before it": _off(
+        "outbox.py",
+        "(self._early if isinstance(body, Append) else self._late)",
+        "self._early",
+        FIGURE2,
+    ),
+    "sync: not done": _off(
+        "log.py",
+        "        self._disk.fdatasync(segment.handle)\n        self._pending = bytearray()",
+        "        self._pending = bytearray()",
+        FIGURE2,
+        LOG,
+    ),
+    "sync: own copy counted before it": Guard(
+        "group.py",
+        (
+            (
+                "limit = min(core.commit_index(), log.synced_index)\n        applier",
+                "limit = core.commit_index()\n        applier",
+            ),
+        ),
+        (DIRECTED, RANDOM, LOG),
+    ),
+    "log: segment named before its header": _off(
+        "log.py",
+        "        disk.fdatasync(handle)\n        disk.rename(SPARE",
+        "        disk.rename(SPARE",
+        LOG,
+    ),
+    "log: name not synced": _off(
+        "log.py",
+        "disk.rename(SPARE, segment_name(sequence))\n        disk.fsync_dir()",
+        "disk.rename(SPARE, segment_name(sequence))",
+        LOG,
+    ),
+    "log: removals in any order": _off(
+        "log.py",
+        "            # Oldest first on disk too: a gap between files would count as damage.\n"
+        "            self._disk.fsync_dir()\n",
+        "",
+        LOG,
+    ),
+    "log: synced damage cut like a torn tail": _off(
+        "log.py",
+        "if not newest or records.synced_after(data, segment.used_bytes, segment.salt):",
+        "if not newest:",
+        LOG,
+    ),
+    "log: torn tail left in place": _off(
+        "log.py", "disk.pwrite(handle, zeros, segment.used_bytes)", "pass", LOG
+    ),
+    "log: not synced when opened": _off(
+        "log.py",
+        "        if newest:\n            # After",
+        "        if False:\n            # After",
+        LOG,
+    ),
+    "log: checksum not compared": _off(
+        "records.py",
+        "if crc32c.crc32c(payload, start) != checksum:",
+        "if False:",
+        LOG,
+    ),
+    "log: checksum without salt": Guard(
+        "records.py",
+        (
+            ("kind), salt)\n    checksum", "kind), 0)\n    checksum"),
+            ("kind), salt)\n    if", "kind), 0)\n    if"),
+        ),
+        (
+            DIRECTED,
+            LOG,
+        ),
+    ),
+    "log: of another node": _off(
+        "log.py",
+        "if mine != (identity.cluster, identity.node, identity.incarnation):",
+        "if False:",
+        LOG,
+    ),
+    "log: cut before the machine's commit": _off(
+        "group.py",
+        "log.drop_to(applier.durable_index",
+        "log.drop_to(applier.applied.index",
+        RESTART,
+        GROUP,
+        RANDOM,
+    ),
+}
+
+STATE = {
+    "start: a gap before the log": _off(
+        "roster.py", "if log.base_index > applied.index:", "if False:", RESTART, GROUP
+    ),
+    "start: a log that lost its tail": _off(
+        "roster.py",
+        "lost_tail = log.last_index < applied.index",
+        "lost_tail = False",
+        GROUP,
+        RANDOM,
+    ),
+    "divergence: not compared": _off(
+        "receiver.py",
+        "if mine is not None and mine != body.fingerprint:",
+        "if False:",
+        GROUP,
+    ),
+    "apply: time falls": _off(
+        "apply.py",
+        "if entry.cluster_ns < last.times.cluster_ns or entry.wall_ns < last.times.wall_ns:",
+        "if False:",
+        DIRECTED,
+        GROUP,
+        VALUES,
+    ),
+    "apply: another leader's entry answers": _off(
+        "apply.py",
+        "if waiters is not None and waiters.term != term:",
+        "if False:",
+        DIRECTED,
+        GROUP,
+    ),
+    "time: a leader's clock alone": _off(
+        "timekeeping.py",
+        "clamped = min(max(wall_ns, median - WALL_CLAMP_NS), median + WALL_CLAMP_NS)",
+        "clamped = wall_ns",
+        GROUP,
+    ),
+    "time: a suspended leader's leap": _off(
+        "timekeeping.py",
+        "min(now_ns - self._advanced_ns, STEP_MAX_NS)",
+        "now_ns - self._advanced_ns",
+        VALUES,
+    ),
+    "role: waiters forgotten": _off(
+        "group.py",
+        "self._fail_proposals(NotLeader(leader))",
+        "pass",
+        GROUP,
+        IMAGES,
+    ),
+}
+
+WIRE = {
+    "frame: comes twice": _off(
+        "group.py", "if frame.sequence <= state.received_sequence:", "if False:", FIGURE2
+    ),
+    "frame: of another connection": _off(
+        "group.py",
+        "if (frame.sender, frame.epoch) != (peer, state.epoch):",
+        "if False:",
+        FIGURE2,
+    ),
+    "frame: terms fall": _off("frames.py", "if entry_term < term:", "if False:", VALUES),
+    "frame: entries of a later term": _off(
+        "frames.py", "if term > body.term:", "if False:", VALUES
+    ),
+    "hello: another cluster": _off(
+        "roster.py", "if hello.cluster != self._identity.cluster:", "if False:", GROUP
+    ),
+    "hello: another incarnation": _off(
+        "roster.py",
+        "if hello.incarnation != self._incarnations[hello.node]:",
+        "if False:",
+        GROUP,
+    ),
+    "hello: other founders": _off(
+        "roster.py", "if hello.digest and hello.digest != self._digest:", "if False:", GROUP
+    ),
+}
+
+GUARDS: dict[str, Guard] = {
+    **APPENDS,
+    **ACKS,
+    **ELECTIONS,
+    **READS,
+    **DURABILITY,
+    **STATE,
+    **WIRE,
+}
+
+
+def mutated(source: str, guard: Guard) -> str:
+    """Return a module's source with the guard switched off.
+
+    Raises:
+        ValueError: some text of the guard is not there exactly once.
+    """
+    for old, new in guard.changes:
+        if source.count(old) != 1:
+            message = f"{guard.module} holds {old!r} {source.count(old)} times, not once"
+            raise ValueError(message)
+        source = source.replace(old, new)
+    return source

@@ -1,0 +1,134 @@
+"""Directed tests of single guards: schedules that neither the papers nor random search visit."""
+
+from random import Random
+
+import msgspec
+import pytest
+from tests.regressions.group import bodies, committed, led, replay
+from tests.simulation.disk import SimDisk
+from tests.simulation.script import CONFIG, Script
+
+from nokv_replication import Fatal, Identity, OutcomeUnknown, Times, initialise, records
+from nokv_replication.frames import Ack, Append, EntryKind, RequestVote, encode_entry
+from nokv_replication.log import Log, segment_name
+from nokv_replication.records import BATCH_START, RecordType
+
+
+def ack(script: Script, *, success: bool, next_index: int) -> Ack:
+    """An answer to the leader of the present term, as to its newest frame."""
+    return Ack(
+        term=script.groups[1].status().term,
+        sequence=1 << 30,
+        success=success,
+        reset=not success,
+        next_index=next_index,
+        applied_index=0,
+        fingerprint=b"",
+        wall_ns=0,
+        free_bytes=0,
+    )
+
+
+class TestAcknowledgements:
+    def test_each_gap_is_filled_once(self) -> None:
+        """Frames behind a lost one are refused one by one; only the first refusal is news."""
+        script = led()
+        script.propose(1, b"lost")
+        script.links[1, 2].clear()
+        for payload in (b"x", b"y", b"z"):
+            script.propose(1, payload)
+        script.deliver(1, 2)
+        assert len(bodies(script, 2, 1, Ack)) == 3
+        for _ in range(3):
+            script.deliver(2, 1, 1)
+        resent = [f for f in bodies(script, 1, 2, Append) if isinstance(f, Append) and f.entries]
+        assert [frame.prev_index for frame in resent] == [2]
+        assert script.groups[1].counters.resets_ignored == 2
+
+    def test_a_reset_behind_the_log_does_not_hold_up_new_entries(self) -> None:
+        script = led()
+        script.isolate(3)
+        replay(script, 2, 1, ack(script, success=False, next_index=17))
+        script.propose(1, b"x")
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert committed(script, b"x")
+
+    def test_nothing_is_acknowledged_before_it_exists(self) -> None:
+        script = led()
+        script.isolate(3)
+        script.propose(1, b"x")
+        replay(script, 2, 1, ack(script, success=True, next_index=17))
+        script.step(1)
+        assert script.groups[1].status().commit_index == 2
+
+    def test_a_conflict_is_answered_with_what_is_certain_to_match(self) -> None:
+        script = led()
+        script.isolate(1)
+        for number in range(9):
+            script.propose(1, b"tail%d" % number)
+        # Of a leader of term 2 whose entries from 3 on are its own.
+        replay(script, 2, 1, Append(2, 8, 2, 2, []))
+        (answer,) = bodies(script, 1, 2, Ack)
+        assert isinstance(answer, Ack)
+        assert (answer.reset, answer.next_index) == (True, 3)
+
+
+class TestApplying:
+    def test_a_waiter_of_another_term_is_not_told_of_success(self) -> None:
+        script = led()
+        told: list[object] = []
+        script.propose(1, b"x")
+        applier = script.groups[1]._applier
+        applier._waiters[3] = type(applier._waiters[3])(99, [told.append], 0)
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert [type(outcome) for outcome in told] == [OutcomeUnknown]
+
+    def test_time_that_falls_stops_the_node(self) -> None:
+        script = led()
+        script.groups[1]._core.append(encode_entry(Times(0, 0), [], EntryKind.TICK))
+        script.step(1)
+        script.deliver(1, 2)
+        with pytest.raises(Fatal, match="time falls"):
+            script.deliver(2, 1)
+
+    def test_entries_are_applied_a_step_after_they_were_synced(self) -> None:
+        script = led()
+        script.isolate(3)
+        script.propose(1, b"x")
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        script.connect(1, 3)
+        script.step(1)
+        script.deliver(1, 3)
+        status = script.groups[3].status()
+        assert (status.last_index, status.commit_index, status.applied_index) == (3, 3, 2)
+        script.step(3)
+        assert script.groups[3].status().applied_index == 3
+
+
+class TestFounding:
+    def test_no_vote_before_the_members_are_known(self) -> None:
+        script = Script(3, found=False)
+        script.connect(1, 2)
+        replay(script, 1, 2, RequestVote(1, 0, 0))
+        assert script.groups[2]._core.term() == 0
+        assert not script.groups[2]._log.dirty
+
+
+class TestRecords:
+    def test_a_record_inside_a_payload_is_none(self) -> None:
+        """It would prove that a torn record before it was synced: the salt keeps it from that."""
+        config = msgspec.structs.replace(CONFIG, segment_bytes=4096)
+        identity, disk = Identity("c", 1, 11), SimDisk()
+        initialise(disk, config, identity, Random(1))
+        log = Log.open(disk, config, identity, Random(2))
+        inner = bytearray(-records.PREFIX_BYTES % records.ALIGNMENT)
+        records.encode_into(inner, RecordType.ENTRY | BATCH_START, 1, 1, b"inner", 0)
+        start = log._segments[-1].used_bytes
+        log.append(bytes(inner), 1, 1)
+        log.sync()
+        disk.kill()
+        disk.flip(segment_name(1), start)
+        assert Log.open(disk, config, identity, Random(3)).last_index == 0
