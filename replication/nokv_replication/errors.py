@@ -76,6 +76,10 @@ class ImageRefused(ReplicationError):
     """
 
 
+class ImageDamaged(ImageRefused):
+    """Bytes of a state image were changed on the way, or are missing."""
+
+
 class ConfigurationError(ReplicationError):
     """A setting that this package refuses to run with."""
 

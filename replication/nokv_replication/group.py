@@ -34,6 +34,7 @@ from nokv_replication.frames import (
     decode_hello,
     encode,
 )
+from nokv_replication.images import Images
 from nokv_replication.leadership import Leadership
 from nokv_replication.log import Log
 from nokv_replication.outbox import Outbox
@@ -41,11 +42,13 @@ from nokv_replication.peers import Peers
 from nokv_replication.ports import Clock, Disk, Machine, Network
 from nokv_replication.reads import Reads
 from nokv_replication.receiver import Receiver
+from nokv_replication.roles import reason_of
 from nokv_replication.roster import Roster, check_start
 from nokv_replication.sending import Sending
 from nokv_replication.skips import Skips
 from nokv_replication.status import Picture
 from nokv_replication.types import (
+    Applied,
     ChangeDone,
     Counters,
     GroupConfig,
@@ -57,8 +60,8 @@ from nokv_replication.types import (
 
 _FREE_BYTES_PERIOD_NS = 1_000_000_000
 
-RoleChange = Callable[[Role, int], None]
-"""Called with the new role and term, inside `step`."""
+RoleChange = Callable[[Role, int, str], None]
+"""Called with a new role, the term and the reason, inside `step`."""
 
 
 class Group:
@@ -143,7 +146,23 @@ class Group:
             clock,
             self._send,
         )
+        self._images = Images(
+            node=identity.node,
+            core=core,
+            log=log,
+            machine=machine,
+            applier=self._applier,
+            receiver=self._receiver,
+            network=network,
+            clock=clock,
+            config=config,
+            counters=counters,
+            rng=rng,
+            on_installed=self._image_installed,
+        )
+        self._sending.too_far = self._images.sender.need
         self._picture = Picture(
+            images=self._images,
             identity=identity,
             config=config,
             core=core,
@@ -228,6 +247,28 @@ class Group:
         self._inbox.append((peer, frame.sequence, frame.body))
         self.wake()
 
+    def image_connected(self, peer: int, epoch: int, *, outgoing: bool) -> None:
+        """Announce an image connection that was greeted, dialed by this node or by the peer.
+
+        Its `epoch` was never used before; the old one of that direction was reported as lost.
+        """
+        self._images.connected(peer, epoch, outgoing=outgoing)
+        self.wake()
+
+    def image_disconnected(self, peer: int, *, outgoing: bool) -> None:
+        """Announce that an image connection is gone, or that dialing it failed."""
+        self._images.disconnected(peer, outgoing=outgoing)
+        self.wake()
+
+    def receive_image(self, peer: int, data: bytes, *, outgoing: bool) -> None:
+        """Take one frame of an image connection; it is handled by a later step.
+
+        Raises:
+            ProtocolError: close the connection; nothing else happened.
+        """
+        self._images.receive(peer, data, outgoing=outgoing)
+        self.wake()
+
     # ------------------------------------------------------------------ requests
 
     def propose(self, payload: bytes, done: ProposeDone) -> None:
@@ -307,6 +348,7 @@ class Group:
         self._stopped = True
         self._fail_proposals(Stopped("this group was stopped"))
         self._reads.stop(Stopped("this group was stopped"))
+        self._images.stop()
         self._applier.deliver()
         if not self._failed:
             if self._applier.between_entries and self._applier.applied.index:
@@ -375,9 +417,18 @@ class Group:
             self._reads.finish(applier.applied.index)
         # Where space is scarce nothing may be written, and so committed, for a long time.
         if applier.commit_if_due() or not self._log_keep_bytes:
-            dropped = log.drop_to(applier.durable_index, self._log_keep_bytes)
+            keep_index = self._images.sender.keep_index()
+            drop_index = applier.durable_index
+            if keep_index is not None:
+                drop_index = min(drop_index, keep_index)
+            dropped = log.drop_to(drop_index, self._log_keep_bytes)
             self.counters.segments_dropped += dropped
         self._more_to_prepare = log.prepare()
+        log_bytes_max = self._config.image_log_bytes if self._log_keep_bytes else 0
+        self._images.step(self._now_ns, leads=self._leads(), log_bytes_max=log_bytes_max)
+
+    def _image_installed(self, applied: Applied) -> None:
+        """Go on from an image: it holds the configuration that is in force there."""
 
     def _on_entry(self, applied_index: int) -> None:
         if self._reads.waiting_for_apply:
@@ -411,7 +462,11 @@ class Group:
             retry = self._pre_votes.retry_at_ns()
             deadline = core.election_deadline_ns()
             deadlines.append(deadline if retry is None else max(deadline, retry))
-        maybe = (self._reads.next_deadline_ns(), self._commit_due_ns())
+        maybe = (
+            self._reads.next_deadline_ns(),
+            self._commit_due_ns(),
+            self._images.next_deadline_ns(now),
+        )
         deadlines.extend(due for due in maybe if due is not None)
         return max(now, min(deadlines))
 
@@ -489,18 +544,20 @@ class Group:
             self.counters.leader_changes += leader is not None
         if (role, term) == (self._role, self._term):
             return
-        was_leader = self._role == Role.LEADER
+        was, newer_term = self._role, term > self._term
         self._role, self._term = role, term
-        if was_leader:
+        if was == Role.LEADER:
             self.counters.step_downs += 1
             self._fail_proposals(NotLeader(leader))
             self._reads.step_down(leader)
+            self._images.step_down()
         if role == Role.LEADER:
             self.counters.elections_won += 1
             self._peers.begin_term(self._now_ns)
             self._send_now = True
-        if self._on_role_change is not None:
-            self._on_role_change(role, term)
+        if self._on_role_change is not None and role != was:
+            reason = reason_of(was, role, newer_term=newer_term, leader=leader)
+            self._on_role_change(role, term, reason)
 
     def _fail_proposals(self, error: ReplicationError) -> None:
         """Leadership is over: what was appended is unknown, what waited is settled."""

@@ -5,6 +5,7 @@ acknowledges what it received, and tells when the image is installed; or it refu
 Decoding is strict: what no correct peer sends is a `ProtocolError`, which costs the connection.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from nokv_replication.bootstrap import NodeId
 from nokv_replication.errors import ProtocolError
 from nokv_replication.frames import UNDECODABLE, Count
 from nokv_replication.ports import IMAGE_PIECE_MAX_BYTES
+from nokv_replication.types import Applied
 
 CONFIG_MAX_BYTES = 64 << 10
 """Encoded `Applied`, with the members and the skipped entries, at most."""
@@ -67,14 +69,14 @@ class ImageRefusal(IntEnum):
     """The receiver holds everything up to its position already."""
     OLD_TERM = 1
     """The offer is of a leader whose term is over."""
-    DAMAGED = 2
-    """Bytes of it were changed, or are missing."""
-    NO_ROOM = 3
-    """The receiver has no room for it, or its store failed."""
-    UNKNOWN = 4
-    """The receiver knows nothing of that image (any more)."""
-    LEADS = 5
+    LEADS = 2
     """The receiver leads."""
+    DAMAGED = 3
+    """Bytes of it were changed, or are missing."""
+    UNABLE = 4
+    """The receiver has no room for it, or cannot read it; the message says so."""
+    UNKNOWN = 5
+    """The receiver knows nothing of that image (any more)."""
 
 
 class ImageRefuse(msgspec.Struct, tag=25, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -98,6 +100,9 @@ ImageBody = (
 )
 """Bodies on an image connection; nothing else is sent there, nor these on any other."""
 
+SendImage = Callable[[int, ImageBody], None]
+"""Sends a body to a peer, on the connection of its direction."""
+
 
 class ImageFrame(
     msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False
@@ -112,6 +117,24 @@ class ImageFrame(
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ImageFrame)
+_position_decoder = msgspec.msgpack.Decoder(Applied)
+
+
+def decode_position(position: bytes) -> Applied:
+    """Return the position in an offer.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        applied = _position_decoder.decode(position)
+    except UNDECODABLE as error:
+        message = f"an image offered at no position: {error}"
+        raise ProtocolError(message) from error
+    if applied.index < 1 or applied.term < 1:
+        message = f"an image offered at entry {applied.index}, term {applied.term}"
+        raise ProtocolError(message)
+    return applied
 
 
 def encode_image_frame(frame: ImageFrame) -> bytes:

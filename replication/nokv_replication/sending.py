@@ -1,5 +1,6 @@
 """What the library says, as frames: its appends, answers and votes on their way to a peer."""
 
+from collections.abc import Callable
 from typing import Any
 
 from nokv_replication._pysyncobj import Core
@@ -36,6 +37,8 @@ class Sending:
         self._clock = clock
         self._send = send
         self.now_ns = 0
+        self.too_far: Callable[[int, int], None] = lambda _peer, _now_ns: None
+        """Told of a peer that needs what this log no longer holds, and of the step's instant."""
         self.free_bytes = 0
         """Free disk space as last measured, for acknowledgements."""
 
@@ -59,6 +62,7 @@ class Sending:
         if "prevLogIdx" not in message:
             # The library would send its dump: the peer needs what this log no longer holds.
             self._core.set_next_index(peer, self._log.last_index + 1)
+            self.too_far(peer, self.now_ns)
             self._send(peer, TooFar(self._core.term(), self._log.base_index, self._log.base_term))
             return
         assert "transmission" not in message

@@ -5,6 +5,7 @@ import msgspec
 from nokv_replication._pysyncobj import Core
 from nokv_replication.apply import Applier
 from nokv_replication.bootstrap import Identity
+from nokv_replication.images import Images
 from nokv_replication.leadership import Leadership
 from nokv_replication.log import Log
 from nokv_replication.outbox import Outbox
@@ -23,6 +24,7 @@ class Picture:
     def __init__(
         self,
         *,
+        images: Images,
         identity: Identity,
         config: GroupConfig,
         core: Core,
@@ -36,6 +38,7 @@ class Picture:
         clock: Clock,
         counters: Counters,
     ) -> None:
+        self._images = images
         self._identity = identity
         self._config = config
         self._core = core
@@ -91,6 +94,7 @@ class Picture:
             slow_disk=recent_sync_ns > self._config.heartbeat_ns // _SLOW_DISK_SHARE,
             uncommitted_ns=applier.uncommitted_ns(),
             skips=applier.skips.all,
+            images=self._images.pictures(),
             problem=self.problem(role),
         )
 
@@ -115,11 +119,7 @@ class Picture:
     def problem(self, role: Role) -> str:
         """Return a sentence for the operator, "" when all is well."""
         if self._receiver.too_far_base is not None:
-            return (
-                f"this node needs the entries after {self._log.last_index}, its peers hold those"
-                f" after {self._receiver.too_far_base} only: it serves nothing. The others go"
-                " on while they are a majority (docs/operations.md: A lost node)"
-            )
+            return self._behind(self._receiver.too_far_base)
         if self._roster.members is None:
             return "waiting for the other first members: " + (
                 self._roster.last_refusal or "not all have been reached yet"
@@ -127,3 +127,15 @@ class Picture:
         if role == Role.LEADER and self._leadership.timekeeper.clamped_now:
             return "this node's clock is more than 10 s from its peers': check time synchronisation"
         return self._roster.last_refusal
+
+    def _behind(self, base_index: int) -> str:
+        progress = "waits for a state image"
+        for image in self._images.receiver.picture():
+            progress = (
+                f"receives a state image of node {image.peer}"
+                f" ({image.done_bytes} of about {image.size_bytes} bytes)"
+            )
+        return (
+            f"this node needs the entries after {self._log.last_index}, its peers hold those"
+            f" after {base_index} only: it {progress}, and serves nothing until then"
+        )

@@ -120,6 +120,23 @@ class GroupConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An image, and what a receiver has of it, is held so long after its connection was lost."""
 
 
+class ImageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One state image on its way, at its sender (`outgoing`) or its receiver."""
+
+    peer: int
+    outgoing: bool
+    index: int
+    """The position it stands at."""
+    done_bytes: int
+    """Acknowledged, or received."""
+    size_bytes: int
+    """Of the whole, about."""
+    failures: int = 0
+    """Images in a row that this peer refused."""
+    reason: str = ""
+    """The last refusal."""
+
+
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What this node knows of a peer; replication fields are 0 unless this node leads."""
 
@@ -180,6 +197,15 @@ class Counters(msgspec.Struct, kw_only=True):
     wall_clamped: int = 0
     frames_received: int = 0
     frames_sent: int = 0
+    images_sent: int = 0
+    images_installed: int = 0
+    images_refused: int = 0
+    """Of offers and transfers to this node."""
+    images_failed: int = 0
+    """Of this node to others: refused, or given up."""
+    images_resumed: int = 0
+    image_bytes_sent: int = 0
+    image_bytes_received: int = 0
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,5 +249,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """How long the machine's oldest applied entry has waited for its durable commit; 0: none."""
     skips: tuple[Skip, ...]
     """Entries that an operator has this node pass over, applied or not."""
+    images: tuple[ImageStatus, ...]
+    """State images on their way from and to this node."""
     problem: str
     """A sentence for the operator, "" when all is well."""
