@@ -428,7 +428,8 @@ class Group:
         self._images.step(self._now_ns, leads=self._leads(), log_bytes_max=log_bytes_max)
 
     def _image_installed(self, applied: Applied) -> None:
-        """Go on from an image: it holds the configuration that is in force there."""
+        """Go on from an image, which holds the configuration that is in force there."""
+        self._proposals.applied(applied.index)
 
     def _on_entry(self, applied_index: int) -> None:
         if self._reads.waiting_for_apply:

@@ -81,7 +81,7 @@ class Images:
             config,
             counters,
             rng,
-            network.open_image,
+            self._open_outgoing,
             self._close_outgoing,
             self._send_outgoing,
         )
@@ -146,6 +146,9 @@ class Images:
             link.sent_sequence += 1
             frame = ImageFrame(self._node, link.epoch, link.sent_sequence, body)
             self._network.send_image(peer, encode_image_frame(frame), outgoing=outgoing)
+
+    def _open_outgoing(self, peer: int) -> None:
+        self._network.open_image(peer)
 
     def _close_outgoing(self, peer: int) -> None:
         link = self._links.get((peer, True))
