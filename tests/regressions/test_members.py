@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from tests.regressions.group import led
+from tests.regressions.group import bodies, led, replay
 from tests.regressions.stock import StockCluster, library
 from tests.simulation.ports import MS_NS, SECOND_NS
 
 from nokv_replication import Role
+from nokv_replication.frames import Ack
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
@@ -114,3 +115,38 @@ class TestIsolatedLeaderBelievesInItself:
             script.step(1)
             assert script.now_ns - started_ns <= 2 * script.config.election_max_ns
         assert script.now_ns - started_ns < 3 * SECOND_NS
+
+
+class TestLateAnswerLooksLikeContact:
+    """Any answer counts as contact at the time it arrives, however old it is: a leader that was
+    deposed long ago believes in itself. It is no lease.
+    """
+
+    def test_stock(self) -> None:
+        cluster = StockCluster.led_by("A")
+        cluster.tick("A", 0.11)
+        cluster.deliver("A", "B")
+        assert cluster.on_the_way("B", "A")  # and there it stays
+        cluster.cut("A", "C")
+        cluster.tick("A", 25)
+        cluster.deliver("B", "A")
+        cluster.tick("A", 25)
+        assert cluster["A"].leads()
+
+    def test_group(self) -> None:
+        """A read asks anew: no answer that was on its way before it counts for it."""
+        script = led()
+        script.wait(110 * MS_NS)
+        script.step(1)
+        script.deliver(1, 2)
+        early = bodies(script, 2, 1, Ack)
+        script.isolate(1)
+        script.frozen_ns[1] = script.now_ns
+        script.elect(2, 3)
+        script.settle(2, 3, rounds=4)
+        script.propose(2, b"new")
+        script.settle(2, 3, rounds=2)
+        replay(script, 2, 1, *early)
+        script.read(1)
+        script.step(1)
+        assert not any(isinstance(outcome, int) for outcome in script.reads)

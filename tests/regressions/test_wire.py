@@ -1,4 +1,4 @@
-"""The wire as shipped: pickles of anybody, before any handshake."""
+"""The wire as shipped: pickles of anybody, before any handshake; connections without identity."""
 
 import pickle
 import struct
@@ -77,3 +77,61 @@ class TestStrangerRunsCodeAndWritesEntries:
             assert f"_SyncObj__{name}" in Core.__dict__
             with pytest.raises(AssertionError, match="library was asked"):
                 getattr(core, f"_SyncObj__{name}")(b"\x02")
+
+
+REPLACED = """
+import os, pickle, socket, struct, zlib
+from pysyncobj import SyncObj, SyncObjConf
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+address, peer = f"127.0.0.1:{port}", "127.0.0.2:1"  # it waits for a larger address
+node = SyncObj(address, [peer], SyncObjConf(autoTick=False, bindAddress=address))
+transport = node._SyncObj__transport
+events = []
+transport.setOnNodeConnectedCallback(lambda node: events.append("connected"))
+transport.setOnNodeDisconnectedCallback(lambda node: events.append("disconnected"))
+
+def frame(message):
+    data = zlib.compress(pickle.dumps(message, 2))
+    return struct.pack("i", len(data)) + data
+
+def connect():
+    stranger = socket.create_connection(("127.0.0.1", port))
+    stranger.sendall(frame(peer))
+    for _ in range(10):
+        node.doTick(0.02)
+    return stranger
+
+first, second = connect(), connect()
+first.sendall(frame({"type": "append_entries", "term": 77, "commit_index": 0, "serialized": None}))
+for _ in range(10):
+    node.doTick(0.02)
+print(*events, node.raftCurrentTerm)
+os._exit(0)
+"""
+
+
+class TestReplacedConnectionIsStillRead:
+    """A second connection of a peer takes the first one's place without an event, and without
+    closing it: what the first one still brings arrives behind what the second has brought.
+    """
+
+    def test_stock(self) -> None:
+        command = [sys.executable, "-W", "ignore", "-c", REPLACED]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert result.stdout.split() == ["connected", "connected", "77"]
+
+    def test_group(self) -> None:
+        """A frame names its connection; one of another connection costs the connection."""
+        script = led()
+        script.propose(1, b"x")
+        (old,) = script.links[1, 2]
+        script.cut(1, 2)
+        script.connect(1, 2)
+        with pytest.raises(ProtocolError, match="epoch"):
+            script.groups[2].receive(1, old)
+        group = script.groups[2]
+        with pytest.raises(AssertionError, match="reported as lost"):
+            group.connected(1, script._epoch + 1)
