@@ -14,6 +14,7 @@ nodes for the whole session. The processes end with this one, however it ends.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -28,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from nokv.client.admin import Admin
 from nokv.errors import DeadlineExceeded, Unavailable
 from nokv.testing.folder import ClusterFolder, NodePorts, Store, create
 from nokv.testing.ports import free_ports
@@ -71,9 +73,6 @@ class LocalCluster:
         self, folder: ClusterFolder, *, owned: bool = False, detached: bool = False
     ) -> None:
         self.folder: Final = folder
-        self.members: Final = folder.members
-        self.addresses: Final = folder.addresses
-        """All nodes' RPC addresses, as `nokv.connect` and NOKV_CLUSTER take them."""
         self._owned = owned
         self._detached = detached
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -126,17 +125,27 @@ class LocalCluster:
         return cluster
 
     @property
+    def members(self) -> tuple[NodePorts, ...]:
+        """The nodes and their ports."""
+        return self.folder.members
+
+    @property
+    def addresses(self) -> str:
+        """All nodes' RPC addresses, as `nokv.connect` and NOKV_CLUSTER take them."""
+        return self.folder.addresses
+
+    @property
     def nodes(self) -> tuple[int, ...]:
         """The numbers of all nodes, running or not."""
         return tuple(member.node for member in self.members)
 
     # ------------------------------------------------------------ processes
 
-    def start_node(self, node: int) -> None:
-        """Start a node that does not run; return at once."""
+    def start_node(self, node: int, environ: Mapping[str, str] | None = None) -> None:
+        """Start a node that does not run; return at once. `environ` is added to its environment."""
         self.folder.wait_gone(node)
         self._processes[node] = self.folder.spawn(
-            node, lifeline_fd=-1 if self._detached else self._read_fd
+            node, lifeline_fd=-1 if self._detached else self._read_fd, environ=environ
         )
 
     def is_running(self, node: int) -> bool:
@@ -170,9 +179,14 @@ class LocalCluster:
             self.kill(node)
             return process.wait()
 
-    def restart(self, node: int, timeout_s: float = READY_S) -> None:
+    def restart(
+        self,
+        node: int,
+        timeout_s: float = READY_S,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a node that was killed or stopped, and wait until it is ready."""
-        self.start_node(node)
+        self.start_node(node, environ)
         self.wait_ready([node], timeout_s)
 
     def wait_exit(self, node: int, timeout_s: float = READY_S) -> int:
@@ -186,6 +200,47 @@ class LocalCluster:
         except subprocess.TimeoutExpired:
             message = f"node {node} still runs after {timeout_s:g} s"
             raise DeadlineExceeded(message) from None
+
+    # ------------------------------------------------------------ members
+
+    def admin(self, timeout_s: float = READY_S) -> Admin:
+        """Return an operator's connection to the cluster, to be entered in a coroutine."""
+        from nokv.client.tls import connect_context, files_from_environment
+        from nokv.server.datadir import read_identity
+
+        path = self.folder.node_path(self.members[0].node) / "data"
+        token = read_identity(path).cluster.worker_token
+        tls = connect_context(files_from_environment(self.folder.environment))
+        return Admin(self.addresses.split(","), token, timeout_s=timeout_s, tls=tls)
+
+    def add_node(self, settings: Settings | None = None, timeout_s: float = READY_S) -> int:
+        """Make a further node, start it, and wait until it is a voter; return its number."""
+        node = max(self.nodes) + 1
+        member = NodePorts(node, *free_ports(3, random.Random()))
+        incarnation = self.folder.add(member, settings)
+        self.start_node(node)
+
+        async def add() -> None:
+            async with self.admin(timeout_s) as admin:
+                await admin.add(node, incarnation, member.peer_address, member.rpc_address)
+                await admin.wait_and_promote(node, timeout_s)
+
+        asyncio.run(add())
+        self.wait_ready([node], timeout_s)
+        return node
+
+    def remove_node(self, node: int, timeout_s: float = READY_S) -> None:
+        """Remove a node from the cluster, running or not, and kill what of it still runs."""
+
+        async def remove() -> None:
+            async with self.admin(timeout_s) as admin:
+                await admin.remove(node)
+
+        asyncio.run(remove())
+        if node in self._processes:
+            self.kill(node)
+            del self._processes[node]
+        self.folder.drop(node)
 
     # ------------------------------------------------------------ what nodes say
 

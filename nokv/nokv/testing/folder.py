@@ -89,7 +89,7 @@ class ClusterFolder:
             if value["format"] != FORMAT:
                 message = f"{self.path} has format {value['format']}; this program speaks {FORMAT}"
                 raise DataDirectoryError(message)
-            self.members: Final = tuple(NodePorts(**member) for member in value["members"])
+            self.members = tuple(NodePorts(**member) for member in value["members"])
             self.store: Final = Store(**value["store"])
         except FileNotFoundError:
             message = f"{self.path} holds no local cluster"
@@ -113,6 +113,39 @@ class ClusterFolder:
             found["NOKV_TLS_CERT"] = str(certs / f"client-{CLIENT}.crt")
             found["NOKV_TLS_KEY"] = str(certs / f"client-{CLIENT}.key")
         return found
+
+    def add(self, member: NodePorts, settings: Mapping[str, str | int | bool] | None = None) -> int:
+        """Make the files of a further node; return its incarnation.
+
+        It serves once it was started and added to the running cluster: `LocalCluster.add_node`.
+
+        Raises:
+            ConfigError, DataDirectoryError: the number or a setting is wrong, or it exists.
+        """
+        from nokv.server.init import export_join_file, join
+
+        folder = self.node_path(member.node)
+        folder.mkdir()
+        tls = (self.path / CERTS).is_dir()
+        config, join_file = folder / "node.toml", folder / "join.json"
+        config.write_text(_node_toml(member, settings or {}, tls=tls), encoding="utf-8")
+        export_join_file(self.node_path(self.members[0].node) / "node.toml", join_file)
+        made = join(config, join_file, node=member.node)
+        join_file.unlink()
+        if tls:
+            from nokv.server import certs
+
+            certs.make_node(self.path / CERTS, member.node)
+        self._write((*self.members, member))
+        return made.incarnation
+
+    def drop(self, node: int) -> None:
+        """Forget a node that was removed from the cluster; its files stay."""
+        self._write(tuple(member for member in self.members if member.node != node))
+
+    def _write(self, members: tuple[NodePorts, ...]) -> None:
+        _write_cluster(self.path, members, self.store)
+        self.members = members
 
     def member(self, node: int) -> NodePorts:
         """Return a member by its number.
@@ -146,10 +179,13 @@ class ClusterFolder:
 
     # ------------------------------------------------------------ processes
 
-    def spawn(self, node: int, *, lifeline_fd: int = -1) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, node: int, *, lifeline_fd: int = -1, environ: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a node's processes in a session of their own and return at once.
 
-        With `lifeline_fd`, the read end of a pipe, they end when its other end does.
+        With `lifeline_fd`, the read end of a pipe, they end when its other end does. `environ` is
+        added to their environment.
 
         Raises:
             DataDirectoryError: the node runs already.
@@ -175,7 +211,7 @@ class ClusterFolder:
                     stdout=log,
                     stderr=log,
                     cwd=folder,
-                    env=_node_environment(),
+                    env=_node_environment() | dict(environ or {}),
                     pass_fds=fds,
                     start_new_session=True,
                 )
@@ -350,6 +386,11 @@ def create(
     join_file.unlink(missing_ok=True)
     if tls:
         _make_certificates(path / CERTS, made.cluster.cluster, members)
+    _write_cluster(path, members, store)
+    return ClusterFolder(path)
+
+
+def _write_cluster(path: Path, members: Sequence[NodePorts], store: Store) -> None:
     text = {
         "format": FORMAT,
         "members": [member._asdict() for member in members],
@@ -358,7 +399,6 @@ def create(
     new = path / "cluster.json.new"
     new.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
     new.replace(path / "cluster.json")
-    return ClusterFolder(path)
 
 
 def _make_certificates(folder: Path, cluster: str, members: Sequence[NodePorts]) -> None:
