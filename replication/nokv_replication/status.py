@@ -91,7 +91,7 @@ class Picture:
             commit_latency=applier.latency.picture(),
             machine_commit=applier.commits.picture(),
             recent_sync_ns=recent_sync_ns,
-            slow_disk=recent_sync_ns > self._config.heartbeat_ns // _SLOW_DISK_SHARE,
+            slow_disk=bool(self._slow_disk()),
             uncommitted_ns=applier.uncommitted_ns(),
             skips=applier.skips.all,
             images=self._images.pictures(),
@@ -126,7 +126,16 @@ class Picture:
             )
         if role == Role.LEADER and self._leadership.timekeeper.clamped_now:
             return "this node's clock is more than 10 s from its peers': check time synchronisation"
-        return self._roster.last_refusal
+        return self._roster.last_refusal or self._slow_disk()
+
+    def _slow_disk(self) -> str:
+        sync_ns = self._outbox.recent_sync_ns()
+        if sync_ns <= self._config.heartbeat_ns // _SLOW_DISK_SHARE:
+            return ""
+        return (
+            f"the log's disk is slow: its latest syncs took {sync_ns / 1e6:.0f} ms, heartbeats are"
+            f" due every {self._config.heartbeat_ns / 1e6:.0f} ms (docs/operations.md: A slow disk)"
+        )
 
     def _behind(self, base_index: int) -> str:
         progress = "waits for a state image"

@@ -194,6 +194,8 @@ def _fields(one: Seen, commit: int) -> dict[str, Any]:
         "cluster_ns": status.cluster_ns,
         "format": status.format,
         "build": status.build,
+        "recent_sync_ns": status.recent_sync_ns,
+        "slow_disk": status.slow_disk,
         "peers": [
             {"node": peer.node, "connected": peer.connected, "match_index": peer.match_index}
             for peer in status.peers
@@ -209,6 +211,8 @@ def _row(one: Seen, commit: int) -> tuple[str, ...]:
     lag = str(max(0, commit - status.applied_index))
     free = "?" if one.free_bytes is None else output.size(one.free_bytes)
     state = f"not ready: {output.shown(one.trouble)}" if one.trouble else "ready"
+    if status.slow_disk:
+        state += f", slow disk: a sync takes {status.recent_sync_ns / 1e6:.0f} ms"
     sizes = (output.size(status.log_bytes), free, state)
     who = (str(status.node), one.address, status.role, str(status.term), str(status.version))
     return (*who, lag, *sizes)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
+
+import msgspec
+
+from nokv_replication import DurationHistogram, PeerStatus, Status
 
 LATENCY_BOUNDS_S: Final = (
     0.000_1,
@@ -24,6 +28,10 @@ LATENCY_BOUNDS_S: Final = (
     5.0,
     10.0,
 )
+
+
+_NS: Final = 1e9
+_FAILED: Final = "failed_"
 
 
 class Histogram:
@@ -59,6 +67,15 @@ class Exposition:
             name, text, "gauge", [(f'{{{label}="{_escape(key)}"}}', v) for key, v in values]
         )
 
+    def counters(
+        self, name: str, text: str, label: str, values: Iterable[tuple[str, float]]
+    ) -> None:
+        """Add one counter per label; the name ends in `_total`."""
+        assert name.endswith("_total"), name
+        self._simple(
+            name, text, "counter", [(f'{{{label}="{_escape(key)}"}}', v) for key, v in values]
+        )
+
     def counter(self, name: str, text: str, value: float) -> None:
         """Add a value that only grows; the name ends in `_total`."""
         assert name.endswith("_total"), name
@@ -90,6 +107,11 @@ class Exposition:
         self._lines.append(f'{name}_bucket{{le="+Inf"}} {seen}')
         self._lines += [f"{name}_sum {total_s!r}", f"{name}_count {seen}"]
 
+    def durations(self, name: str, text: str, found: DurationHistogram) -> None:
+        """Add a histogram of replication's."""
+        bounds_s = [bound / _NS for bound in found.bounds_ns]
+        self.histogram(name, text, bounds_s, found.counts, found.total_ns / _NS)
+
     def render(self) -> bytes:
         """Return the text."""
         return ("\n".join(self._lines) + "\n").encode()
@@ -97,3 +119,73 @@ class Exposition:
 
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def raft_metrics(out: Exposition, status: Status) -> None:
+    """Add what one replica tells of itself, and as the leader of its followers."""
+    out.gauge("nokv_raft_term", "Current term.", status.term)
+    out.gauge("nokv_raft_leader", "1 while this node leads.", int(status.leads))
+    out.gauge("nokv_raft_leader_node", "Who leads the term, 0: unknown.", status.leader or 0)
+    out.gauge("nokv_raft_commit_index", "Entries known to be committed.", status.commit_index)
+    out.gauge("nokv_raft_applied_index", "Entries applied here.", status.applied_index)
+    out.gauge("nokv_raft_durable_index", "Entries in the store durably.", status.durable_index)
+    out.gauge(
+        "nokv_raft_uncommitted_seconds",
+        "Age of the oldest applied entry that is not in the store durably.",
+        status.uncommitted_ns / _NS,
+    )
+    out.gauge("nokv_raft_first_index", "Oldest entry of the log.", status.first_index)
+    out.gauge("nokv_raft_log_bytes", "Size of the log's records.", status.log_bytes)
+    out.gauge(
+        "nokv_raft_log_droppable_bytes", "Log that is kept for others only.", status.droppable_bytes
+    )
+    out.gauge(
+        "nokv_raft_recent_sync_seconds",
+        "Mean of the latest syncs of the log.",
+        status.recent_sync_ns / _NS,
+    )
+    out.gauge(
+        "nokv_raft_slow_disk", "1: syncs take a quarter of a heartbeat.", int(status.slow_disk)
+    )
+    out.gauge("nokv_raft_skips", "Entries that an operator had skipped.", len(status.skips))
+    out.durations("nokv_raft_log_sync_seconds", "Writing and syncing the log.", status.log_sync)
+    out.durations(
+        "nokv_raft_commit_seconds",
+        "At the leader, from a proposal to its being applied.",
+        status.commit_latency,
+    )
+    out.durations(
+        "nokv_raft_store_commit_seconds", "Durable commits of the store.", status.machine_commit
+    )
+    _peer_metrics(out, status.peers)
+    images = [
+        (f"{'to' if image.outgoing else 'from'} {image.peer}", image.size_bytes - image.done_bytes)
+        for image in status.images
+    ]
+    out.gauges(
+        "nokv_raft_image_left_bytes", "State images on their way: what is missing.", "image", images
+    )
+    counters = msgspec.structs.asdict(status.counters)
+    failed = [(k.removeprefix(_FAILED), v) for k, v in counters.items() if k.startswith(_FAILED)]
+    out.counters(
+        "nokv_raft_proposals_failed_total", "Proposals that failed here.", "reason", failed
+    )
+    for name, value in counters.items():
+        if not name.startswith(_FAILED):
+            text = f"Replication: {name.replace('_', ' ')}."
+            out.counter(f"nokv_raft_{name}_total", text, value)
+
+
+def _peer_metrics(out: Exposition, peers: Sequence[PeerStatus]) -> None:
+    """Add one sample a peer; all but `connected` are 0 at a node that does not lead."""
+    samples: tuple[tuple[str, str, Callable[[PeerStatus], float]], ...] = (
+        ("connected", "1 while connected.", lambda peer: int(peer.connected)),
+        ("lag_entries", "Entries a peer lacks.", lambda peer: peer.lag_entries),
+        ("inflight_bytes", "Sent and not acknowledged.", lambda peer: peer.inflight_bytes),
+        ("free_bytes", "Disk space it told.", lambda peer: peer.free_bytes),
+        ("sync_seconds", "Its recent syncs, as it told.", lambda peer: peer.sync_ns / _NS),
+        ("clock_skew_seconds", "Its clock against ours.", lambda peer: peer.wall_skew_ns / _NS),
+    )
+    for name, text, value in samples:
+        values = [(str(peer.node), value(peer)) for peer in peers]
+        out.gauges(f"nokv_raft_peer_{name}", text, "peer", values)

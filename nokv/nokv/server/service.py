@@ -453,6 +453,8 @@ class Service:
             build=self._build,
             fingerprint=machine.fingerprint(),
             clock_ns=time.time_ns(),
+            recent_sync_ns=status.recent_sync_ns,
+            slow_disk=status.slow_disk,
             members=self._membership.members(),
             format_max=STATE_FORMAT,
         )

@@ -230,11 +230,11 @@ class Shard:
         """Return who leads as far as this node knows."""
         return self.identity.node if self.role == Role.LEADER else self.group.status().leader
 
-    def _role_changed(self, role: Role, term: int) -> None:
+    def _role_changed(self, role: Role, term: int, reason: str) -> None:
         """Log it; duties begin once leadership is confirmed and the term's entry applied."""
         was, self.role = self.role, role
         fields = {"role": role.name.lower(), "term": term, "was": was.name.lower()}
-        log.info("role changes", extra={"fields": fields})
+        log.info("role changes: %s", reason, extra={"fields": fields})
         if self.duties.active:
             self.duties.step_down()
         if role == Role.LEADER:
@@ -243,7 +243,7 @@ class Shard:
     def _ask_for_office(self, term: int) -> None:
         def confirmed(outcome: ReadOutcome) -> None:
             if isinstance(outcome, int) and self.role == Role.LEADER and not self.duties.active:
-                log.info("leader takes office", extra={"fields": {"term": term}})
+                log.debug("leader takes office", extra={"fields": {"term": term}})
                 self.duties.take_office()
 
         if self.role == Role.LEADER and not self.stopping:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nokv.server.http import JSON, PROMETHEUS, TEXT, Answer
-from nokv.server.metrics import Exposition
+from nokv.server.metrics import Exposition, raft_metrics
 
 if TYPE_CHECKING:
     from nokv.server.shard import Shard
@@ -81,6 +81,13 @@ class NodeView:
             "problem": status.problem,
             "lag_ms": None if age_ms == float("inf") else round(age_ms, 3),
             "durable_index": status.durable_index,
+            "uncommitted_ms": round(status.uncommitted_ns / 1e6, 3),
+            "recent_sync_ms": round(status.recent_sync_ns / 1e6, 3),
+            "slow_disk": status.slow_disk,
+            "skips": status.skips,
+            "followers": status.peers,
+            "images": status.images,
+            "raft": status.counters,
             "volume": shard.identity.cluster.volume.volume,
             "connections": len(shard.rpc.connections),
             "requests_open": shard.rpc.requests,
@@ -94,37 +101,12 @@ class NodeView:
     def metrics(self) -> Answer:
         """Counters, gauges and histograms."""
         out = Exposition()
-        self._raft(out)
+        raft_metrics(out, self._shard.group.status())
         self._rpc(out)
         self._state(out)
         self._network(out)
         self._process(out)
         return Answer(HTTPStatus.OK, PROMETHEUS, out.render())
-
-    def _raft(self, out: Exposition) -> None:
-        status = self._shard.group.status()
-        out.gauge("nokv_raft_term", "Current term.", status.term)
-        out.gauge("nokv_raft_leader", "1 while this node leads.", int(status.leads))
-        out.gauge("nokv_raft_commit_index", "Entries known to be committed.", status.commit_index)
-        out.gauge("nokv_raft_applied_index", "Entries applied here.", status.applied_index)
-        out.gauge("nokv_raft_durable_index", "Entries in the store durably.", status.durable_index)
-        out.gauge("nokv_raft_log_bytes", "Size of the log on disk.", status.log_bytes)
-        lag = [(str(peer.node), float(peer.lag_entries)) for peer in status.peers]
-        out.gauges("nokv_raft_peer_lag_entries", "Entries a peer lacks.", "peer", lag)
-        up = [(str(peer.node), float(peer.connected)) for peer in status.peers]
-        out.gauges("nokv_raft_peer_connected", "1 while connected.", "peer", up)
-        for name, value in msgspec.structs.asdict(status.counters).items():
-            text = f"Replication: {name.replace('_', ' ')}."
-            out.counter(f"nokv_raft_{name}_total", text, value)
-        sync = status.log_sync
-        bounds_s = [bound / 1e9 for bound in sync.bounds_ns]
-        out.histogram(
-            "nokv_raft_log_sync_seconds",
-            "Duration of the log's fdatasync.",
-            bounds_s,
-            sync.counts,
-            sync.total_ns / 1e9,
-        )
 
     def _rpc(self, out: Exposition) -> None:
         rpc = self._shard.rpc

@@ -259,6 +259,10 @@ class StatusReply(Lenient, frozen=True, tag=5):
     """The configuration in force at this node; empty before it knows one."""
     format_max: int = 0
     """Newest state format that this node's build applies; `format` is the one in force."""
+    recent_sync_ns: int = 0
+    """How long the latest syncs of its log took, on average."""
+    slow_disk: bool = False
+    """They take so long that the node's part in the cluster is in danger."""
 
 
 class Pong(Lenient, frozen=True, tag=6):
