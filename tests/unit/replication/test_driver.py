@@ -5,13 +5,16 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvloop
 from tests.simulation.machine import ListMachine, ListStorage
+from tests.unit.replication.test_network import peer_tls
 
+from nokv.server import certs
 from nokv_replication import (
     Committed,
     ConfigurationError,
@@ -19,12 +22,16 @@ from nokv_replication import (
     GroupConfig,
     Identity,
     NotLeader,
+    ReplicationError,
     initialise,
 )
+from nokv_replication.bootstrap import FORMAT
 from nokv_replication.disk import OsDisk
 from nokv_replication.driver import EXIT_FATAL, Driver, SystemClock
+from nokv_replication.frames import Hello, encode
 from nokv_replication.tcp import TcpNetwork, check_loopback, parse_address
 
+CLUSTER = "tcp"
 CONFIG = GroupConfig(
     segment_bytes=1 << 20,
     heartbeat_ns=30_000_000,
@@ -46,10 +53,12 @@ def free_ports(count: int) -> list[int]:
 class Nodes:
     """Three drivers in one loop."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tls: Path | None = None) -> None:
         self.root = root
+        self.tls = tls
         ports = free_ports(3)
         self.addresses = {i + 1: f"127.0.0.1:{port}" for i, port in enumerate(ports)}
+        self.listens = dict(self.addresses)
         self.storages = {n: ListStorage() for n in self.addresses}
         self.drivers: dict[int, Driver] = {}
         self.groups: dict[int, Group] = {}
@@ -63,7 +72,8 @@ class Nodes:
         identity = Identity("tcp", node, self.incarnations[node])
         disk, rng = OsDisk(folder), random.Random(node)
         initialise(disk, CONFIG, identity, rng)
-        network = TcpNetwork(node, self.addresses[node], self.addresses, rng)
+        tls = None if self.tls is None else peer_tls(self.tls, f"node-{node}", cluster=CLUSTER)
+        network = TcpNetwork(node, self.listens[node], self.addresses, rng, tls)
         self.machines[node] = self.storages[node].machine(lambda _name: None)
         self.groups[node] = Group(
             identity=identity,
@@ -91,9 +101,99 @@ class Nodes:
             await asyncio.sleep(0.01)
 
 
+class Wire:
+    """Stands before a node, keeps what its peers send, and harms it if told to."""
+
+    def __init__(self, node: int, flips: random.Random | None = None) -> None:
+        self.node = node
+        self.recordings: list[bytearray] = []
+        self.flips = flips
+        self.flipped = 0
+        self._target = ("", 0)
+        self._server: asyncio.Server | None = None
+
+    async def stand_before(self, cluster: Nodes) -> None:
+        self._target = parse_address(cluster.listens[self.node])
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        cluster.addresses[self.node] = f"127.0.0.1:{port}"
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        recording = bytearray()
+        self.recordings.append(recording)
+        with contextlib.suppress(OSError):
+            there, back = await asyncio.open_connection(*self._target)
+            ways = (self._pump(reader, back, recording), self._pump(there, writer, None))
+            await asyncio.wait(map(asyncio.ensure_future, ways))
+        writer.close()
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        recording: bytearray | None,
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := bytearray(await reader.read(65_536)):
+                if recording is not None:
+                    recording += data
+                    if self.flips is not None and self.flips.random() < 0.02:
+                        data[self.flips.randrange(len(data))] ^= 1 << self.flips.randrange(8)
+                        self.flipped += 1
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+
+async def say(address: str, data: bytes) -> bytes:
+    """Send bytes as they are; return what comes back until the end."""
+    reader, writer = await asyncio.open_connection(*parse_address(address))
+    writer.write(data)
+    writer.write_eof()
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def propose(cluster: Nodes, payload: bytes) -> Committed:
+    """Propose at whoever leads until somebody commits it; it may be applied more than once."""
+    while True:
+        leader = await cluster.leader()
+        try:
+            return await cluster.drivers[leader].propose(payload)
+        except ReplicationError:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("certs")
+    certs.make_authority(path / "ours", CLUSTER)
+    for node in (1, 2, 3):
+        certs.make_node(path / "ours", node)
+    return path
+
+
+@pytest.fixture(params=["tls", "clear"])
+def either(request: pytest.FixtureRequest, certificates: Path) -> Path | None:
+    return certificates if request.param == "tls" else None
+
+
 @contextlib.asynccontextmanager
-async def nodes(root: Path) -> AsyncIterator[Nodes]:
-    cluster = Nodes(root)
+async def nodes(root: Path, tls: Path | None, wires: list["Wire"]) -> AsyncIterator[Nodes]:
+    cluster = Nodes(root, tls)
+    for wire in wires:
+        await wire.stand_before(cluster)
     for node in cluster.addresses:
         await cluster.start(node)
     try:
@@ -101,18 +201,29 @@ async def nodes(root: Path) -> AsyncIterator[Nodes]:
     finally:
         for driver in cluster.drivers.values():
             await driver.close()
+        for wire in wires:
+            await wire.close()
 
 
-def run(scenario: Callable[[Nodes], Awaitable[None]], root: Path, *, uv: bool = True) -> None:
+def run(
+    scenario: Callable[[Nodes], Awaitable[None]],
+    root: Path,
+    *,
+    uv: bool = True,
+    tls: Path | None = None,
+    wires: Sequence["Wire"] = (),
+) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), nodes(root) as cluster:
+        async with asyncio.timeout(30), nodes(root, tls, list(wires)) as cluster:
             await scenario(cluster)
 
     (uvloop.run if uv else asyncio.run)(main())
 
 
 @pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
-def test_three_nodes_order_commands_and_read_them_anywhere(tmp_path: Path, uv: bool) -> None:
+def test_three_nodes_order_commands_and_read_them_anywhere(
+    tmp_path: Path, uv: bool, either: Path | None
+) -> None:
     async def scenario(cluster: Nodes) -> None:
         leader = await cluster.leader()
         payloads = [b"%d" % i for i in range(200)]
@@ -129,7 +240,7 @@ def test_three_nodes_order_commands_and_read_them_anywhere(tmp_path: Path, uv: b
         await asyncio.sleep(0.3)
         assert cluster.groups[leader].counters.steps - steps < 100  # it does not spin
 
-    run(scenario, tmp_path, uv=uv)
+    run(scenario, tmp_path, uv=uv, tls=either)
 
 
 def test_the_group_survives_its_leader_and_the_leader_its_restart(tmp_path: Path) -> None:
@@ -153,18 +264,6 @@ def test_the_group_survives_its_leader_and_the_leader_its_restart(tmp_path: Path
 
 @pytest.mark.allow_logs("closing the connection")
 def test_hostile_bytes_cost_their_connection_only(tmp_path: Path) -> None:
-    async def attack(address: str, data: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection(*parse_address(address))
-        writer.write(data)
-        try:
-            return await reader.read()
-        except ConnectionError:
-            return b""
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
     async def scenario(cluster: Nodes) -> None:
         leader = await cluster.leader()
         hello = cluster.groups[1].hello(12345)
@@ -177,13 +276,124 @@ def test_hostile_bytes_cost_their_connection_only(tmp_path: Path) -> None:
             struct.pack(">I", 40_000) + bytes(100),
             struct.pack(">I", 8) + b"\xa7strange",
         ):
-            await attack(cluster.addresses[leader], data)
+            await say(cluster.addresses[leader], data)
         # Even one that knows the right hello: the pair's own connection comes back.
-        await attack(cluster.addresses[3], good + struct.pack(">I", 3) + b"\x93\x01\x02")
+        await say(cluster.addresses[3], good + struct.pack(">I", 3) + b"\x93\x01\x02")
         leader = await cluster.leader()
         done = await cluster.drivers[leader].propose(b"still here")
         assert isinstance(done, Committed)
         assert cluster.exits == []
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.allow_logs("closing the connection")
+def test_a_replayed_connection_changes_nothing(tmp_path: Path, either: Path | None) -> None:
+    """All that one node sent another, sent once more: in the middle of it, and later.
+
+    With TLS it ends in the handshake. In the clear it is taken for the peer's newer connection, and
+    every frame of it is one that was handled before.
+    """
+    wire = Wire(3)
+
+    async def scenario(cluster: Nodes) -> None:
+        payloads = [b"%d" % i for i in range(60)]
+        for number, payload in enumerate(payloads):
+            await propose(cluster, payload)
+            if number % 15 == 14:
+                assert wire.recordings
+                for recording in list(wire.recordings):
+                    await say(cluster.listens[3], bytes(recording))
+        await propose(cluster, b"last")
+        await cluster.until(
+            lambda: all(m.items[-1:] == [b"last"] for m in cluster.machines.values())
+        )
+        items = [machine.items for machine in cluster.machines.values()]
+        assert items[0] == items[1] == items[2]
+        assert list(dict.fromkeys(items[0])) == [*payloads, b"last"]
+        assert cluster.exits == []
+
+    run(scenario, tmp_path, tls=either, wires=[wire])
+
+
+@pytest.mark.allow_logs("closing the connection", "TLS failed")
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bits_cost_the_connection_only(
+    tmp_path: Path, certificates: Path, seed: int
+) -> None:
+    """TLS finds every one of them; a new connection takes over."""
+    wires = [Wire(node, random.Random(10 * seed + node)) for node in (1, 2, 3)]
+
+    async def scenario(cluster: Nodes) -> None:
+        payloads = [b"%d" % i for i in range(150)]
+        for payload in payloads:
+            await propose(cluster, payload)
+        for wire in wires:
+            wire.flips = None
+        await propose(cluster, b"last")
+        await cluster.until(
+            lambda: all(m.items[-1:] == [b"last"] for m in cluster.machines.values())
+        )
+        items = [machine.items for machine in cluster.machines.values()]
+        assert items[0] == items[1] == items[2]
+        assert list(dict.fromkeys(items[0])) == [*payloads, b"last"]
+        assert cluster.exits == []
+        assert sum(wire.flipped for wire in wires) > 0
+
+    run(scenario, tmp_path, tls=certificates, wires=wires)
+
+
+@pytest.mark.allow_logs("closing the connection")
+@pytest.mark.parametrize("seed", range(8))
+def test_random_frames_cost_their_connection_only(tmp_path: Path, seed: int) -> None:
+    """In the clear, some from one that knows the right hello: MessagePack of every kind."""
+    rng = random.Random(seed)
+
+    def value(depth: int) -> object:
+        kinds: list[Callable[[], object]] = [
+            lambda: rng.choice([0, 1, -1, 255, 1 << 31, 1 << 63, (1 << 64) - 1]),
+            lambda: rng.randbytes(rng.randrange(40)),
+            lambda: rng.choice(["", "raft", "\u20ac" * 10, None, True, 1.5]),
+        ]
+        if depth:
+            kinds += [
+                lambda: [value(depth - 1) for _ in range(rng.randrange(7))],
+                lambda: {rng.randrange(9): value(depth - 1) for _ in range(rng.randrange(3))},
+            ]
+        return rng.choice(kinds)()
+
+    def framed(data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + data
+
+    async def scenario(cluster: Nodes) -> None:
+        await propose(cluster, b"before")
+        hello = framed(cluster.groups[1].hello(1 + rng.getrandbits(60)))
+        for _ in range(40):
+            frames = [
+                framed(msgspec.msgpack.encode([rng.choice([1, 2, value(1)]), *[value(3)] * 3]))
+                for _ in range(rng.randrange(1, 4))
+            ]
+            data = (hello if rng.random() < 0.7 else b"") + b"".join(frames)
+            await say(cluster.addresses[3], data[: rng.randrange(1, len(data) + 1)])
+        await propose(cluster, b"after")
+        assert cluster.exits == []
+        await cluster.until(
+            lambda: all(m.items == [b"before", b"after"] for m in cluster.machines.values())
+        )
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.allow_logs("closing the connection")
+def test_a_peer_of_another_cluster_is_refused(tmp_path: Path) -> None:
+    async def scenario(cluster: Nodes) -> None:
+        await propose(cluster, b"before")
+        hello = Hello(FORMAT, "another", 2, cluster.incarnations[2], b"", 77)
+        answer = await say(
+            cluster.addresses[3], struct.pack(">I", len(encode(hello))) + encode(hello)
+        )
+        assert b"peer belongs to cluster 'another'" in answer
+        await propose(cluster, b"after")
 
     run(scenario, tmp_path)
 

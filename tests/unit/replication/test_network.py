@@ -88,13 +88,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def peer_tls(folder: Path, stem: str, whose: str = "ours", ca: str = "ours") -> PeerTls:
+def peer_tls(folder: Path, stem: str, whose: str = "ours", cluster: str = CLUSTER) -> PeerTls:
     files = TlsFiles(
-        str(folder / ca / "ca.crt"),
+        str(folder / "ours" / "ca.crt"),
         str(folder / whose / f"{stem}.crt"),
         str(folder / whose / f"{stem}.key"),
     )
-    return NodeTls(server_context(files), client_context(files), CLUSTER, 0.0).peers
+    return NodeTls(server_context(files), client_context(files), cluster, 0.0).peers
 
 
 class Net:
