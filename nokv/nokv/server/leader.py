@@ -85,6 +85,7 @@ class LeaderDuties:
         config: SessionsConfig,
         init_volume: Callable[[], InitVolume],
         common_format: Callable[[], int] = lambda: FIRST_STATE_FORMAT,
+        disks_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._machine = machine
         self._ages = ages
@@ -94,6 +95,8 @@ class LeaderDuties:
         self._init_volume = init_volume
         self._common_format = common_format
         """The newest state format that every member applies; 0 while one was not heard."""
+        self._disks_full = disks_full
+        """Whether not even what frees space may enter the log."""
         self.active = False
         self._office = 0
         """Counts terms of office: an outcome of an older one is ignored."""
@@ -133,8 +136,8 @@ class LeaderDuties:
     # ------------------------------------------------------------ ticks
 
     def tick(self) -> None:
-        """Do what is due; called every TICK_MS between entries."""
-        if not self.active:
+        """Do what is due; called every TICK_MS between entries. Full disks put all of it off."""
+        if not self.active or self._disks_full():
             return
         now_ns = self._cluster_ns()
         self.start_volume()
@@ -230,7 +233,8 @@ class LeaderDuties:
 
     def _reaped(self, result: Result) -> None:
         self.reaps_total += 1
-        if isinstance(result.value, Reaped) and result.value.more and self.active:
+        more = isinstance(result.value, Reaped) and result.value.more
+        if more and self.active and not self._disks_full():
             self._reap()
 
     def _trim(self, now_ns: int) -> None:

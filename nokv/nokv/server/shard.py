@@ -165,6 +165,7 @@ class Shard:
             config=self.config.sessions,
             init_volume=self._init_volume,
             common_format=self.membership.common_format,
+            disks_full=lambda: self.space.exhausted,
         )
         self.ages = ages
         self.space = Space(self.config.disk.reserve_bytes)
@@ -279,9 +280,8 @@ class Shard:
         if self.port.between_entries:
             self.duties.tick()
         machine = self.port.machine
-        self.group.set_waiting(
-            self.duties.active and (self.duties.waits_for_time or machine.counters.drops > 0)
-        )
+        waiting = self.duties.waits_for_time or machine.counters.drops > 0
+        self.group.set_waiting(self.duties.active and waiting and not self.space.exhausted)
 
     def _keep_house(self) -> None:
         """Measure free space, confirm freshness, and free what dead readers hold."""
