@@ -147,6 +147,9 @@ class Log:
             log._discard_spare()
             for sequence in sequences:
                 log._read_segment(sequence, newest=sequence == sequences[-1])
+            # A process that died between a rename and the sync of the folder left a name that the
+            # next power cut would take back, and with it all that this process writes there.
+            disk.fsync_dir()
         log.synced_index = log.last_index
         return log
 

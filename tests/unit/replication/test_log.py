@@ -416,7 +416,7 @@ def live(disk: SimDisk, seed: int) -> None:
         expected = contents(log)
         if rng.random() < 0.5:
             continue
-        death = rng.choice(("now", "between write and sync", "at any call"))
+        death = rng.choice(("now", "between write and sync", "after a rename", "at any call"))
         if death == "between write and sync":
             # What the next life of the process reads, it relies on.
             fill(log, 1)
@@ -425,6 +425,16 @@ def live(disk: SimDisk, seed: int) -> None:
                 log.sync()
             disk.kill()
             log = reopen(disk)
+            expected = contents(log)
+        elif death == "after a rename":
+            # The new segment's name is there, and not yet durable; the next life writes into it.
+            disk.crash_at("fsync_dir", 1, after=False)
+            with contextlib.suppress(Crash):
+                fill(log, 30)
+            disk.kill()
+            log = reopen(disk)
+            fill(log, 1)
+            log.sync()
             expected = contents(log)
         elif death == "at any call":
             disk.crash_at(rng.choice(WRITING_CALLS), 1, after=rng.random() < 0.5)
@@ -447,6 +457,7 @@ SYNCS = [
     ("fdatasync", "_read_segment"),
     ("fsync_dir", "_start_segment"),
     ("fsync_dir", "_remove"),
+    ("fsync_dir", "open"),
 ]
 
 
