@@ -15,6 +15,7 @@ step, frames move and time passes only where the script says so. Commands:
     propose N TEXT [BYTES] | fill N COUNT [BYTES] | read N
     cut A B | connect A B | isolate N | heal | lose A->B
     crash N | power N | start N | fail N CALL | wipe N
+    dial | image [COUNT] | cutimage A B           state images, as `A=>B`, on their own connection
     log [N ...] | status [N ...] | state [N ...]
 
 A frame is printed once, by the node that sends it, as `A->B`. A node prints what changed in a step.
@@ -31,6 +32,7 @@ from tests.simulation.script import CONFIG, Script
 
 from nokv_replication import Fatal, Group, GroupConfig, ReplicationError, Role
 from nokv_replication.frames import decode_frame
+from nokv_replication.image_frames import decode_image_frame
 
 PROMPT = "> "
 RUN_MAX = 200
@@ -53,6 +55,7 @@ class Narrated(Script):
     def step(self, node: int) -> None:
         before = self._picture(node)
         sent = {peer: len(self.links.get((node, peer), ())) for peer in self.addresses}
+        pieces = {pair: len(self._image_frames(pair, node)) for pair in self.images}
         try:
             super().step(node)
         except Fatal as failure:
@@ -66,6 +69,16 @@ class Narrated(Script):
         for peer in sorted(self.addresses):
             for frame in list(self.links.get((node, peer), ()))[sent.get(peer, 0) :]:
                 self.say(f"{node}->{peer}  {describe(decode_frame(frame).body)}")
+        for pair in sorted(self.images):
+            peer = pair[1] if pair[0] == node else pair[0]
+            for frame in self._image_frames(pair, node)[pieces.get(pair, 0) :]:
+                self.say(f"{node}=>{peer}  {describe(decode_image_frame(frame).body)}")
+
+    def _image_frames(self, pair: tuple[int, int], sender: int) -> list[bytes]:
+        """What a node has on its way on an image connection that is, or is not, its own."""
+        if sender not in pair or pair not in self.images:
+            return []
+        return list(self.images[pair][pair[1] if pair[0] == sender else pair[0]])
 
     def _picture(self, node: int) -> tuple[str, ...]:
         status = self.groups[node].status()
@@ -183,6 +196,22 @@ class Interpreter:
     def do_lose(self, link: str) -> None:
         sender, _, receiver = link.partition("->")
         self.script.lose(int(sender), int(receiver))
+
+    def do_dial(self) -> None:
+        """Make the image connections that were asked for."""
+        self.script.connect_images()
+        for node in sorted(self.script.groups):
+            self.script.step(node)
+
+    def do_image(self, count: str = "1") -> None:
+        """Hand over what is on its way on all image connections, so many times."""
+        for _ in range(int(count)):
+            for dialer, other in sorted(self.script.images):
+                self.script.deliver_image(dialer, other, other)
+                self.script.deliver_image(dialer, other, dialer)
+
+    def do_cutimage(self, dialer: str, other: str) -> None:
+        self.script.cut_image(int(dialer), int(other))
 
     # ------------------------------------------------------------------ processes
 

@@ -4,9 +4,10 @@ import msgspec
 
 from nokv_replication import Committed, ReplicationError
 from nokv_replication.frames import Ack, Append, Body, EntryKind, decode_entry
+from nokv_replication.image_frames import ImageBody, ImageOffer, decode_position
 
 # What says nothing about the protocol, or changes with every frame.
-UNTOLD = {"fingerprint", "wall_ns", "free_bytes", "sequence", "digest", "crc", "data"}
+UNTOLD = {"fingerprint", "wall_ns", "free_bytes", "sequence", "crc", "piece", "image"}
 
 
 def position(index: int, term: int) -> str:
@@ -14,7 +15,7 @@ def position(index: int, term: int) -> str:
     return f"{index}/{term}"
 
 
-def describe(body: Body) -> str:
+def describe(body: Body | ImageBody) -> str:
     """One frame in a line."""
     name = type(body).__name__
     if isinstance(body, Append):
@@ -29,6 +30,9 @@ def describe(body: Body) -> str:
         verdict = "ok" if body.success else "reset" if body.reset else "no"
         applied = f" applied {body.applied_index}"
         return f"{name} term {body.term} {verdict} next {body.next_index}{applied}"
+    if isinstance(body, ImageOffer):
+        applied = decode_position(body.applied)
+        return f"{name} term {body.term} state at {position(applied.index, applied.term)}"
     fields = [
         f"{field.replace('_', ' ')} {value}"
         for field, value in msgspec.structs.asdict(body).items()

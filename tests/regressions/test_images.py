@@ -8,9 +8,19 @@ from tests.regressions.stock import StockCluster
 from tests.simulation.ports import MS_NS, SECOND_NS
 from tests.simulation.script import CONFIG, Script
 
-from nokv_replication import OutcomeUnknown
+from nokv_replication import Applied, OutcomeUnknown
+from nokv_replication.image_frames import (
+    ImageBody,
+    ImageEnd,
+    ImageFrame,
+    ImageOffer,
+    ImageRefusal,
+    ImageRefuse,
+    decode_image_frame,
+    encode_image_frame,
+)
 
-SMALL_LOG = msgspec.structs.replace(CONFIG, segment_bytes=1024, log_keep_bytes=0)
+SMALL_LOG = msgspec.structs.replace(CONFIG, segment_bytes=1024, log_keep_bytes=2048)
 
 
 def away_and_compacted(cluster: StockCluster) -> None:
@@ -94,11 +104,11 @@ class TestOldSnapshotReplacesNewerState:
         cluster.settle(rounds=4)
         assert cluster.lost("B") == ["new0", "new1", "new2"]
 
-    def test_group(self) -> None:
+    def test_group_takes_one_image_and_goes_on_with_entries(self) -> None:
         script = group_away_and_compacted()
         for _ in range(3):  # every heartbeat on its way, and every answer, may ask for an image
             script.connect(1, 2)
-            script.wait(100_000_000)
+            script.wait(100 * MS_NS)
             script.step(1)
             script.step(1)
             script.deliver(1, 2)
@@ -113,6 +123,80 @@ class TestOldSnapshotReplacesNewerState:
             assert applied >= seen
             seen = applied
         assert committed(script, b"new59")
+        script.settle(rounds=10)
+        assert script.groups[2].counters.images_installed == 1
+        assert script.machines[2].items == script.machines[1].items
+
+    def test_group_refuses_an_older_image_at_its_offer(self) -> None:
+        script = group_away_and_compacted()
+        script.connect_all()
+        script.settle(rounds=60)
+        items = list(script.machines[2].items)
+        assert items == script.machines[1].items
+        old = msgspec.msgpack.encode(Applied(5, 1))
+        script.dialed_images.append((1, 2))
+        script.connect_images()
+        image_frame(script, 1, 2, ImageOffer(1, 77, old, 100))
+        refusal = decode_image_frame(script.images[1, 2][1].pop()).body
+        assert refusal == ImageRefuse(77, ImageRefusal.COVERED, "")
+        assert script.machines[2].items == items
+
+    def test_group_judges_again_before_it_installs(self) -> None:
+        """What was behind when an image was offered may be ahead of it when it is complete."""
+        script = led(config=SMALL_LOG)
+        script.crash(3)
+        script.config = msgspec.structs.replace(CONFIG, segment_bytes=1024)
+        script.start(3)  # it keeps all of its log
+        script.connect_all()
+        script.isolate(2)
+        for number in range(60):
+            script.propose(1, b"old%d" % number)
+            script.settle(1, 3, rounds=2)
+        script.settle(1, 3, rounds=60)
+        script.connect(1, 2)
+        end = received_up_to_its_end(script)
+        script.isolate(1)
+        script.connect(2, 3)
+        script.elect(3, 2)
+        script.settle(2, 3)
+        items = list(script.machines[2].items)
+        assert len(items) == 60
+        script.connect(1, 2)
+        script.dialed_images.append((1, 2))
+        script.connect_images()
+        image_frame(script, 1, 2, end)
+        assert script.groups[2].counters.images_installed == 0
+        assert script.groups[2].counters.images_refused == 1
+        assert script.machines[2].items == items
+
+
+def image_frame(script: Script, dialer: int, other: int, body: ImageBody) -> None:
+    """Hand an image frame to a node, on a connection that just began."""
+    data = encode_image_frame(ImageFrame(dialer, script._epoch, 1 << 20, body))
+    script.groups[other].receive_image(dialer, data, outgoing=False)
+    script.step(other)
+
+
+def received_up_to_its_end(script: Script) -> ImageBody:
+    """Let node 2 receive all of an image of node 1 but the last frame, which is returned."""
+    for _ in range(300):
+        script.wait(20 * MS_NS)
+        for node in (1, 2):
+            script.step(node)
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        script.connect_images()
+        link = script.images.get((1, 2))
+        if link is None:
+            continue
+        while link[2]:
+            body = decode_image_frame(link[2][0]).body
+            if isinstance(body, ImageEnd):
+                return body
+            script.deliver_image(1, 2, 2, 1)
+        script.deliver_image(1, 2, 1)
+    message = "no image came to its end"
+    raise AssertionError(message)
 
 
 class TestFailedSnapshotIsAcknowledged:
