@@ -14,7 +14,7 @@ step, frames move and time passes only where the script says so. Commands:
     settle [N ...]                two seconds of ordinary life, without a transcript
     propose N TEXT [BYTES] | fill N COUNT [BYTES] | read N
     cut A B | connect A B | isolate N | heal | lose A->B
-    crash N | power N | start N | fail N CALL | wipe N
+    crash N | power N | start N | fail N CALL | wipe N | skip N INDEX
     dial | image [COUNT] | cutimage A B           state images, as `A=>B`, on their own connection
     log [N ...] | status [N ...] | state [N ...]
 
@@ -23,16 +23,28 @@ A frame is printed once, by the node that sends it, as `A->B`. A node prints wha
 
 import errno
 from collections.abc import Callable, Iterable
+from random import Random
 
+import crc32c
 import msgspec
 from tests.golden.words import describe, position, text
 from tests.simulation.disk import SimDisk
 from tests.simulation.ports import MS_NS
 from tests.simulation.script import CONFIG, Script
 
-from nokv_replication import Fatal, Group, GroupConfig, ReplicationError, Role
+from nokv_replication import (
+    Fatal,
+    Group,
+    GroupConfig,
+    HandshakeRefused,
+    ReplicationError,
+    Role,
+    skips,
+)
 from nokv_replication.frames import decode_frame
 from nokv_replication.image_frames import decode_image_frame
+from nokv_replication.log import Log
+from nokv_replication.types import Skip
 
 PROMPT = "> "
 RUN_MAX = 200
@@ -185,13 +197,20 @@ class Interpreter:
         self.script.cut(int(one), int(other))
 
     def do_connect(self, one: str, other: str) -> None:
-        self.script.connect(int(one), int(other))
+        try:
+            self.script.connect(int(one), int(other))
+        except HandshakeRefused as refusal:
+            self.script.say(f"{one}, {other}  do not connect: {refusal}")
 
     def do_isolate(self, node: str) -> None:
         self.script.isolate(int(node))
 
     def do_heal(self) -> None:
-        self.script.connect_all()
+        nodes = sorted(self.script.groups)
+        for one in nodes:
+            for other in nodes:
+                if one < other:
+                    self.do_connect(str(one), str(other))
 
     def do_lose(self, link: str) -> None:
         sender, _, receiver = link.partition("->")
@@ -229,6 +248,15 @@ class Interpreter:
 
     def do_fail(self, node: str, call: str) -> None:
         self.script.disks[int(node)].fail_at(call, errno.EIO)
+
+    def do_skip(self, node: str, index: str) -> None:
+        """Have a stopped node pass over one entry of its log, as an operator does."""
+        script, at = self.script, int(index)
+        disk, identity = script.disks[int(node)], script.identity(int(node))
+        log = Log.open(disk, script.config, identity, Random(0))
+        skip = Skip(at, log.term_at(at), crc32c.crc32c(log.entry(at)))
+        log.close()
+        skips.store(disk, identity.cluster, (skip,))
 
     def do_wipe(self, node: str) -> None:
         """Give a stopped node an empty disk under the same name."""

@@ -31,8 +31,8 @@ def describe(body: Body | ImageBody) -> str:
         applied = f" applied {body.applied_index}"
         return f"{name} term {body.term} {verdict} next {body.next_index}{applied}"
     if isinstance(body, ImageOffer):
-        applied = decode_position(body.applied)
-        return f"{name} term {body.term} state at {position(applied.index, applied.term)}"
+        state = decode_position(body.applied)
+        return f"{name} term {body.term} state at {position(state.index, state.term)}"
     fields = [
         f"{field.replace('_', ' ')} {value}"
         for field, value in msgspec.structs.asdict(body).items()

@@ -19,6 +19,8 @@ RESTART = "tests/regressions/test_restart.py"
 JOURNAL = "tests/regressions/test_journal.py"
 MEMBERS = "tests/regressions/test_members.py"
 APPLY = "tests/regressions/test_apply.py"
+IMAGE_TESTS = f"{UNIT}/test_images.py"
+SKIPS = f"{UNIT}/test_skips.py"
 GOLDEN = "tests/golden"
 SCENARIOS = "tests/simulation/test_scenarios.py"
 RANDOM = "tests/simulation/test_simulation.py::test_random_schedules_keep_every_promise"
@@ -308,8 +310,8 @@ DURABILITY = {
     ),
     "log: cut before the machine's commit": _off(
         "group.py",
-        "log.drop_to(applier.durable_index",
-        "log.drop_to(applier.applied.index",
+        "drop_index = applier.durable_index",
+        "drop_index = applier.applied.index",
         RESTART,
         GROUP,
         RANDOM,
@@ -369,6 +371,52 @@ STATE = {
     ),
 }
 
+IMAGE = {
+    "image: an older one at its offer": _off(
+        "image_receiver.py",
+        'if self._is_covered(applied):\n            return ImageRefusal.COVERED, ""',
+        'if False:\n            return ImageRefusal.COVERED, ""',
+        IMAGES,
+    ),
+    "image: an older one installed": _off(
+        "image_receiver.py", "if not self._may_install(incoming.applied):", "if False:", IMAGES
+    ),
+    "image: of an old term": _off(
+        "image_receiver.py", "if term < self._core.term():", "if False:", DIRECTED
+    ),
+    "image: checksum of a piece": _off(
+        "image_receiver.py", "if crc32c.crc32c(chunk.piece) != chunk.crc:", "if False:", DIRECTED
+    ),
+    "image: a piece is missing": _off(
+        "image_receiver.py",
+        "if chunk.offset != incoming.offset or incoming.ended:",
+        "if False:",
+        DIRECTED,
+    ),
+    "image: log not begun anew": _off(
+        "image_receiver.py", "self._log.reset(applied.index, applied.term)", "pass", GOLDEN
+    ),
+    "image: the log after it dropped": _off(
+        "group.py", "drop_index = min(drop_index, keep_index)", "pass", IMAGE_TESTS, GOLDEN
+    ),
+    "skip: another entry than was meant": _off(
+        "skips.py", "if (skip.term, skip.crc) != (term, crc):", "if False:", SKIPS
+    ),
+    "skip: an applied one": _off(
+        "skips.py",
+        "if skip.index <= applied.index and skip not in applied.skips:",
+        "if False:",
+        SKIPS,
+    ),
+    "skip: lists that differ": _off(
+        "roster.py",
+        "if refusal and not self._may_take_list(hello):",
+        "if False:",
+        GOLDEN,
+        SKIPS,
+    ),
+}
+
 WIRE = {
     "frame: comes twice": _off(
         "group.py", "if frame.sequence <= state.received_sequence:", "if False:", FIGURE2
@@ -404,6 +452,7 @@ GUARDS: dict[str, Guard] = {
     **READS,
     **DURABILITY,
     **STATE,
+    **IMAGE,
     **WIRE,
 }
 

@@ -2,14 +2,25 @@
 
 from random import Random
 
+import crc32c
 import msgspec
 import pytest
 from tests.regressions.group import bodies, committed, led, replay
 from tests.simulation.disk import SimDisk
 from tests.simulation.script import CONFIG, Script
 
-from nokv_replication import Fatal, Identity, OutcomeUnknown, Times, initialise, records
+from nokv_replication import Applied, Fatal, Identity, OutcomeUnknown, Times, initialise, records
 from nokv_replication.frames import Ack, Append, EntryKind, RequestVote, encode_entry
+from nokv_replication.image_frames import (
+    ImageBody,
+    ImageChunk,
+    ImageFrame,
+    ImageOffer,
+    ImageRefusal,
+    ImageRefuse,
+    decode_image_frame,
+    encode_image_frame,
+)
 from nokv_replication.log import Log, segment_name
 from nokv_replication.records import BATCH_START, RecordType
 
@@ -132,3 +143,38 @@ class TestRecords:
         disk.kill()
         disk.flip(segment_name(1), start)
         assert Log.open(disk, config, identity, Random(3)).last_index == 0
+
+
+class TestImages:
+    """Node 2 is offered an image by a peer that says what a correct one never says."""
+
+    @staticmethod
+    def answers(*frames: ImageBody, term: int = 1) -> list[ImageBody]:
+        script = led()
+        script.isolate(3)
+        script.groups[2]._core.adopt_term(2)
+        script.dialed_images.append((1, 2))
+        script.connect_images()
+        offer = ImageOffer(term, 77, msgspec.msgpack.encode(Applied(99, 1)), 100)
+        for sequence, body in enumerate((offer, *frames), 1):
+            data = encode_image_frame(ImageFrame(1, script._epoch, sequence, body))
+            script.groups[2].receive_image(1, data, outgoing=False)
+        script.step(2)
+        return [decode_image_frame(data).body for data in script.images[1, 2][1]]
+
+    def test_an_offer_of_an_old_term_is_refused(self) -> None:
+        (refusal,) = self.answers(term=1)
+        assert isinstance(refusal, ImageRefuse)
+        assert refusal.reason == ImageRefusal.OLD_TERM
+
+    def test_a_piece_with_a_wrong_checksum_ends_it(self) -> None:
+        _, refusal = self.answers(ImageChunk(77, 0, 5, b"piece"), term=2)
+        assert isinstance(refusal, ImageRefuse)
+        assert (refusal.reason, "checksum" in refusal.message) == (ImageRefusal.DAMAGED, True)
+
+    def test_a_missing_piece_ends_it(self) -> None:
+        piece = msgspec.msgpack.encode([1, Applied(99, 1), 0, b""])
+        chunk = ImageChunk(77, 10, crc32c.crc32c(piece), piece)
+        _, refusal = self.answers(chunk, term=2)
+        assert isinstance(refusal, ImageRefuse)
+        assert refusal.reason == ImageRefusal.DAMAGED
