@@ -12,7 +12,7 @@ from nokv_replication.errors import Diverged, Fatal, OutcomeUnknown, Replication
 from nokv_replication.frames import EntryKind, decode_entry, way_past
 from nokv_replication.histogram import Histogram
 from nokv_replication.log import Log
-from nokv_replication.ports import Clock, ImageSink, Machine
+from nokv_replication.ports import Clock, Machine
 from nokv_replication.skips import Skips
 from nokv_replication.types import (
     Applied,
@@ -256,21 +256,19 @@ class Applier:
         self._uncommitted_bytes = 0
         self._counters.machine_commits += 1
 
-    def install(self, sink: ImageSink) -> Applied:
-        """Take a finished image in the place of the state; between entries only.
+    def installed(self, applied: Applied) -> None:
+        """Go on from an image that took the place of the state; between entries only.
 
-        Whoever waits for an entry that is skipped over is told that its outcome is not known here.
+        Whoever waits for an entry that was passed over is told that its outcome is not known here.
         """
         assert self._stepper is None
         self.abandon(OutcomeUnknown("a state image took the place of the entries before it"))
-        applied = self._machine.install(sink)
         assert applied.index > self.applied.index, "an image never goes back"
         self.applied = self._next = applied
         self.durable_index = applied.index
         self._uncommitted_bytes = 0
         self.skips.opened(applied)
         self._note_fingerprint()
-        return applied
 
     # ------------------------------------------------------------------ divergence
 

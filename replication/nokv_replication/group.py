@@ -185,6 +185,7 @@ class Group:
         self._send_now = False
         self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
         self._more_to_prepare = False
+        self._keeping_log = True
         self._log_keep_bytes = config.log_keep_bytes
         self._stopped = False
         self._failed = False
@@ -333,6 +334,7 @@ class Group:
 
     def set_keeping_log(self, keeping: bool) -> None:  # noqa: FBT001
         """Stop (or go on) keeping log for slow followers, for want of disk space."""
+        self._keeping_log = keeping
         self._log_keep_bytes = self._config.log_keep_bytes if keeping else 0
 
     def cluster_ns(self) -> int:
@@ -424,8 +426,10 @@ class Group:
             dropped = log.drop_to(drop_index, self._log_keep_bytes)
             self.counters.segments_dropped += dropped
         self._more_to_prepare = log.prepare()
-        log_bytes_max = self._config.image_log_bytes if self._log_keep_bytes else 0
-        self._images.step(self._now_ns, leads=self._leads(), log_bytes_max=log_bytes_max)
+        log_bytes_max = self._config.image_log_bytes if self._keeping_log else 0
+        # Before an entry of its own term is committed too: a quorum may need the image for that.
+        leads = self._role == Role.LEADER
+        self._images.step(self._now_ns, leads=leads, log_bytes_max=log_bytes_max)
 
     def _image_installed(self, applied: Applied) -> None:
         """Go on from an image, which holds the configuration that is in force there."""

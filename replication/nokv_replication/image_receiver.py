@@ -216,10 +216,11 @@ class ImageReceiver:
             return
         # First the state, then the log: a start in between finds a log that ends before the state,
         # or disagrees with it, and begins the log anew there (`roster.check_start`).
-        applied = self._applier.install(incoming.sink)
+        applied = self._machine.install(incoming.sink)
         assert (applied.index, applied.term) == (incoming.applied.index, incoming.applied.term)
         self._log.reset(applied.index, applied.term)
         self._core.start_at(applied.index)
+        self._applier.installed(applied)
         self._receiver.too_far_base = None
         self._incoming = None
         self._counters.images_installed += 1

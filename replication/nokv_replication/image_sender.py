@@ -34,7 +34,7 @@ from nokv_replication.types import Applied, Counters, GroupConfig, ImageStatus
 RECEIVERS_MAX = 2
 """Receivers of one held state, at most; others wait."""
 BURST_BYTES = 4 * IMAGE_PIECE_MAX_BYTES
-"""What may leave at once after a pause of the rate limit, about."""
+"""What may leave at once after a pause, about; a tenth of a second's worth where that is less."""
 
 _SECOND_NS = 1_000_000_000
 _BACKOFF_SHIFT_MAX = 6
@@ -121,7 +121,8 @@ class ImageSender:
         self._send = send
         self._transfers: dict[int, Transfer] = {}
         self._held: Held | None = None
-        self._tokens_bytes = BURST_BYTES
+        self._burst_bytes = min(BURST_BYTES, config.image_bytes_per_second // 10)
+        self._tokens_bytes = self._burst_bytes
         self._refilled_ns = 0
         self._now_ns = 0
 
@@ -360,7 +361,7 @@ class ImageSender:
         rate = self._config.image_bytes_per_second
         earned = (now_ns - self._refilled_ns) * rate // _SECOND_NS
         if earned:
-            self._tokens_bytes = min(BURST_BYTES, self._tokens_bytes + earned)
+            self._tokens_bytes = min(self._burst_bytes, self._tokens_bytes + earned)
             self._refilled_ns = now_ns
 
     def _may_send(self, transfer: Transfer) -> bool:

@@ -14,7 +14,7 @@ from tests.simulation.machine import ListMachine, ListStorage
 from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, Watched
 
 from nokv_replication import Group, GroupConfig, Identity, Outcome, ReadOutcome, Role, initialise
-from nokv_replication.frames import Frame, decode_frame
+from nokv_replication.frames import Frame, Purpose, decode_frame
 
 CONFIG = GroupConfig(segment_bytes=64 << 10, log_keep_bytes=1 << 30)
 
@@ -35,6 +35,11 @@ class Script:
         # Node to the peers its group asked for.
         self.peers: dict[int, dict[int, str]] = {}
         self.links: dict[tuple[int, int], deque[bytes]] = {}
+        # Image connections by (dialer, other): the frames on their way, by receiver.
+        self.images: dict[tuple[int, int], dict[int, deque[bytes]]] = {}
+        self.dialed_images: list[tuple[int, int]] = []
+        self.images_fail = False
+        """Whether no image connection can be dialed."""
         self.checker = Checker()
         self.outcomes: dict[bytes, Outcome] = {}
         self.reads: list[ReadOutcome] = []
@@ -73,6 +78,21 @@ class Script:
 
             def set_peers(self, peers: dict[int, str]) -> None:
                 outer.peers[node] = peers
+
+            def open_image(self, peer: int) -> None:
+                outer.dialed_images.append((node, peer))
+
+            def send_image(self, peer: int, frame: bytes, *, outgoing: bool) -> None:
+                pair = (node, peer) if outgoing else (peer, node)
+                if pair in outer.images:
+                    outer.images[pair][peer].append(frame)
+
+            def close_image(self, peer: int, *, outgoing: bool) -> None:
+                pair = (node, peer) if outgoing else (peer, node)
+                if pair in outer.dialed_images:
+                    outer.dialed_images.remove(pair)
+                if outer.images.pop(pair, None) is not None and peer in outer.groups:
+                    outer.groups[peer].image_disconnected(node, outgoing=not outgoing)
 
         group = Group(
             identity=self.identity(node),
@@ -121,11 +141,55 @@ class Script:
         for node, peer in ((one, other), (other, one)):
             if self.links.pop((node, peer), None) is not None and node in self.groups:
                 self.groups[node].disconnected(peer)
+            self.cut_image(node, peer)
 
     def isolate(self, node: int) -> None:
         for peer in self.addresses:
             if peer != node:
                 self.cut(node, peer)
+
+    def connect_images(self) -> None:
+        """Make the image connections that were dialed, where the two nodes are connected at all."""
+        dialed, self.dialed_images = self.dialed_images, []
+        for dialer, other in dialed:
+            if dialer not in self.groups:
+                continue
+            self.cut_image(dialer, other)
+            if (dialer, other) not in self.links or self.images_fail:
+                self.groups[dialer].image_disconnected(other, outgoing=True)
+                continue
+            self._epoch += 1
+            self.groups[other].greet(self.groups[dialer].hello(self._epoch, Purpose.IMAGE))
+            self.groups[dialer].greet(self.groups[other].hello(0, Purpose.IMAGE))
+            self.images[dialer, other] = {dialer: deque(), other: deque()}
+            self.groups[dialer].image_connected(other, self._epoch, outgoing=True)
+            self.groups[other].image_connected(dialer, self._epoch, outgoing=False)
+
+    def cut_image(self, dialer: int, other: int) -> None:
+        """Lose an image connection with all that is on its way."""
+        if self.images.pop((dialer, other), None) is not None:
+            for node, peer, outgoing in ((dialer, other, True), (other, dialer, False)):
+                if node in self.groups:
+                    self.groups[node].image_disconnected(peer, outgoing=outgoing)
+
+    def deliver_image(self, dialer: int, other: int, receiver: int, count: int = 1 << 30) -> int:
+        """Hand over the first `count` frames on an image connection, and step the receiver."""
+        sender = other if receiver == dialer else dialer
+        moved = 0
+        while moved < count and self.images.get((dialer, other), {}).get(receiver):
+            frame = self.images[dialer, other][receiver].popleft()
+            self.groups[receiver].receive_image(sender, frame, outgoing=receiver == dialer)
+            moved += 1
+        if moved:
+            self.step(receiver)
+        return moved
+
+    def deliver_images(self) -> None:
+        """Hand over all frames of all image connections."""
+        self.connect_images()
+        for dialer, other in list(self.images):
+            self.deliver_image(dialer, other, other)
+            self.deliver_image(dialer, other, dialer)
 
     def on_the_way(self, sender: int, receiver: int) -> list[Frame]:
         return [decode_frame(frame) for frame in self.links.get((sender, receiver), ())]
@@ -171,6 +235,7 @@ class Script:
             for one in names:
                 for other in names:
                     self.deliver(one, other)
+            self.deliver_images()
 
     def elect(self, node: int, *voters: int) -> None:
         """Make `node` win an election with these votes, its first entry not yet sent on."""

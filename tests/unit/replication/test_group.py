@@ -377,9 +377,10 @@ class TestReplication:
             script.propose(1, b"%d" % i)
             script.settle(1, 2, rounds=2)
         script.settle(1, 2, rounds=60)
+        script.images_fail = True
         script.connect_all()
         script.settle(rounds=30)
-        assert "A lost node" in script.groups[3].status().problem
+        assert "waits for a state image" in script.groups[3].status().problem
         assert script.groups[3].status().applied_index == 2
         script.read(3)
         script.settle(rounds=10)
