@@ -74,6 +74,11 @@ class Digests:
         self._miss(number, "the worker did not open it in time")
         return False
 
+    def state_replaced(self) -> None:
+        """Give up the checkpoints of a state that was replaced: the worker finds another one."""
+        for number in list(self._open):
+            self._miss(number, "a state image took the place of the state")
+
     def tick(self) -> None:
         """End a hold that is over, also where no commit is due that would ask."""
         hold = self._port.hold_until

@@ -6,16 +6,20 @@ exactly at a checkpoint and holds the next commit until the checkpoint was opene
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
+from nokv.kv import errors as kv_errors
+from nokv.kv.errors import StoreFailed
+from nokv.kv.image import LmdbImageSink, LmdbImageSource
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV
 from nokv.state.effects import CheckpointReached, Effect, SessionDead, SessionLive
 from nokv.state.machine import StateMachine
 from nokv.state.records import Counters, Position
 from nokv.types.reads import GetVolume, VolumeReply
 from nokv.types.values import Caller
-from nokv_replication import Applied, Skip, Times
+from nokv_replication import Applied, ImageDamaged, ImageRefused, ImageSink, Skip, Times
 
 DIRTY_CHECK_ENTRIES: Final = 8
 """The transaction's size is looked at every so many entries; one entry's writes are bounded."""
@@ -35,6 +39,69 @@ class Effects(Protocol):
     def checkpoint(self, number: int, applied_index: int, version: int) -> None:
         """Everything up to here, and nothing more, is committed."""
         ...
+
+    def state_replaced(self) -> None:
+        """A state image took the place of the whole state."""
+        ...
+
+
+class PortSource:
+    """One pass over an image of the store (`nokv_replication.ImageSource`)."""
+
+    def __init__(self, source: LmdbImageSource) -> None:
+        self._source = source
+        self.applied: Final = applied_of(source.position, source.counters)
+        self.size_bytes: Final = source.size_bytes
+
+    def read(self) -> bytes:
+        """Return the next piece, b"" after the last."""
+        return self._source.read()
+
+    def again(self) -> PortSource:
+        """Return another pass over the same state."""
+        return PortSource(self._source.again())
+
+    def close(self) -> None:
+        """Let go of the state."""
+        self._source.close()
+
+
+class PortSink:
+    """An image on its way into a store beside the one in use (`nokv_replication.ImageSink`)."""
+
+    def __init__(self, sink: LmdbImageSink, applied: Applied) -> None:
+        self.path: Final = sink.path
+        self._sink = sink
+        self._applied = applied
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece. Raises ImageRefused."""
+        with _refusing():
+            self._sink.write(piece)
+
+    def finish(self) -> None:
+        """Verify the whole, also that it stands where it was offered. Raises ImageRefused."""
+        with _refusing():
+            header = self._sink.finish().header
+        offered = (self._applied.index, self._applied.term)
+        if (header.index, header.term) != offered:
+            message = f"it stands at {(header.index, header.term)}, and was offered at {offered}"
+            raise ImageDamaged(message)
+
+    def abort(self) -> None:
+        """Discard what was received."""
+        self._sink.abort()
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Tell what is wrong with an image, or with the store it goes to, as replication knows it."""
+    try:
+        yield
+    except kv_errors.ImageDamaged as error:
+        raise ImageDamaged(str(error)) from error
+    except (kv_errors.ImageNewer, StoreFailed) as error:
+        raise ImageRefused(str(error)) from error
 
 
 def position_of(applied: Applied) -> Position:
@@ -121,6 +188,28 @@ class MachinePort:
     def digest(self) -> bytes:
         """Refuse: here the worker digests a checkpoint from its own process."""
         raise AssertionError("only the simulator digests inside a replica")
+
+    def image(self) -> PortSource:
+        """Return the state as of the last commit, held until it is closed."""
+        return PortSource(LmdbImageSource(self.kv.open_reader()))
+
+    def receive(self, applied: Applied) -> PortSink:
+        """Prepare a store beside the one in use. Raises ImageRefused."""
+        with _refusing():
+            return PortSink(LmdbImageSink(self.kv.incoming), applied)
+
+    def install(self, sink: ImageSink) -> Applied:
+        """Put the received store in the place of the one in use, and look at it anew."""
+        assert isinstance(sink, PortSink)
+        assert self.between_entries
+        self.hold_until = None
+        self.kv.replace(sink.path)
+        self.machine.reload()
+        self._durable_index = self.machine.applied().index
+        self._look_for_volume()
+        if self.effects is not None:
+            self.effects.state_replaced()
+        return self.open()
 
     def _look_for_volume(self) -> None:
         if self.machine.initialised():

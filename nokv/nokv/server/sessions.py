@@ -19,6 +19,13 @@ class SessionAges:
         self._ending: set[int] = set()
         """Their `expire` was proposed: no renewal is answered any more."""
 
+    def reload(self, live: list[tuple[int, int]]) -> None:
+        """Take over the live sessions of a state that came as a whole, at a node that follows."""
+        self._ttl_ns = dict(live)
+        self._heard_ns.clear()
+        self._suspects.clear()
+        self._ending.clear()
+
     @property
     def live(self) -> int:
         """Number of live sessions."""

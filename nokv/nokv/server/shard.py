@@ -264,6 +264,15 @@ class Shard:
         """A checkpoint is committed."""
         self.digests.reached(number, applied_index, version)
 
+    def state_replaced(self) -> None:
+        """A state image was installed: nothing known of the old state holds."""
+        machine = self.port.machine
+        self.ages.reload(machine.live_sessions())
+        self.digests.state_replaced()
+        position = machine.applied()
+        fields = {"index": position.index, "term": position.term, "version": machine.version}
+        log.info("a state image is installed", extra={"fields": fields})
+
     # ------------------------------------------------------------ timers
 
     def _later(self, delay_s: float, callback: Callable[[], None]) -> None:

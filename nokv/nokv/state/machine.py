@@ -73,6 +73,14 @@ class StateMachine:
 
     def __init__(self, kv: KV) -> None:
         self._kv = kv
+        self.reload()
+
+    def reload(self) -> None:
+        """Look at the store anew: another state took the place of its content.
+
+        Everything that was read of the old one, and the effects not yet taken, are forgotten.
+        """
+        kv = self._kv
         row = kv.get(_META, keys.COUNTERS)
         if row is not None:
             check_format(decode_format(row), "the state")
