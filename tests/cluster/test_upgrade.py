@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.cluster.builds import make_next_build
+from tests.fixtures import data_directory
 
 from nokv.client import connect
 from nokv.kv.lmdb_store import LmdbKV
@@ -19,6 +21,8 @@ from nokv.server.datadir import state_path
 from nokv.state.families import Family
 from nokv.testing.cluster import LocalCluster
 from nokv.testing.evidence import compare_digests
+from nokv.testing.folder import NodePorts, adopt
+from nokv.testing.ports import free_ports
 from nokv.testing.writers import Writer, check_writers, writing
 
 pytestmark = pytest.mark.cluster
@@ -115,3 +119,28 @@ def test_a_rolling_upgrade_to_the_next_state_format(tmp_path: Path) -> None:
         assert "the state is of state format 2, and this build knows formats up to 1" in tail
         assert "upgrade this node" in tail
         cluster.restart(node, environ=following)
+
+
+@pytest.mark.parametrize("kept", data_directory.kept(), ids=lambda path: path.name)
+def test_a_node_serves_from_a_data_directory_of_every_format(kept: Path, tmp_path: Path) -> None:
+    """The store of the directory is behind its log, whose tail has to be applied again."""
+    home = tmp_path / "cluster"
+    ports = NodePorts(1, *free_ports(3, random.Random()))
+    folder = adopt(home, ports, {"worker.enabled": False, "disk.reserve_bytes": 0})
+    text = data_directory.unpack(kept, folder.node_path(1))
+
+    async def read() -> dict[str, Any]:
+        async with connect(cluster.addresses) as fs:
+            found = await data_directory.listing(fs)
+            await fs.mkdir("/and-goes-on")
+            return found
+
+    with LocalCluster(folder) as cluster:
+        cluster.start_node(1)
+        cluster.wait_ready()
+        found = asyncio.run(read())
+        status = cluster.status(1)
+        assert status is not None
+        assert status["applied_index"] > text.pop("applied_index")
+    assert found["entries"] == text["entries"]
+    assert found["events"][: len(text["events"])] == text["events"]

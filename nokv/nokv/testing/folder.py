@@ -390,6 +390,22 @@ def create(
     return ClusterFolder(path)
 
 
+def adopt(
+    path: Path, member: NodePorts, settings: Mapping[str, str | int | bool] | None = None
+) -> ClusterFolder:
+    """Make the folder of a cluster of one around a data directory that comes from elsewhere.
+
+    It belongs at `node_path(member.node) / "data"`; clients are told of the new ports.
+    """
+    folder = path / f"node-{member.node}"
+    folder.mkdir(parents=True)
+    own = {"peer.advertise": member.peer_address, "rpc.advertise": member.rpc_address}
+    text = _node_toml(member, own | dict(settings or {}))
+    (folder / "node.toml").write_text(text, encoding="utf-8")
+    _write_cluster(path, [member], Store())
+    return ClusterFolder(path)
+
+
 def _write_cluster(path: Path, members: Sequence[NodePorts], store: Store) -> None:
     text = {
         "format": FORMAT,
