@@ -90,6 +90,15 @@ class LogConfig(_Section, frozen=True, kw_only=True):
     """Log kept for slow followers."""
 
 
+class ImagesConfig(_Section, frozen=True, kw_only=True):
+    """State images, by which a node that lags too far catches up."""
+
+    bytes_per_second: Annotated[int, msgspec.Meta(ge=64 << 10, le=1 << 40)] = 64 * MIB
+    """At most so much leaves this node, all receivers together."""
+    log_bytes: Annotated[int, msgspec.Meta(ge=16 * MIB, le=1 << 50)] = 1024 * MIB
+    """Log kept while an image is on its way, at most; then the image is begun anew."""
+
+
 class DiskConfig(_Section, frozen=True, kw_only=True):
     """Free space."""
 
@@ -168,6 +177,7 @@ class NodeConfig(_Section, frozen=True, kw_only=True):
     timing: TimingConfig = TimingConfig()
     log: LogConfig = LogConfig()
     disk: DiskConfig = DiskConfig()
+    images: ImagesConfig = ImagesConfig()
     logging: LoggingConfig = LoggingConfig()
     sessions: SessionsConfig = SessionsConfig()
     worker: WorkerConfig = WorkerConfig()

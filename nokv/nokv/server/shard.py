@@ -92,6 +92,8 @@ def group_config(config: NodeConfig) -> GroupConfig:
         commit_interval_ns=timing.commit_interval_ms * _MS,
         segment_bytes=config.log.segment_bytes,
         log_keep_bytes=config.log.keep_bytes,
+        image_bytes_per_second=config.images.bytes_per_second,
+        image_log_bytes=config.images.log_bytes,
     )
 
 
