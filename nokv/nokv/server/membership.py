@@ -17,7 +17,7 @@ from nokv.server.datadir import MemberAddress, NodeFile
 from nokv.server.mapping import change_error
 from nokv.server.rpc import Call
 from nokv.types.formats import STATE_FORMAT
-from nokv.wire.address import parse_address
+from nokv.wire.address import is_loopback, parse_address
 from nokv.wire.rpc import (
     AddMember,
     MemberChanged,
@@ -83,6 +83,7 @@ class Membership:
         configured: where members are reached by this node's own files: those of the first members,
             and what `[members]` in `node.toml` says of any.
         overriding: the numbers in `configured` that come before what the group's list says.
+        tls: whether nodes may be reached beyond loopback.
     """
 
     def __init__(
@@ -91,11 +92,14 @@ class Membership:
         node: int,
         configured: Mapping[int, MemberAddress],
         overriding: frozenset[int] = frozenset(),
+        *,
+        tls: bool = False,
     ) -> None:
         self._group = group
         self._node = node
         self._configured = dict(configured)
         self._overriding = overriding
+        self._tls = tls
 
     # ------------------------------------------------------------ who is a member
 
@@ -190,7 +194,10 @@ class Membership:
         for address in (change.peer, change.rpc):
             if len(address) > ADDRESS_CHARACTERS_MAX:
                 raise InvalidArgument("an address of more than 255 characters")
-            parse_address(address)
+            host, _ = parse_address(address)
+            if not self._tls and not is_loopback(host):
+                message = f"{address} is not a loopback address, and this node has no TLS"
+                raise InvalidArgument(message, hint="no node would dial it: set [tls] first")
         found = members.get(change.node)
         if found is not None:
             if found.incarnation == change.incarnation:

@@ -143,7 +143,9 @@ class Shard:
             )
         except ConfigurationError as error:
             raise ConfigError(str(error)) from error
-        self.membership: Final = Membership(self.group, self.identity.node, configured, overriding)
+        self.membership: Final = Membership(
+            self.group, self.identity.node, configured, overriding, tls=self.tls is not None
+        )
         self.free_bytes = self._disk.free_bytes()
         """Free for state and log: file system, free pages of LMDB, log that may be dropped."""
         self.role = Role.FOLLOWER
