@@ -215,7 +215,8 @@ class ImageReceiver:
             self._give_up(ImageRefusal.COVERED, "")
             return
         # First the state, then the log: a start in between finds a log that ends before the state,
-        # or disagrees with it, and begins the log anew there (`roster.check_start`).
+        # or disagrees with it, and begins the log anew there (`roster.check_start`), as announced.
+        self._log.announce_install(incoming.applied.index, incoming.applied.term)
         applied = self._machine.install(incoming.sink)
         assert (applied.index, applied.term) == (incoming.applied.index, incoming.applied.term)
         self._log.reset(applied.index, applied.term)

@@ -27,7 +27,7 @@ from nokv_replication.records import BATCH_START, HardState, RecordType, Segment
 from nokv_replication.types import GroupConfig
 
 SPARE = "spare"
-_KEEP = (
+KEEP = (
     "Keep all files for inspection (nokv raft-log verify) and this node stopped; the others go on"
     " while they are a majority (docs/operations.md: A lost node)"
 )
@@ -88,6 +88,8 @@ class Log:
         self._spare_bytes = 0
         self._hard_state = HardState()
         self._members = b""
+        self.announced: tuple[int, int] | None = None
+        """Index and term of the state image that was last about to be installed."""
         # Index of the entry before the first one held; entries up to it are committed and applied.
         self.base_index = 0
         self.base_term = 0
@@ -231,7 +233,7 @@ class Log:
             what = f"follows {segment_name(self._segments[-1].sequence)}: a file is missing between"
         else:
             return
-        raise LogDamaged(f"log segment {name} {what}. {_KEEP}", name)
+        raise LogDamaged(f"log segment {name} {what}. {KEEP}", name)
 
     def _enter_segment(self, segment: Segment, header: SegmentHeader) -> None:
         if header.reset or not self._segments:
@@ -243,7 +245,7 @@ class Log:
             message = (
                 f"log segment {name} continues after entry {segment.base_index} of term"
                 f" {segment.base_term}, but the one before it ends at entry {self.last_index} of"
-                f" term {self.last_term}: a file is missing, damaged or another's. {_KEEP}"
+                f" term {self.last_term}: a file is missing, damaged or another's. {KEEP}"
             )
             raise LogDamaged(message, name)
         self._segments.append(segment)
@@ -261,6 +263,8 @@ class Log:
             self._hard_state = self._decode_hard_state(segment, record)
         elif record.type == RecordType.MEMBERS:
             self._members = bytes(record.payload)
+        elif record.type == RecordType.INSTALL:
+            self.announced = record.entry_index, record.term
         else:
             raise self._damaged(segment_name(segment.sequence), record.offset)
 
@@ -278,7 +282,7 @@ class Log:
     def _damaged(self, name: str, offset: int) -> LogDamaged:
         message = (
             f"log segment {name} is damaged at byte {offset} although it was synced: this node may"
-            f" have lost entries it acknowledged. {_KEEP}"
+            f" have lost entries it acknowledged. {KEEP}"
         )
         return LogDamaged(message, name, offset)
 
@@ -519,6 +523,18 @@ class Log:
         """Return the bytes of the segments that `drop_to` may remove for `index`."""
         pairs = zip(self._segments, self._segments[1:], strict=False)
         return sum(old.used_bytes for old, new in pairs if new.base_index <= index)
+
+    def announce_install(self, index: int, term: int) -> None:
+        """Note durably that a state image is about to be installed; `reset` follows it.
+
+        Without the note a state that is ahead of the log says that the log has lost entries.
+
+        Raises:
+            DiskFailed: the process must exit.
+        """
+        self._write(RecordType.INSTALL, index, term, b"")
+        self.announced = index, term
+        self.sync()
 
     def reset(self, index: int, term: int) -> None:
         """Start anew after (index, term), of which the machine holds everything; durable."""

@@ -106,6 +106,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`first_index` - 1 when there is no entry."""
     last_term: int
     hard_state: HardState
+    announced: tuple[int, int] | None
+    """Index and term of the state image that was last about to be installed."""
     founded: bool
     """The list of members is known."""
     cuts: tuple[Cut, ...]
@@ -149,6 +151,7 @@ def examine(disk: Disk, identity: Identity) -> Report:
         last_index=log.last_index,
         last_term=log.last_term,
         hard_state=log.hard_state,
+        announced=log.announced,
         founded=bool(log.members),
         cuts=cuts,
         unreadable=count,
@@ -168,7 +171,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     """A record's type in lower case; `torn` or `damaged` where there is no valid record."""
     index: int
-    """Of an entry; of what comes before a segment; of the first void entry of a truncation."""
+    """Of an entry, of the first void one of a truncation, of what comes before a segment, of the
+    position of a state image that was about to be installed."""
     term: int
     batch_start: bool
     """Everything before it was synced when it was written."""

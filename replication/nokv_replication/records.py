@@ -38,6 +38,9 @@ class RecordType(IntEnum):
     """Entries at `index` and above are void; `term` is that of the entry before."""
     HARD_STATE = 4
     MEMBERS = 5
+    INSTALL = 6
+    """A state image that stands at (index, term) is about to take the place of the state: a start
+    that finds the state there, and the log elsewhere, begins the log anew."""
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -10,9 +10,9 @@ from random import Random
 import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Identity, Member, Members, check_addresses
-from nokv_replication.errors import HandshakeRefused, StartRefused
+from nokv_replication.errors import HandshakeRefused, LogDamaged, StartRefused
 from nokv_replication.frames import Hello, Purpose
-from nokv_replication.log import Log
+from nokv_replication.log import KEEP, Log
 from nokv_replication.ports import Disk
 from nokv_replication.skips import Skips
 from nokv_replication.types import Applied, GroupConfig
@@ -185,12 +185,15 @@ def check_start(log: Log, applied: Applied, roster: Roster) -> None:
     """Compare machine and log: the machine is the truth for what it applied durably.
 
     The log may reach further back and further on. One that ends before the machine's position, or
-    disagrees with it, has lost its tail and starts anew after that position; one that begins
-    behind it leaves a gap that nothing here can fill.
+    disagrees with it, starts anew there if the position is that of a state image that was being
+    installed; else it has lost entries, and votes, that were synced. One that begins behind the
+    position leaves a gap that nothing here can fill.
 
     Raises:
         StartRefused: they do not belong together.
+        LogDamaged: the log has lost its tail.
     """
+    installing = log.announced == (applied.index, applied.term)
     if log.base_index > applied.index:
         message = (
             f"the log starts after entry {log.base_index}, the state machine stands at"
@@ -199,7 +202,7 @@ def check_start(log: Log, applied: Applied, roster: Roster) -> None:
             " (docs/operations.md: A lost node)"
         )
         raise StartRefused(message)
-    if applied.config:
+    if applied.config and not installing:
         founded = msgspec.msgpack.decode(applied.config, type=Members)
         synced = roster.members
         if synced is None or founded.founders != synced.founders:
@@ -210,4 +213,11 @@ def check_start(log: Log, applied: Applied, roster: Roster) -> None:
             raise StartRefused(message)
     lost_tail = log.last_index < applied.index
     if lost_tail or log.term_at(applied.index) != applied.term:
+        if not installing:
+            message = (
+                f"the state machine stands at entry {applied.index} of term {applied.term}, the log"
+                f" ends at entry {log.last_index} of term {log.last_term}: it has lost its tail,"
+                f" and votes perhaps. {KEEP}"
+            )
+            raise LogDamaged(message)
         log.reset(applied.index, applied.term)

@@ -35,7 +35,7 @@ _PATH: Final[dict[str, Any]] = {
 }
 
 _ENTRY: Final = re.compile(r"(\d{1,19}):([0-9a-f]{8})")
-_INDEXED: Final = frozenset({"entry", "truncate"})
+_INDEXED: Final = frozenset({"entry", "truncate", "install"})
 
 
 def add_raft_log(parser: argparse.ArgumentParser) -> None:
@@ -232,6 +232,12 @@ def _offset(error: Exception) -> int:
 
 
 def _gap(report: Report, applied: Applied) -> str:
+    position = applied.index, applied.term
+    if report.last_index < applied.index and report.announced != position:
+        return (
+            f"the log ends with entry {report.last_index}, the state stands at {applied.index}: the"
+            " log has lost its tail. Keep this node stopped (docs/operations.md: A lost node)"
+        )
     if report.first_index <= applied.index + 1:
         return ""
     return (

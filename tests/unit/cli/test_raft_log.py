@@ -205,6 +205,21 @@ class TestVerify:
         assert code == 2
         assert "the state is an older copy" in out
 
+    def test_a_log_that_lost_its_tail_is_two(self, node: Node, run: Run) -> None:
+        node.stand_at(42)
+        log = node.log()
+        log.truncate_from(30)
+        log.sync()
+        log.close()
+        code, out, _ = run("verify", node.data_dir)
+        assert code == 2
+        assert "the log has lost its tail" in out
+        log = node.log()
+        log.announce_install(42, 1)
+        log.close()
+        assert run("verify", node.data_dir)[0] == 0
+        assert "install 42 term 1" in run("dump", node.data_dir)[1]
+
 
 class TestSkip:
     def test_it_is_stored_listed_and_taken_back(self, node: Node, run: Run) -> None:

@@ -23,9 +23,11 @@ from nokv_replication import (
     Identity,
     LogDamaged,
     StartRefused,
+    Times,
     initialise,
 )
 from nokv_replication.disk import OsDisk
+from nokv_replication.frames import EntryKind, encode_entry
 from nokv_replication.log import Log, segment_name
 
 IDENTITY = Identity("c", 1, 11)
@@ -194,13 +196,30 @@ class TestStartRules:
         with pytest.raises(StartRefused, match=f"older copy.*{WHAT_TO_DO}"):
             script.start(2)
 
-    def test_a_state_newer_than_the_log(self) -> None:
-        """The log lost its tail: it starts anew after the state, which holds all of it."""
+    @pytest.mark.parametrize("other_term", [False, True])
+    def test_a_state_newer_than_the_log(self, other_term: bool) -> None:
+        """What is applied was synced in the log before: the log has lost it, and votes perhaps."""
 
         def change(script: Script) -> None:
             log = Log.open(script.disks[2], CONFIG, script.identity(2), Random(0))
             log.truncate_from(4)
+            if other_term:
+                for index in range(4, 10):
+                    log.append(encode_entry(Times(), [], EntryKind.NOOP), index, 9)
             log.sync()
+            log.close()
+            script.checker.replicas[2].damaged = True
+
+        script = self.started(change)
+        with pytest.raises(LogDamaged, match=f"lost its tail.*{WHAT_TO_DO}"):
+            script.start(2)
+
+    def test_a_state_image_that_was_being_installed_is_no_damage(self) -> None:
+        def change(script: Script) -> None:
+            applied = script.storages[2].applied
+            log = Log.open(script.disks[2], CONFIG, script.identity(2), Random(0))
+            log.truncate_from(4)
+            log.announce_install(applied.index, applied.term)
             log.close()
             script.checker.replicas[2].damaged = True
 
@@ -213,6 +232,16 @@ class TestStartRules:
         script.settle()
         assert isinstance(script.outcomes[b"after"], Committed)
         assert script.machines[2].items[-1] == b"after"
+
+    def test_an_image_announced_and_not_installed_changes_nothing(self) -> None:
+        def change(script: Script) -> None:
+            log = Log.open(script.disks[2], CONFIG, script.identity(2), Random(0))
+            log.announce_install(99, 1)
+            log.close()
+
+        script = self.started(change)
+        script.start(2)
+        assert script.groups[2]._log.last_index == 7
 
     def test_a_state_of_another_group(self) -> None:
         def change(script: Script) -> None:
