@@ -81,6 +81,8 @@ class NodeView:
             "problem": status.problem,
             "lag_ms": None if age_ms == float("inf") else round(age_ms, 3),
             "durable_index": status.durable_index,
+            "first_index": status.first_index,
+            "last_index": status.last_index,
             "uncommitted_ms": round(status.uncommitted_ns / 1e6, 3),
             "recent_sync_ms": round(status.recent_sync_ns / 1e6, 3),
             "slow_disk": status.slow_disk,
