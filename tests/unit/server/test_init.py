@@ -12,8 +12,10 @@ import pytest
 
 from nokv.errors import ConfigError, DataDirectoryError
 from nokv.server import datadir
+from nokv.server.config import MemberConfig, load
 from nokv.server.datadir import MemberAddress, NodeFile, lock, log_path, read_identity
-from nokv.server.init import StoreSpec, init_cluster, join
+from nokv.server.init import StoreSpec, added_as, export_join_file, init_cluster, join
+from nokv.server.membership import configured_members, first_members
 
 MEMBERS = [MemberAddress(n, f"127.0.0.1:{7200 + n}", f"127.0.0.1:{7100 + n}") for n in (1, 2, 3)]
 
@@ -162,3 +164,56 @@ def test_one_process_holds_the_directory(tmp_path: Path) -> None:
         pool.apply(lock, (tmp_path,))
     os.close(fd)
     os.close(lock(tmp_path))
+
+
+# ---------------------------------------------------------------- a member that comes later
+
+
+def test_a_larger_number_is_a_new_member(tmp_path: Path) -> None:
+    """It needs no entry in the join file, which any node can write anew."""
+    first = init_first(tmp_path)
+    again = tmp_path / "again.json"
+    assert export_join_file(tmp_path / "node1.toml", again) == first
+    assert again.read_bytes() == (tmp_path / "join.json").read_bytes()
+    assert stat.S_IMODE(again.stat().st_mode) == 0o600
+    config = write_config(tmp_path, 4)
+    made = join(config, again, node=4)
+    assert (made.node, made.cluster) == (4, first.cluster)
+    assert added_as(config) == MemberAddress(4, "127.0.0.1:7204", "127.0.0.1:7104")
+    assert first_members(made) == ()
+    assert first_members(first) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(("node", "message"), [(0, "not among"), (65_536, "member number 65536")])
+def test_a_number_that_no_new_member_has(tmp_path: Path, node: int, message: str) -> None:
+    init_first(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        join(write_config(tmp_path, 4), tmp_path / "join.json", node=node)
+    assert not (tmp_path / "data4").exists()
+
+
+def test_a_new_member_has_ports_that_can_be_told(tmp_path: Path) -> None:
+    init_first(tmp_path)
+    config = write_config(tmp_path, 4)
+    join(config, tmp_path / "join.json", node=4)
+    with pytest.raises(ConfigError, match="any free port"):
+        added_as(config, {"rpc.listen": "127.0.0.1:0"})
+    told = added_as(config, {"rpc.listen": "127.0.0.1:0", "rpc.advertise": "127.0.0.1:9"})
+    assert told.rpc == "127.0.0.1:9"
+
+
+def test_where_members_are_reached(tmp_path: Path) -> None:
+    """A node's own files come before the group's list only where `node.toml` says so."""
+    first = init_first(tmp_path)
+    config = load(write_config(tmp_path, 1))
+    members, overriding = configured_members(first, config)
+    assert (members, overriding) == ({m.node: m for m in MEMBERS}, frozenset())
+    named = {"2": MemberConfig(peer="127.0.0.1:1", rpc="127.0.0.1:2")}
+    changed = msgspec.structs.replace(config, members=named)
+    members, overriding = configured_members(first, changed)
+    assert members[2] == MemberAddress(2, "127.0.0.1:1", "127.0.0.1:2")
+    assert overriding == {2}
+    own = load(tmp_path / "node1.toml", {"peer.advertise": "127.0.0.1:3"})
+    members, overriding = configured_members(first, own)
+    assert members[1] == MemberAddress(1, "127.0.0.1:3", "127.0.0.1:7101")
+    assert overriding == {1}

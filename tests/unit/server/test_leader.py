@@ -5,20 +5,25 @@ from __future__ import annotations
 import pytest
 from tests.unit.server.local import VOLUME, LocalShard, S
 
+from nokv.server import leader as leader_module
 from nokv.server.config import SessionsConfig
 from nokv.server.leader import LeaderDuties
 from nokv.server.sessions import SessionAges
+from nokv.state import machine as state_machine
+from nokv.state import ops_internal
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.types.commands import (
     Checkpoint,
     ExpireSession,
     InitVolume,
     Mkdir,
+    RaiseFormat,
     Reap,
     RemoveTree,
     SessionMarks,
     TrimEvents,
 )
+from nokv.types.formats import STATE_FORMAT
 from nokv.types.values import At, Marks, Volume
 
 
@@ -27,6 +32,7 @@ class Leader:
 
     def __init__(self, *, initialise: bool = True) -> None:
         self.shard = LocalShard(initialise=initialise)
+        self.common_format = STATE_FORMAT
         self.ages = SessionAges(self.shard.machine.live_sessions())
         self.duties = LeaderDuties(
             machine=self.shard.machine,
@@ -35,6 +41,7 @@ class Leader:
             cluster_ns=self.shard.cluster_ns,
             config=SessionsConfig(events_keep_ms=60_000),
             init_volume=lambda: InitVolume(Volume(VOLUME, "memory"), 1),
+            common_format=lambda: self.common_format,
         )
 
     def effects(self) -> None:
@@ -221,3 +228,36 @@ def test_a_checkpoint_is_numbered_by_the_version(leader: Leader) -> None:
     leader.duties.checkpoint(told.append)
     leader.shard.refuse()
     assert told[1:] == [None]
+
+
+# ---------------------------------------------------------------- state formats
+
+
+@pytest.fixture
+def next_build(monkeypatch: pytest.MonkeyPatch) -> int:
+    """This build knows one state format more."""
+    for module in (leader_module, state_machine, ops_internal):
+        monkeypatch.setattr(module, "STATE_FORMAT", STATE_FORMAT + 1)
+    return STATE_FORMAT + 1
+
+
+def test_the_format_is_raised_once_all_members_apply_it(leader: Leader, next_build: int) -> None:
+    for heard in (0, STATE_FORMAT):
+        leader.common_format = heard
+        leader.tick()
+    assert not leader.ops(RaiseFormat)
+    leader.common_format = next_build + 1
+    leader.shard.held = []
+    leader.tick()
+    leader.tick()
+    assert len(leader.shard.held) == 1
+    leader.shard.release()
+    leader.tick()
+    assert leader.ops(RaiseFormat) == [RaiseFormat(next_build)]
+    assert leader.shard.machine.format == next_build
+
+
+def test_there_is_nothing_to_raise(leader: Leader) -> None:
+    leader.common_format = STATE_FORMAT + 5
+    leader.tick()
+    assert not leader.ops(RaiseFormat)
