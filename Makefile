@@ -93,11 +93,12 @@ bench: venv
 	@sh deploy/system-packages.sh bench >/dev/null
 	@$(BIN)/python -m bench
 
-## make campaign     the simulations over many seeds: SEEDS=200 FIRST_SEED=0
+## make campaign     simulations over many seeds, the image of 2 GiB: SEEDS=200 FIRST_SEED=0
 .PHONY: campaign
 campaign: venv
 	@$(BIN)/python -m pytest tests/simulation -n $(JOBS) --dist worksteal --timeout 0 \
 		--hypothesis-profile campaign --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+	@$(BIN)/python -m tests.cluster.image_memory --mib 2048
 
 ## make mutate       switch off each guard of replication; the tests must notice (not in make test)
 .PHONY: mutate

@@ -93,6 +93,14 @@ def receive(path: Path) -> None:
     report("receiver", highest - before, total, started_s)
 
 
+def digest_of(path: Path) -> bytes:
+    """Return the state digest of a store, from an image of it."""
+    source = LmdbImageSource(open_reader(path))
+    found = verify_image(source_pieces(source)).digest
+    source.close()
+    return found
+
+
 def report(who: str, extra_bytes: int, total_bytes: int, started_s: float) -> None:
     """Print one line of figures."""
     took_s = time.monotonic() - started_s
@@ -124,13 +132,7 @@ def main() -> None:
         codes = (sender.wait(), receiver.wait())
         if codes != (0, 0):
             sys.exit(f"sender and receiver ended with {codes}")
-        ours, theirs = (LmdbImageSource(open_reader(path)) for path in (store, copy))
-        same = (
-            verify_image(source_pieces(ours)).digest == verify_image(source_pieces(theirs)).digest
-        )
-        ours.close()
-        theirs.close()
-        if not same:
+        if digest_of(store) != digest_of(copy):
             sys.exit("the copy differs")
 
 
