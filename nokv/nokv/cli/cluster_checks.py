@@ -113,6 +113,10 @@ def _disks(seen: list[Seen]) -> list[Finding]:
             advice = "free disk there: below its reserve growing commands are refused"
             text = f"{output.size(one.free_bytes)} free for metadata"
             found.append(Finding("warning", f"node {one.status.node}", text, advice))
+        if one.status is not None and one.status.slow_disk:
+            advice = "writes wait for it: move what shares that disk (docs/operations.md)"
+            text = f"a sync of its log takes {one.status.recent_sync_ns / 1e6:.0f} ms"
+            found.append(Finding("warning", f"node {one.status.node}", text, advice))
     if found:
         return found
     text = "space on every node"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from nokv.cli.cluster_checks import _disks, _lags, _node
 from nokv.cli.status import Seen, _row, trouble
 from nokv.types.reads import VolumeReply
@@ -30,6 +32,16 @@ def test_what_keeps_a_node_from_being_ready() -> None:
     assert trouble(answered(2, volume=None), seen) == "it has no state yet"
     assert trouble(answered(2, leader=0), seen) == "it knows no leader"
     assert trouble(Seen("a", None, None, "refused"), seen) == "unreachable: refused"
+
+
+def test_a_slow_disk_is_shown() -> None:
+    seen = answered(1)
+    assert seen.status is not None
+    status = msgspec.structs.replace(seen.status, slow_disk=True, recent_sync_ns=40_000_000)
+    slow = seen._replace(status=status)
+    assert _row(slow, 9)[-1] == "ready, slow disk: a sync takes 40 ms"
+    (disks,) = _disks([slow])
+    assert (disks.level, disks.text) == ("warning", "a sync of its log takes 40 ms")
 
 
 def test_a_node_that_is_not_ready_is_no_success() -> None:
