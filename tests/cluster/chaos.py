@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import sys
@@ -31,6 +32,7 @@ from nokv.testing.folder import NodePorts, create
 from nokv.testing.harness import Harness, harness
 from nokv.testing.ports import free_ports
 from nokv.testing.writers import Verdict, check_writers, writing
+from nokv.types.limits import INLINE_BYTES_MAX
 from nokv_model import checkers
 from nokv_model.history import Operation, Recorder, operations
 
@@ -49,6 +51,15 @@ DEADLINES_S: Final = (0.3, 0.8, 3.0)
 HEAL_PROBABILITY: Final = 0.6
 """After each fault; so some meet others."""
 HEAL_S: Final = 60.0
+FILES: Final = 2048
+SETTINGS: Final = {
+    "worker.interval_ms": 200,
+    # A node that is away for some seconds needs a state image.
+    "log.segment_bytes": 8 << 20,
+    "log.keep_bytes": 0,
+    "timing.commit_interval_ms": 100,
+    "images.bytes_per_second": 4 << 20,
+}
 
 
 class Report(NamedTuple):
@@ -60,6 +71,8 @@ class Report(NamedTuple):
     registers: int
     verdict: checkers.Verdict
     writers: Verdict
+    images: int
+    """State images that nodes installed; at least, for a killed node forgets its last ones."""
     digests: int
     """Different digests of the nodes' states; 1 is right."""
     alarms: list[str]
@@ -76,7 +89,7 @@ def proxied_cluster(path: Path) -> Iterator[tuple[LocalCluster, Proxies]]:
     """Start a cluster with TLS; nodes and clients reach each port through a proxy."""
     ports = free_ports(5 * NODES, random.Random())
     members = [NodePorts(n + 1, *ports[5 * n : 5 * n + 5]) for n in range(NODES)]
-    folder = create(path / "cluster", members, tls=True, settings={"worker.interval_ms": 200})
+    folder = create(path / "cluster", members, tls=True, settings=SETTINGS)
     between = {f"peer {m.node}": (m.peer_proxy, m.peer) for m in members}
     between |= {f"rpc {m.node}": (m.rpc_proxy, m.rpc) for m in members}
     before = {name: os.environ.get(name) for name in folder.environment}
@@ -107,6 +120,7 @@ class Nemesis:
         self._proxies = proxies
         self._rng = rng
         self.faults: Counter[str] = Counter()
+        self.images = 0
         self._faults: list[tuple[Callable[[], None], int]] = [
             (self._cut, 4),
             (self._isolate, 3),
@@ -164,11 +178,18 @@ class Nemesis:
         self._pause(0.3)
         self.faults["reorderings"] += self._proxies.reorder(name)
 
+    def count_images(self, node: int) -> None:
+        """Note what a node that is about to end has installed."""
+        status = self._cluster.status(node)
+        if status is not None:
+            self.images += int(status.get("raft", {}).get("images_installed", 0))
+
     def _kill(self) -> None:
         node = self._rng.choice(self._cluster.nodes)
+        self.count_images(node)
         self._cluster.kill(node)
         self.faults["kills"] += 1
-        self._pause(1.5)
+        self._pause(self._rng.choice([0.2, 1.5, 6.0]))
         self._cluster.start_node(node)
         self._pause(1.5)
 
@@ -241,6 +262,23 @@ async def use_registers(
                     process = registers.new_process()
 
 
+async def fill(stop: asyncio.Event) -> None:
+    """Make the log grow, and the state large enough for an image to take its time."""
+    config = ClientConfig(agent="chaos-filler", deadline_s=1.0)
+    number = 0
+    async with harness(os.environ["NOKV_CLUSTER"], config=config) as client:
+        with contextlib.suppress(NokvError):
+            await client.fs.mkdir("/filler")
+        while not stop.is_set():
+            number += 4
+            paths = [f"/filler/{(number + i) % FILES}" for i in range(4)]
+            body = b"%08d" % number * (INLINE_BYTES_MAX // 8)
+            writes = [client.fs.write_bytes(path, body) for path in paths]
+            for outcome in await asyncio.gather(*writes, return_exceptions=True):
+                if isinstance(outcome, BaseException) and not isinstance(outcome, NokvError):
+                    raise outcome
+
+
 def judge(recorder: Recorder) -> tuple[checkers.Verdict, int, int, int]:
     """Return the verdict, and how many operations, unknown ones and registers there were."""
     history = list(operations(recorder.lines))
@@ -284,6 +322,7 @@ async def campaign(
             for number in range(CLIENTS):
                 own = random.Random(rng.getrandbits(64))
                 tasks.create_task(use_registers(registers, f"c{number}", own, stop))
+            tasks.create_task(fill(stop))
             end_s = time.monotonic() + seconds
             harming = asyncio.ensure_future(asyncio.to_thread(nemesis.run, end_s))
             while not harming.done():
@@ -292,6 +331,8 @@ async def campaign(
             await harming
             await asyncio.to_thread(cluster.wait_ready, None, HEAL_S)
             stop.set()
+        for node in cluster.nodes:
+            await asyncio.to_thread(nemesis.count_images, node)
         verdict, total, unknown, parts = judge(recorder)
         if verdict != checkers.Verdict.LINEARIZABLE:
             (path / "history.jsonl").write_bytes(recorder.dump())
@@ -303,7 +344,8 @@ async def campaign(
     replies = await compare_digests(by_node[leader], by_node)
     digests = len({reply.digest for reply in replies.values()})
     alarms = find_alarms(cluster)
-    return Report(nemesis.faults, total, unknown, parts, verdict, kept, digests, alarms)
+    images = nemesis.images
+    return Report(nemesis.faults, total, unknown, parts, verdict, kept, images, digests, alarms)
 
 
 def find_alarms(cluster: LocalCluster) -> list[str]:
@@ -340,7 +382,7 @@ def main() -> int:
     )
     writers = report.writers
     print(f"journals: {writers.done} acknowledged, {writers.unknown} unknown; {writers.problems()}")
-    print(f"{report.digests} digest(s) of the state")
+    print(f"{report.images} state images installed; {report.digests} digest(s) of the state")
     if not report.holds:
         print("\n".join(["NOT AS PROMISED", *report.alarms, f"kept: {path}", f"again: {again}"]))
         return 1
