@@ -35,6 +35,9 @@ from nokv_replication.ports import Clock, Machine, Network
 from nokv_replication.receiver import Receiver
 from nokv_replication.types import Applied, Counters, GroupConfig, ImageStatus
 
+PENDING_MAX_BYTES = 64 << 20
+"""Of frames that wait for a step, at most: several windows. A correct sender keeps to its window."""
+
 _FROM_SENDER = (ImageOffer, ImageChunk, ImageEnd)
 _FROM_RECEIVER = (ImageAccept, ImageAck, ImageRefuse, ImageInstalled)
 
@@ -74,6 +77,7 @@ class Images:
         self._links: dict[tuple[int, bool], _Link] = {}
         # (peer, outgoing, epoch, what): a body, True for a connection, False for its end.
         self._inbox: deque[tuple[int, bool, int, ImageBody | bool]] = deque()
+        self._pending_bytes = 0
         self.sender = ImageSender(
             core,
             log,
@@ -131,6 +135,10 @@ class Images:
             raise ProtocolError(message)
         if isinstance(frame.body, ImageOffer):
             decode_position(frame.body.applied)
+        if self._pending_bytes + len(data) > PENDING_MAX_BYTES:
+            message = f"node {peer} sends images faster than they are acknowledged"
+            raise ProtocolError(message)
+        self._pending_bytes += len(data)
         link.received_sequence = frame.sequence
         self._inbox.append((peer, outgoing, link.epoch, frame.body))
 
@@ -169,6 +177,8 @@ class Images:
             self._handle_next(now_ns)
             if self._clock.monotonic_ns() >= deadline_ns:
                 break
+        if not self._inbox:
+            self._pending_bytes = 0
         if leads:
             self.sender.step(now_ns, log_bytes_max)
         self.receiver.step(now_ns)
