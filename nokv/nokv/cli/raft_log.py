@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
-from nokv.errors import DataDirectoryError, InvalidArgument, NokvError, UsageError
+from nokv.errors import DataDirectoryError, InvalidArgument, UsageError
 
 if TYPE_CHECKING:
     from nokv.server.datadir import NodeFile
@@ -112,7 +112,12 @@ def _stopped(path: Path) -> Iterator[tuple[Path, NodeFile, OsDisk]]:
 
 
 def _position(data_dir: Path) -> Applied:
-    """Return where the state stands durably; at the start where there is none yet."""
+    """Return where the state stands durably; at the start where there is none yet.
+
+    Raises DataDirectoryError if the store can't be read, or not by this build.
+    """
+    import msgspec
+
     from nokv.kv.errors import StoreFailed
     from nokv.kv.lmdb_store import open_reader
     from nokv.server.datadir import state_path
@@ -129,11 +134,14 @@ def _position(data_dir: Path) -> Applied:
         with open_reader(path) as reader:
             position = reader.get(Family.META, keys.POSITION)
             counters = reader.get(Family.META, keys.COUNTERS)
+        if position is None or counters is None:
+            return Applied()
+        return applied_of(decode_position(position), decode_counters(counters))
     except StoreFailed as error:
-        raise NokvError(str(error)) from None
-    if position is None or counters is None:
-        return Applied()
-    return applied_of(decode_position(position), decode_counters(counters))
+        raise DataDirectoryError(f"the state can't be read: {error}") from None
+    except msgspec.MsgspecError as error:
+        message = f"the state is of a build that this one does not know: {error}"
+        raise DataDirectoryError(message, hint="use the build that wrote it") from None
 
 
 # ---------------------------------------------------------------- dump
@@ -195,10 +203,17 @@ def _line_text(fields: dict[str, Any]) -> str:
         words.append(fields["entry"])
         if "wall_ns" in fields:
             words.append(f"of {fields['payloads']}")
-            wall = datetime.fromtimestamp(fields["wall_ns"] // 10**9, UTC)
-            words.append(f"{wall:%Y-%m-%dT%H:%M:%SZ} cluster {fields['cluster_ns'] / 1e9:.3f}s")
+            words.append(_time(fields["wall_ns"]))
+            words.append(f"cluster {fields['cluster_ns'] / 1e9:.3f}s")
     words.append(f"{fields['payload_bytes']} bytes crc {fields['crc']}")
     return " ".join(words) + (" synced-before" if fields["batch_start"] else "")
+
+
+def _time(wall_ns: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(wall_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):
+        return f"{wall_ns} ns"
 
 
 # ---------------------------------------------------------------- verify
@@ -212,11 +227,11 @@ def _verify(options: argparse.Namespace) -> int:
         try:
             report = logtool.examine(disk, replication_identity(node))
             skipped = skips.load(disk, node.cluster.cluster)
-        except (LogDamaged, StartRefused, DiskFailed) as error:
+            applied = _position(data_dir)
+        except (LogDamaged, StartRefused, DiskFailed, DataDirectoryError) as error:
             where = {"file": getattr(error, "file", ""), "offset_bytes": _offset(error)}
             _tell(options, {"state": "damaged", **where, "problem": str(error)})
             return EXIT_DAMAGED
-        applied = _position(data_dir)
     problem = _gap(report, applied) or _poison(report, applied, skipped)
     state = "damaged" if problem else "torn" if report.cuts else "whole"
     fields: dict[str, Any] = {"state": state, "problem": problem} | _report_fields(report, applied)

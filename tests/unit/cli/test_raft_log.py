@@ -146,6 +146,15 @@ class TestDump:
         assert "entry 40 term 3 commands of 1 1970-01-01T00:00:40Z cluster 0.040s" in first
         assert "entry 41 term 3 unreadable" in second
 
+    def test_a_time_that_no_calendar_has(self, node: Node, run: Run) -> None:
+        log = node.log()
+        log.append(encode_entry(Times((1 << 63) - 1, 0), [], EntryKind.TICK), 43, 3)
+        log.sync()
+        log.close()
+        code, out, _ = run("dump", node.data_dir, "--from", 43)
+        assert code == 0
+        assert "entry 43" in out
+
     def test_it_goes_on_behind_damage(self, node: Node, run: Run) -> None:
         path = node.folder / segment_name(2)
         data = bytearray(path.read_bytes())
@@ -219,6 +228,16 @@ class TestVerify:
         log.close()
         assert run("verify", node.data_dir)[0] == 0
         assert "install 42 term 1" in run("dump", node.data_dir)[1]
+
+    def test_a_store_that_is_no_store_is_two(self, node: Node, run: Run) -> None:
+        for path in state_path(node.data_dir).iterdir():
+            path.write_bytes(b"?" * 8192)
+        code, out, _ = run("verify", node.data_dir)
+        assert code == 2
+        assert "the state can't be read" in out
+        code, _, err = run("skip", 41, "--config", node.data_dir)
+        assert code == 2
+        assert "the state can't be read" in err
 
 
 class TestSkip:
