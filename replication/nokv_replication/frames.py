@@ -285,6 +285,8 @@ _frame_decoder = msgspec.msgpack.Decoder(Frame)
 Refusal = Annotated[str, msgspec.Meta(max_length=512)]
 """Instead of a hello: why the connection is refused, for the other side's operator."""
 
+_array_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_count_decoder: msgspec.msgpack.Decoder[int] = msgspec.msgpack.Decoder(Count)
 _hello_decoder: msgspec.msgpack.Decoder[Hello | Refusal] = msgspec.msgpack.Decoder(Hello | Refusal)
 
 
@@ -318,16 +320,36 @@ def decode_frame(data: bytes) -> Frame:
     return frame
 
 
+def refuse_format(number: int) -> None:
+    """Raise `HandshakeRefused` unless a peer of that group format may be spoken to."""
+    if number != FORMAT:
+        older = "this node" if number > FORMAT else "the peer"
+        message = (
+            f"the peer speaks group format {number}, this node {FORMAT}: upgrade {older} to the"
+            " build of the other members"
+        )
+        raise HandshakeRefused(message)
+
+
+def _format_of(data: bytes) -> int:
+    """Return the format that a hello begins with, in whatever else it differs."""
+    try:
+        return _count_decoder.decode(_array_decoder.decode(data)[0])
+    except (*UNDECODABLE, IndexError):
+        return FORMAT
+
+
 def decode_hello(data: bytes) -> Hello:
     """Return the hello in `data`.
 
     Raises:
-        HandshakeRefused: the peer refuses this node, and says why.
+        HandshakeRefused: the peer refuses this node and says why, or is of another format.
         ProtocolError: it is no hello.
     """
     try:
         hello = _hello_decoder.decode(data)
     except UNDECODABLE as error:
+        refuse_format(_format_of(data))
         message = f"undecodable hello of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
     if isinstance(hello, str):

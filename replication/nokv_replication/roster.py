@@ -11,7 +11,7 @@ import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Identity, Member, Members, check_addresses
 from nokv_replication.errors import HandshakeRefused, LogDamaged, StartRefused
-from nokv_replication.frames import Hello, Purpose
+from nokv_replication.frames import Hello, Purpose, refuse_format
 from nokv_replication.log import KEEP, Log
 from nokv_replication.ports import Disk
 from nokv_replication.skips import Skips
@@ -126,9 +126,7 @@ class Roster:
         self.last_refusal = str(refusal)
 
     def _check(self, hello: Hello) -> None:
-        if hello.format != FORMAT:
-            message = f"peer speaks format {hello.format}, this node {FORMAT}"
-            raise HandshakeRefused(message)
+        refuse_format(hello.format)
         if hello.cluster != self._identity.cluster:
             message = f"peer belongs to cluster {hello.cluster!r}, not {self._identity.cluster!r}"
             raise HandshakeRefused(message)

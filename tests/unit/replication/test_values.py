@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nokv_replication import HandshakeRefused, LogDamaged, ProtocolError, Times, _pysyncobj, frames
+from nokv_replication.bootstrap import FORMAT
 from nokv_replication.frames import (
     Ack,
     Append,
@@ -101,6 +102,19 @@ def test_deep_nesting_is_refused() -> None:
 def test_a_refusal_arrives_as_its_sentence() -> None:
     with pytest.raises(HandshakeRefused, match="another cluster"):
         decode_hello(encode("another cluster"))
+
+
+def test_a_hello_of_another_format_says_which_side_to_upgrade() -> None:
+    """Also where nothing after the format can be read."""
+    for number, side in ((FORMAT + 1, "this node"), (0, "the peer")):
+        for rest in ([], ["c", 1, 1, b"", 1, 0, 0, [], "of the future"]):
+            data = msgspec.msgpack.encode([number, *rest])
+            with pytest.raises(HandshakeRefused, match=f"group format {number}.*upgrade {side}"):
+                decode_hello(data)
+    with pytest.raises(ProtocolError):
+        decode_hello(msgspec.msgpack.encode([FORMAT]))
+    with pytest.raises(ProtocolError):
+        decode_hello(msgspec.msgpack.encode([]))
 
 
 @pytest.mark.parametrize("entry", [b"", b"\x01", msgpack.packb([2, 0, 0, [], 0])])
