@@ -448,7 +448,50 @@ async def failover(bench: Bench) -> None:
                 await asyncio.to_thread(cluster.wait_caught_up, leader)
     quartiles = [round(q, 2) for q in statistics.quantiles(row.values, n=4)]
     row.why = f"{len(row.values)} kills, worst {max(row.values):.2f} s, quartiles {quartiles}"
-    bench.show("failover", "Failover", [row])
+    bench.show("failover", "Failover", [row, *await _hand_overs(bench)])
+
+
+async def _hand_overs(bench: Bench) -> tuple[Row, Row]:
+    """Leadership on request, and a rolling restart, as a client that writes sees them."""
+    transfer = Row("transfer asked for to next commit", "ms", SYNC, 3, goal="100")
+    rolling = Row("longest write in a rolling restart", "s", SYNC, 3, goal="1")
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3)
+        async with nokv.connect(cluster.addresses) as fs, cluster.admin() as admin:
+            await fs.mkdir("/transfer")
+            for turn in range(20):
+                await fs.create(f"/transfer/{turn}-before")
+                start = time.perf_counter()
+                await admin.transfer()
+                await fs.create(f"/transfer/{turn}-after")
+                transfer.values.append((time.perf_counter() - start) * 1000)
+            for turn in range(3):
+                rolling.values.append(await _rolling(cluster, fs, f"/rolling-{turn}"))
+    transfer.why = f"{len(transfer.values)} transfers, worst {max(transfer.values):.0f} ms"
+    rolling.why = "each of three nodes stopped and started, the leader first"
+    return transfer, rolling
+
+
+async def _rolling(cluster: LocalCluster, fs: AsyncClient, directory: str) -> float:
+    """Restart every node; return the longest that one of the writes meanwhile took, in seconds."""
+    await fs.mkdir(directory)
+
+    async def restart() -> None:
+        for _ in cluster.nodes:
+            leader = await asyncio.to_thread(cluster.leader)
+            await asyncio.to_thread(cluster.stop, leader)
+            await asyncio.to_thread(cluster.restart, leader)
+
+    restarting = asyncio.create_task(restart())
+    longest_s, number = 0.0, 0
+    while not restarting.done():
+        number += 1
+        start = time.perf_counter()
+        await fs.create(f"{directory}/{number}")
+        longest_s = max(longest_s, time.perf_counter() - start)
+        await asyncio.sleep(0.005)
+    await restarting
+    return longest_s
 
 
 async def ordering(bench: Bench) -> None:
