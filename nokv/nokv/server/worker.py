@@ -20,8 +20,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from nokv._guard import refuse_optimised
-from nokv.errors import ForeignVolume, NokvError, Unavailable, from_wire
+from nokv._guard import EXIT_REFUSED, refuse_optimised
+from nokv.errors import ConfigError, ForeignVolume, NokvError, Unavailable, from_wire
 from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore
 from nokv.objects.volume import claim_volume
@@ -31,7 +31,7 @@ from nokv.server.config import NodeConfig
 from nokv.server.datadir import NodeFile, read_identity, state_path
 from nokv.server.digester import Digester
 from nokv.server.process import ProcessSpec, die_with_parent
-from nokv.server.tls import load_tls
+from nokv.server.tls import NodeTls, load_tls
 from nokv.types.commands import COMMAND_FORMAT, Command, Op
 from nokv.types.reads import Read, ReadValue
 from nokv.types.results import Result
@@ -130,11 +130,16 @@ class NodeClient:
 class Worker:
     """The duties of one worker process, in the running loop."""
 
-    def __init__(self, config: NodeConfig, identity: NodeFile, store: ObjectStore) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        identity: NodeFile,
+        store: ObjectStore,
+        tls: NodeTls | None = None,
+    ) -> None:
         self.config: Final = config
         self.identity: Final = identity
         self.store: Final = store
-        tls = load_tls(config.tls, identity.cluster.cluster, identity.node)
         context = None if tls is None else tls.client
         self.client: Final = NodeClient(config.rpc.listen, identity, context)
         self.collector: Final = Collector(
@@ -210,7 +215,7 @@ class Worker:
                 log.info("removed the remains of %d uploads", removed)
 
 
-async def _serve(spec: ProcessSpec, identity: NodeFile) -> int:
+async def _serve(spec: ProcessSpec, identity: NodeFile, tls: NodeTls | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -222,7 +227,7 @@ async def _serve(spec: ProcessSpec, identity: NodeFile) -> int:
         digester = Digester(end, state_path(Path(spec.config.data_dir)))
         digester.start()
     store = open_store(identity.cluster.volume)
-    worker = Worker(spec.config, identity, store)
+    worker = Worker(spec.config, identity, store, tls)
     running = asyncio.ensure_future(worker.run())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -250,7 +255,12 @@ def main() -> int:
     logs.configure(
         logging_config.level, logging_config.format, node=identity.node, process="worker"
     )
-    return asyncio.run(_serve(spec, identity))
+    try:
+        tls = load_tls(spec.config.tls, identity.cluster.cluster, identity.node)
+    except ConfigError as error:
+        log.error("the worker does not start: %s", error)
+        return EXIT_REFUSED
+    return asyncio.run(_serve(spec, identity, tls))
 
 
 if __name__ == "__main__":
