@@ -78,6 +78,8 @@ class Acknowledged:
     """What the workload was promised, and when, counted in events."""
 
     messages: list[tuple[int, list[Any]]] = field(default_factory=list)
+    replaced: int | None = None
+    """Events before the store was first replaced by an image, which counts openings anew."""
 
     def add(self, events: int, message: list[Any]) -> None:
         """Note a message that came after that many events."""
@@ -98,7 +100,8 @@ class Acknowledged:
             return f"step {step} was acknowledged, step {found[2]} is there"
         if found[3] != DIGESTS[found[2]]:
             return f"the content is not that of step {found[2]}"
-        if found[1] <= opens:
+        replaced = self.replaced is not None and event >= self.replaced
+        if found[1] <= opens and not replaced:
             return f"opening {opens} was answered, the next one is number {found[1]}"
         return ""
 
@@ -106,11 +109,13 @@ class Acknowledged:
 def run_steps(
     workload: Workload, commands: Iterable[str], events: Callable[[], int]
 ) -> Acknowledged:
-    """Let the workload do each command ("step" or "reopen"), noting when it was answered."""
+    """Let the workload do each command ("step", "install" or "reopen"), noting when it answered."""
     acknowledged = Acknowledged()
     message = workload.listen()
     acknowledged.add(events(), message)
     for command in commands:
+        if command == "install" and acknowledged.replaced is None:
+            acknowledged.replaced = events()
         message = workload.ask(command)
         acknowledged.add(events(), message)
     return acknowledged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,12 +33,17 @@ def new_disk(tmp_path: Path) -> Iterator[Callable[[], PowerCutDisk]]:
         disk.close()
 
 
-def problem_of_a_run(disk: PowerCutDisk, images: Path, seeds: list[int]) -> tuple[int, str]:
-    """Run COMMANDS, cut the power at every event, and judge every survivor."""
+INSTALLS = ("step", "step", "install", "step")
+
+
+def problem_of_a_run(
+    disk: PowerCutDisk, images: Path, seeds: list[int], commands: Sequence[str] = COMMANDS
+) -> tuple[int, str]:
+    """Run the commands, cut the power at every event, and judge every survivor."""
     disk.take_images(images, seeds)
     workload = Workload(disk.mountpoint / "state")
     try:
-        acknowledged = run_steps(workload, COMMANDS, lambda: len(disk.events()))
+        acknowledged = run_steps(workload, commands, lambda: len(disk.events()))
     finally:
         workload.kill()
     disk.take_image()
@@ -72,6 +77,34 @@ def test_any_one_sync_taken_away_is_found(
         disk.close()
     print(*found.values(), sep="\n")
     assert len(found) == 18
+
+
+def test_a_cut_at_any_event_of_an_installation_leaves_old_or_new(
+    new_disk: Callable[[], PowerCutDisk], tmp_path: Path
+) -> None:
+    disk, seeds = new_disk(), [1, 2]
+    judged, problem = problem_of_a_run(disk, tmp_path / "images", seeds, INSTALLS)
+    assert problem == ""
+    assert judged == (len(disk.events()) + 1) * (len(seeds) + 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (13, "sync data.mdb"),
+        (14, "sync of a synchronous write of data.mdb"),
+        (17, "sync directory /"),
+    ],
+)
+def test_the_syncs_of_an_installation_are_missed(
+    new_disk: Callable[[], PowerCutDisk], tmp_path: Path, number: int, name: str
+) -> None:
+    """The image's last commit, and its new name. The others only repeat what a later one does."""
+    disk = new_disk()
+    disk.ignore_sync(number)
+    _, problem = problem_of_a_run(disk, tmp_path / "images", [1], INSTALLS)
+    assert disk.syncs()[number] == name
+    assert problem
 
 
 def test_machines_that_lose_power_again_and_again(new_disk: Callable[[], PowerCutDisk]) -> None:

@@ -13,12 +13,14 @@ import json
 import random
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from lmdb.verify import VerifyError, verify
 
 from nokv.kv.digest import combine, digest
 from nokv.kv.errors import StoreFailed
+from nokv.kv.image import LmdbImageSink, LmdbImageSource, source_pieces
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.state.families import Family
 from nokv.state.memory import MemoryKV
@@ -63,7 +65,7 @@ def say(message: list[object]) -> None:
 
 
 def run(path: Path) -> None:
-    """Take a step for each line; `reopen` closes and opens the store first."""
+    """Take a step for each line, `install` by an image; `reopen` closes and opens the store."""
     kv = LmdbKV(path)
     step = int(kv.get(Family.META, STEP_ROW) or b"0")
     say(opened(kv))
@@ -74,10 +76,30 @@ def run(path: Path) -> None:
             say(opened(kv))
             continue
         step += 1
-        take_step(kv, step)
-        kv.commit()
+        if line == "install\n":
+            install(kv, step)
+        else:
+            take_step(kv, step)
+            kv.commit()
         say(["committed", step])
     kv.close()
+
+
+def install(kv: LmdbKV, step: int) -> None:
+    """Put the state of that step in the place of the store, by an image of a store elsewhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = LmdbKV(Path(folder) / "state")
+        for number in range(1, step + 1):
+            take_step(other, number)
+        other.commit()
+        source = LmdbImageSource(other.open_reader())
+        sink = LmdbImageSink(kv.incoming)
+        for piece in source_pieces(source):
+            sink.write(piece)
+        sink.finish()
+        kv.replace(sink.path)
+        source.close()
+        other.close()
 
 
 def check(image: Path) -> list[object]:
