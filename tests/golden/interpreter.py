@@ -4,7 +4,8 @@ A script is a text file. A line `> command` is executed; the lines below it, up 
 or comment, are what it must print. `#` begins a comment. Nothing happens between commands: nodes
 step, frames move and time passes only where the script says so. Commands:
 
-    nodes N [setting=value ...]   a new group; settings are those of `GroupConfig`
+    nodes N [setting=value ...]   a new group; settings are those of `GroupConfig`; `apart` leaves
+                                  the nodes unconnected, so that none knows the others yet
     lead N                        elect N by all and let the group settle, without a transcript
     campaign N                    the election timer of N fires
     wait MS                       time passes for all; nobody acts
@@ -54,10 +55,10 @@ RUN_MAX = 200
 class Narrated(Script):
     """A `Script` that writes down what each step sends and changes."""
 
-    def __init__(self, nodes: int, config: GroupConfig) -> None:
+    def __init__(self, nodes: int, config: GroupConfig, *, found: bool) -> None:
         self.lines: list[str] = []
         self.quiet = True
-        super().__init__(nodes, config=config)
+        super().__init__(nodes, config=config, found=found)
         self.quiet = False
 
     def say(self, line: str) -> None:
@@ -140,9 +141,9 @@ class Interpreter:
     # ------------------------------------------------------------------ group
 
     def do_nodes(self, count: str, *settings: str) -> None:
-        pairs = (setting.split("=") for setting in settings)
-        changes = {name: int(value) for name, value in pairs}
-        self._script = Narrated(int(count), msgspec.structs.replace(CONFIG, **changes))
+        pairs = (setting.split("=") for setting in settings if setting != "apart")
+        config = msgspec.structs.replace(CONFIG, **{name: int(value) for name, value in pairs})
+        self._script = Narrated(int(count), config, found="apart" not in settings)
 
     def do_lead(self, node: str) -> None:
         script = self.script

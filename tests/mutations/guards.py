@@ -21,6 +21,8 @@ MEMBERS = "tests/regressions/test_members.py"
 APPLY = "tests/regressions/test_apply.py"
 IMAGE_TESTS = f"{UNIT}/test_images.py"
 SKIPS = f"{UNIT}/test_skips.py"
+TCP = f"{UNIT}/test_network.py"
+DRIVER = f"{UNIT}/test_driver.py"
 GOLDEN = "tests/golden"
 SCENARIOS = "tests/simulation/test_scenarios.py"
 RANDOM = "tests/simulation/test_simulation.py::test_random_schedules_keep_every_promise"
@@ -445,6 +447,48 @@ WIRE = {
     ),
 }
 
+NETWORK = {
+    "network: plain beyond loopback": _off(
+        "tcp.py",
+        "if not loopback:",
+        "if False:",
+        f"{DRIVER}::test_without_tls_only_loopback_is_used",
+    ),
+    "network: certificate of another node": _off(
+        "connection.py",
+        "if self._certified is not None and greeting.node != self._certified:",
+        "if False:",
+        f"{TCP}::test_a_node_speaks_for_itself_only",
+    ),
+    "network: another node at the address": _off(
+        "connection.py",
+        "if self._certified != self.dialed:",
+        "if False:",
+        f"{TCP}::test_a_node_at_anothers_address_is_not_greeted",
+    ),
+    "network: a frame of any size": _off(
+        "connection.py", "if not 0 < length <= limit:", "if False:", DIRECTED
+    ),
+    "network: any number of strangers": _off(
+        "tcp.py",
+        "if len(self._pending) > PENDING_MAX:",
+        "if False:",
+        f"{TCP}::test_connections_that_say_nothing_are_bounded",
+    ),
+    "network: any number of visitors": _off(
+        "tcp.py",
+        "if len(visitors - {peer}) >= VISITORS_MAX:",
+        "if False:",
+        f"{TCP}::test_visitors_are_bounded",
+    ),
+    "network: both connections of a pair stay": _off(
+        "tcp.py",
+        "return not (young and self._wins(present, peer) and not self._wins(connection, peer))",
+        "return True",
+        f"{TCP}::test_of_two_connections_the_one_the_smaller_id_dialed_stays",
+    ),
+}
+
 GUARDS: dict[str, Guard] = {
     **APPENDS,
     **ACKS,
@@ -454,6 +498,7 @@ GUARDS: dict[str, Guard] = {
     **STATE,
     **IMAGE,
     **WIRE,
+    **NETWORK,
 }
 
 

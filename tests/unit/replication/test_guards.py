@@ -1,5 +1,6 @@
 """Directed tests of single guards: schedules that neither the papers nor random search visit."""
 
+import asyncio
 from random import Random
 
 import crc32c
@@ -9,8 +10,25 @@ from tests.regressions.group import bodies, committed, led, replay
 from tests.simulation.disk import SimDisk
 from tests.simulation.script import CONFIG, Script
 
-from nokv_replication import Applied, Fatal, Identity, OutcomeUnknown, Times, initialise, records
-from nokv_replication.frames import Ack, Append, EntryKind, RequestVote, encode_entry
+from nokv_replication import (
+    Applied,
+    Fatal,
+    Identity,
+    OutcomeUnknown,
+    ProtocolError,
+    Times,
+    initialise,
+    records,
+)
+from nokv_replication.connection import HELLO_MAX_BYTES, Connection
+from nokv_replication.frames import (
+    FRAME_MAX_BYTES,
+    Ack,
+    Append,
+    EntryKind,
+    RequestVote,
+    encode_entry,
+)
 from nokv_replication.image_frames import (
     ImageBody,
     ImageChunk,
@@ -23,6 +41,7 @@ from nokv_replication.image_frames import (
 )
 from nokv_replication.log import Log, segment_name
 from nokv_replication.records import BATCH_START, RecordType
+from nokv_replication.tcp import TcpNetwork
 
 
 def ack(script: Script, *, success: bool, next_index: int) -> Ack:
@@ -178,3 +197,21 @@ class TestImages:
         _, refusal = self.answers(chunk, term=2)
         assert isinstance(refusal, ImageRefuse)
         assert refusal.reason == ImageRefusal.DAMAGED
+
+
+class TestConnections:
+    @pytest.mark.parametrize(
+        ("peer", "limit"), [(None, HELLO_MAX_BYTES), (2, FRAME_MAX_BYTES)], ids=["hello", "frame"]
+    )
+    def test_a_length_over_the_limit_is_refused_before_its_bytes(
+        self, peer: int | None, limit: int
+    ) -> None:
+        async def take() -> None:
+            network = TcpNetwork(1, "127.0.0.1:1", {2: "127.0.0.1:2"}, Random(1))
+            connection = Connection(network)
+            connection.peer = peer
+            connection._take(limit.to_bytes(4, "big"))  # the rest may come
+            with pytest.raises(ProtocolError, match="is the limit"):
+                Connection(network, 2)._take((FRAME_MAX_BYTES + 1).to_bytes(4, "big"))
+
+        asyncio.run(take())
