@@ -79,7 +79,7 @@ def decode_entry(command: bytes, index: int) -> Entry:
     """
     try:
         entry = _entry_decoder.decode(command)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         message = f"entry {index} is not readable by this program ({error}): {way_past(index)}"
         raise LogDamaged(message) from error
     if entry.format != FORMAT:

@@ -140,6 +140,25 @@ class TestExamine:
             list(logtool.dump(disk))
 
 
+def test_entries_of_any_bytes_are_unreadable_and_no_more() -> None:
+    rng = Random(5)
+    hostile = [b"", b"\xc1", b"\x95" + b"\x91" * 100_000, b"\x95\x01\x00\x00\x90\xa1\xff"]
+    hostile += [rng.randbytes(rng.randint(1, 60)) for _ in range(200)]
+    config = GroupConfig(segment_bytes=1 << 20)
+    disk = SimDisk()
+    initialise(disk, config, IDENTITY, Random(1))
+    log = Log.open(disk, config, IDENTITY, Random(2))
+    for index, command in enumerate(hostile, 1):
+        log.append(command, index, 1)
+    log.sync()
+    log.close()
+    report = logtool.examine(disk, IDENTITY)
+    assert (report.last_index, report.unreadable) == (len(hostile), len(hostile))
+    lines = [line for line in logtool.dump(disk) if line.kind == "entry"]
+    assert [line.payload for line in lines] == hostile
+    assert all(logtool.entry_of(line) is None for line in lines)
+
+
 class TestDump:
     def test_records_as_they_lie(self) -> None:
         lines = list(logtool.dump(filled()))
