@@ -323,3 +323,26 @@ class TestJournalInMemoryForgetsItsVote:
         script.disks[2] = SimDisk()
         with pytest.raises(Exception, match="must not start"):
             script.start(2)
+
+
+class TestJournalIsAllInMemory:
+    """The file is only ever written: every entry since the last compaction is in memory too."""
+
+    def test_stock(self, tmp_path: Path) -> None:
+        journal = FileJournal(str(tmp_path / "journal"))
+        for index in range(1, 101):
+            journal.add(bytes(1000), index, 1)
+        held = sum(len(command) for command, _, _ in journal._FileJournal__journal)
+        assert held == 100_000
+        journal._destroy()
+
+    def test_group(self) -> None:
+        disk = SimDisk()
+        config = msgspec.structs.replace(SMALL, cache_bytes=5000)
+        initialise(disk, config, IDENTITY, Random(1))
+        log = Log.open(disk, config, IDENTITY, Random(2))
+        for index in range(1, 101):
+            log.append(bytes(1000), index, 1)
+            log.sync()
+        assert sum(map(len, log._cache.values())) <= 5000
+        assert log.entry(1) == bytes(1000)

@@ -283,3 +283,24 @@ class TestLargeEntryIsCutInWrongPieces:
         script.settle(rounds=10)
         assert committed(script, payload)
         assert survivors_hold(script, 2, payload)
+
+
+class TestCommandWaitsForTheNextHeartbeat:
+    """With batches, which is the default, a command leaves with the next heartbeat: a tenth of a
+    second for a lone one.
+    """
+
+    def test_stock(self) -> None:
+        cluster = StockCluster.led_by("A")
+        cluster.put("A", "alone")
+        cluster.tick("A")
+        cluster.tick("A", 0.05)
+        assert not cluster.on_the_way("A", "B")
+
+    def test_group(self) -> None:
+        """It leaves in the step that takes it; no time passes here at all."""
+        script = led()
+        script.propose(1, b"alone")
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert committed(script, b"alone")
