@@ -108,7 +108,7 @@ class GroupConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Entries on the way to one follower and not yet acknowledged, at most."""
     tick_interval_ns: int = 10_000 * MS
     """While something waits for time, an empty entry is proposed at least this often."""
-    image_bytes_per_second: int = 64 * MIB
+    image_bytes_per_second: int = 32 * MIB
     """State images leave a node at this rate, at most, all receivers together."""
     image_window_bytes: int = 4 * MIB
     """Of an image on its way to one receiver and not yet acknowledged, at most; held in memory."""

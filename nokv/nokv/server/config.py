@@ -93,7 +93,7 @@ class LogConfig(_Section, frozen=True, kw_only=True):
 class ImagesConfig(_Section, frozen=True, kw_only=True):
     """State images, by which a node that lags too far catches up."""
 
-    bytes_per_second: Annotated[int, msgspec.Meta(ge=64 << 10, le=1 << 40)] = 64 * MIB
+    bytes_per_second: Annotated[int, msgspec.Meta(ge=64 << 10, le=1 << 40)] = 32 * MIB
     """At most so much leaves this node, all receivers together."""
     log_bytes: Annotated[int, msgspec.Meta(ge=16 * MIB, le=1 << 50)] = 1024 * MIB
     """Log kept while an image is on its way, at most; then the image is begun anew."""
