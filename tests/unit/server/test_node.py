@@ -21,6 +21,7 @@ from tests.unit.server.nodes import DEADLINE_S, RUN, Caller1, Nodes, connect, le
 
 from nokv.errors import (
     BadRequest,
+    ChangeRefused,
     Forbidden,
     NokvError,
     NotLeader,
@@ -40,6 +41,7 @@ from nokv.types.commands import (
     ExpireSession,
     Mkdir,
     OpenSession,
+    RaiseFormat,
     Reap,
 )
 from nokv.types.limits import BATCH_MAX
@@ -53,14 +55,17 @@ from nokv.wire.rpc import (
     DigestReply,
     Hello,
     MakeDigest,
+    MemberChanged,
     Propose,
     Query,
+    RemoveMember,
     Renew,
     RenewReply,
     ResultsReply,
     Role,
     Status,
     StatusReply,
+    TransferLeadership,
 )
 
 S = 1_000_000_000
@@ -156,7 +161,21 @@ async def refusals(client: Caller1, address: str, nodes: Nodes) -> None:
         address, Hello(PROTOCOL, identity.cluster, role=Role.WORKER, token=token)
     )
     await Caller1(worker).raw(0, 0, Reap(1))
+    for number in (1, 2, 2**40):
+        with pytest.raises(Forbidden, match="leader itself"):
+            await Caller1(worker).raw(0, 0, RaiseFormat(number))
+    with pytest.raises(Forbidden, match="operators"):
+        await worker.call(RemoveMember(1))
     await worker.close()
+    admin = await RpcConnection.connect(
+        address, Hello(PROTOCOL, identity.cluster, role=Role.ADMIN, token=token)
+    )
+    with pytest.raises(Forbidden):
+        await Caller1(admin).raw(0, 0, Reap(1))
+    with pytest.raises(ChangeRefused, match="leads"):
+        await admin.call(RemoveMember(1))
+    assert await admin.call(TransferLeadership(1)) == MemberChanged(1)
+    await admin.close()
 
 
 async def batches(client: Caller1) -> None:
