@@ -11,68 +11,33 @@ the dirty pages away, and says so only once: "Can Applications Recover from fsyn
 USENIX ATC 2020).
 """
 
-import contextlib
-import re
 from array import array
-from collections.abc import Iterator
 from random import Random
 
 import msgspec
 
 from nokv_replication import records
 from nokv_replication.bootstrap import FORMAT, Identity
-from nokv_replication.errors import DiskFailed, LogDamaged, StartRefused
+from nokv_replication.errors import LogDamaged, StartRefused
 from nokv_replication.ports import Disk
 from nokv_replication.records import BATCH_START, HardState, RecordType, SegmentHeader
+from nokv_replication.segments import (
+    KEEP,
+    SPARE,
+    Segment,
+    check_header,
+    check_place,
+    damaged,
+    decode_hard_state,
+    disk_errors,
+    segment_name,
+    segment_sequences,
+)
 from nokv_replication.types import GroupConfig
 
-SPARE = "spare"
-KEEP = (
-    "Keep all files for inspection (nokv raft-log verify) and this node stopped; the others go on"
-    " while they are a majority (docs/operations.md: A lost node)"
-)
-_SUFFIX = ".log"
-_SEGMENT_NAME = re.compile(r"([0-9a-f]{16})\.log")
 _PREPARE_BYTES = 1 << 20
 _UINT64_BYTES = 9
 """The largest MessagePack integer."""
-
-
-def segment_name(sequence: int) -> str:
-    """Return the file name of a segment; names sort by age."""
-    return f"{sequence:016x}{_SUFFIX}"
-
-
-def segment_sequences(names: list[str]) -> list[int]:
-    """Return the sequences of the segments among file names, oldest first."""
-    matches = (_SEGMENT_NAME.fullmatch(name) for name in names)
-    return sorted(int(match[1], 16) for match in matches if match)
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turn an `OSError` of the disk into `DiskFailed`."""
-    try:
-        yield
-    except OSError as error:
-        message = (
-            f"the log's disk failed: {error}; restart the process, it reads the log again"
-            " (repair or free the disk first)"
-        )
-        raise DiskFailed(message) from error
-
-
-class Segment(msgspec.Struct):
-    """One open file of the log."""
-
-    sequence: int
-    handle: int
-    capacity_bytes: int
-    salt: int
-    base_index: int
-    """Last live entry before this segment: where the log would start if older ones were dropped."""
-    base_term: int
-    used_bytes: int
 
 
 class Log:
@@ -169,9 +134,9 @@ class Log:
         data = memoryview(disk.pread(handle, capacity, 0))
         first = records.decode_at(data, 0, 0)
         if first is None or first.type != RecordType.HEADER:
-            raise self._damaged(name, 0)
-        header = self._check_header(name, first.payload)
-        self._check_place(name, sequence, header, capacity)
+            raise damaged(name, 0)
+        header = check_header(name, first.payload, self._identity)
+        check_place(sequence, header, capacity, self._segments[-1] if self._segments else None)
         segment = Segment(
             sequence=sequence,
             handle=handle,
@@ -188,52 +153,13 @@ class Log:
         written_end = records.written_end(data)
         if written_end > segment.used_bytes:
             if not newest or records.synced_after(data, segment.used_bytes, segment.salt):
-                raise self._damaged(name, segment.used_bytes)
+                raise damaged(name, segment.used_bytes)
             # A stale record of the torn batch must never line up behind a later, shorter one.
             zeros = bytes(written_end - segment.used_bytes)
             disk.pwrite(handle, zeros, segment.used_bytes)
         if newest:
             # After a kill the records may be in the page cache only; they count as held from here.
             disk.fdatasync(handle)
-
-    def _check_header(self, name: str, payload: memoryview) -> SegmentHeader:
-        try:
-            header = msgspec.msgpack.decode(payload, type=SegmentHeader)
-        except msgspec.MsgspecError as error:
-            message = (
-                f"log segment {name} has a header that this program cannot read ({error}): run the"
-                " build that wrote it, or a newer one"
-            )
-            raise StartRefused(message) from error
-        mine, identity = (header.cluster, header.node, header.incarnation), self._identity
-        if mine != (identity.cluster, identity.node, identity.incarnation):
-            message = (
-                f"log segment {name} was written by node {header.node} (incarnation"
-                f" {header.incarnation}) of cluster {header.cluster!r}, not by this one: the data"
-                " directory was mixed up; put the right one back"
-            )
-            raise StartRefused(message)
-        if header.format != FORMAT:
-            message = (
-                f"log segment {name} has format {header.format}, this program reads {FORMAT}: run"
-                " the build that wrote it, or a newer one"
-            )
-            raise StartRefused(message)
-        return header
-
-    def _check_place(
-        self, name: str, sequence: int, header: SegmentHeader, size_bytes: int
-    ) -> None:
-        """Refuse a file that is not the one of that name, is not whole, or follows a gap."""
-        if header.sequence != sequence:
-            what = f"holds segment {segment_name(header.sequence)}: files were swapped or renamed"
-        elif size_bytes < header.capacity_bytes:
-            what = f"has {size_bytes} of {header.capacity_bytes} bytes: it was truncated"
-        elif self._segments and not header.reset and sequence != self._segments[-1].sequence + 1:
-            what = f"follows {segment_name(self._segments[-1].sequence)}: a file is missing between"
-        else:
-            return
-        raise LogDamaged(f"log segment {name} {what}. {KEEP}", name)
 
     def _enter_segment(self, segment: Segment, header: SegmentHeader) -> None:
         if header.reset or not self._segments:
@@ -255,36 +181,18 @@ class Log:
     def _replay(self, segment: Segment, record: records.Record) -> None:
         if record.type == RecordType.ENTRY:
             if record.entry_index != self.last_index + 1:
-                raise self._damaged(segment_name(segment.sequence), record.offset)
+                raise damaged(segment_name(segment.sequence), record.offset)
             self._remember(record.entry_index, record.term, segment, record.offset, record.payload)
         elif record.type == RecordType.TRUNCATE:
             self._cut(record.entry_index, record.term)
         elif record.type == RecordType.HARD_STATE:
-            self._hard_state = self._decode_hard_state(segment, record)
+            self._hard_state = decode_hard_state(segment, record)
         elif record.type == RecordType.MEMBERS:
             self._members = bytes(record.payload)
         elif record.type == RecordType.INSTALL:
             self.announced = record.entry_index, record.term
         else:
-            raise self._damaged(segment_name(segment.sequence), record.offset)
-
-    def _decode_hard_state(self, segment: Segment, record: records.Record) -> HardState:
-        try:
-            return msgspec.msgpack.decode(record.payload, type=HardState)
-        except msgspec.MsgspecError as error:
-            name = segment_name(segment.sequence)
-            message = (
-                f"log segment {name} has a vote at byte {record.offset} that this program cannot"
-                f" read ({error}): run the build that wrote it, or a newer one"
-            )
-            raise StartRefused(message) from error
-
-    def _damaged(self, name: str, offset: int) -> LogDamaged:
-        message = (
-            f"log segment {name} is damaged at byte {offset} although it was synced: this node may"
-            f" have lost entries it acknowledged. {KEEP}"
-        )
-        return LogDamaged(message, name, offset)
+            raise damaged(segment_name(segment.sequence), record.offset)
 
     # ------------------------------------------------------------------ reading
 
@@ -340,7 +248,7 @@ class Log:
         record = records.decode_at(memoryview(data), 0, segment.salt)
         expected = (index, self._terms[position])
         if record is None or (record.entry_index, record.term) != expected:
-            raise self._damaged(segment_name(sequence), offset)
+            raise damaged(segment_name(sequence), offset)
         return bytes(record.payload)
 
     def size_at(self, index: int) -> int:

@@ -16,9 +16,10 @@ from nokv_replication import records
 from nokv_replication.bootstrap import Identity
 from nokv_replication.errors import LogDamaged
 from nokv_replication.frames import Entry, decode_entry
-from nokv_replication.log import Log, disk_errors, segment_name, segment_sequences
+from nokv_replication.log import Log
 from nokv_replication.ports import Disk
 from nokv_replication.records import HardState, RecordType, SegmentHeader
+from nokv_replication.segments import disk_errors, segment_name, segment_sequences
 from nokv_replication.types import GroupConfig
 
 UNREADABLE_MAX = 16

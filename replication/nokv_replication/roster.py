@@ -12,8 +12,9 @@ import msgspec
 from nokv_replication.bootstrap import FORMAT, Identity, Member, Members, check_addresses
 from nokv_replication.errors import HandshakeRefused, LogDamaged, StartRefused
 from nokv_replication.frames import Hello, Purpose, refuse_format
-from nokv_replication.log import KEEP, Log
+from nokv_replication.log import Log
 from nokv_replication.ports import Disk
+from nokv_replication.segments import KEEP
 from nokv_replication.skips import Skips
 from nokv_replication.types import Applied, GroupConfig
 

@@ -18,8 +18,9 @@ import msgspec
 from nokv_replication.bootstrap import FORMAT
 from nokv_replication.errors import Fatal, SkipRefused, StartRefused
 from nokv_replication.frames import SKIPS_MAX, EntryKind, decode_entry
-from nokv_replication.log import Log, disk_errors
+from nokv_replication.log import Log
 from nokv_replication.ports import Disk
+from nokv_replication.segments import disk_errors
 from nokv_replication.types import Applied, Skip
 
 FILE = "skips"

@@ -305,7 +305,7 @@ DURABILITY = {
         ),
     ),
     "log: of another node": _off(
-        "log.py",
+        "segments.py",
         "if mine != (identity.cluster, identity.node, identity.incarnation):",
         "if False:",
         LOG,

@@ -18,7 +18,8 @@ from tests.simulation.script import CONFIG, NothingKept, Script
 
 from nokv_replication import DiskFailed, Identity, LogDamaged, Role, initialise
 from nokv_replication.frames import RequestVote
-from nokv_replication.log import Log, segment_name
+from nokv_replication.log import Log
+from nokv_replication.segments import segment_name
 
 # The library leaves open files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

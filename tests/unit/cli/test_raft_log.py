@@ -29,7 +29,8 @@ from nokv.state.machine import StateMachine
 from nokv_replication import Applied, GroupConfig, Times, initialise
 from nokv_replication.disk import OsDisk
 from nokv_replication.frames import EntryKind, encode_entry
-from nokv_replication.log import Log, segment_name
+from nokv_replication.log import Log
+from nokv_replication.segments import segment_name
 
 SMALL = GroupConfig(segment_bytes=4096)
 POISON = msgspec.msgpack.encode([2, 0, 0, [b"?"], 0, "new"])

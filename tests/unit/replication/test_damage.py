@@ -28,7 +28,8 @@ from nokv_replication import (
 )
 from nokv_replication.disk import OsDisk
 from nokv_replication.frames import EntryKind, encode_entry
-from nokv_replication.log import Log, segment_name
+from nokv_replication.log import Log
+from nokv_replication.segments import segment_name
 
 IDENTITY = Identity("c", 1, 11)
 SMALL = GroupConfig(segment_bytes=1024, cache_bytes=256)

@@ -39,8 +39,9 @@ from nokv_replication.image_frames import (
     decode_image_frame,
     encode_image_frame,
 )
-from nokv_replication.log import Log, segment_name
+from nokv_replication.log import Log
 from nokv_replication.records import BATCH_START, RecordType
+from nokv_replication.segments import segment_name
 from nokv_replication.tcp import TcpNetwork
 
 

@@ -27,8 +27,9 @@ from nokv_replication import (
     records,
 )
 from nokv_replication.disk import OsDisk
-from nokv_replication.log import Log, segment_name
+from nokv_replication.log import Log
 from nokv_replication.records import BATCH_START, HardState, RecordType
+from nokv_replication.segments import segment_name
 
 IDENTITY = Identity("c", 1, 11)
 SMALL = GroupConfig(segment_bytes=1024, cache_bytes=256)

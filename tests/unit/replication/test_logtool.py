@@ -16,8 +16,9 @@ from nokv_replication import (
     logtool,
 )
 from nokv_replication.frames import EntryKind, encode_entry
-from nokv_replication.log import SPARE, Log, segment_name
+from nokv_replication.log import Log
 from nokv_replication.records import HardState
+from nokv_replication.segments import SPARE, segment_name
 
 IDENTITY = Identity("c", 1, 11)
 SMALL = GroupConfig(segment_bytes=1024, cache_bytes=256)
