@@ -50,7 +50,7 @@ DEADLINES_S: Final = (0.3, 0.8, 3.0)
 """Of clients. The short ones give up during an election: what they asked for stays open."""
 HEAL_PROBABILITY: Final = 0.6
 """After each fault; so some meet others."""
-HEAL_S: Final = 60.0
+HEAL_S: Final = 180.0
 FILES: Final = 2048
 SETTINGS: Final = {
     "worker.interval_ms": 200,
@@ -58,7 +58,7 @@ SETTINGS: Final = {
     "log.segment_bytes": 8 << 20,
     "log.keep_bytes": 0,
     "timing.commit_interval_ms": 100,
-    "images.bytes_per_second": 4 << 20,
+    "images.bytes_per_second": 32 << 20,
 }
 
 
