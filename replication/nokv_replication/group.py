@@ -82,12 +82,14 @@ class Group:
         clock: Clock,
         rng: Random,
         machine_format: int = 0,
+        needed_machine_format: Callable[[], int] = lambda: 0,
         on_role_change: RoleChange | None = None,
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Open log and machine and check that they belong together.
 
-        `machine_format` is told to the peers (`PeerStatus.machine_format`) and means nothing here.
+        `machine_format` is told to the peers (`PeerStatus.machine_format`); one whose is less than
+        `needed_machine_format` is refused.
 
         Raises:
             ConfigurationError: the addresses do not fit the identity.
@@ -108,6 +110,7 @@ class Group:
         self._log = Log.open(disk, config, identity, rng)
         skips = Skips(disk, identity.cluster)
         self._roster = Roster(identity, addresses, self._log.members, machine_format, skips)
+        self._roster.needed_machine_format = needed_machine_format
         self._applier = Applier(machine, self._log, config, clock, self.counters, skips)
         check_start(self._log, self._applier.applied, self._roster)
         others = [node for node in sorted(addresses) if node != identity.node]

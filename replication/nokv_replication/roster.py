@@ -5,6 +5,7 @@ the list is synced; only then does the node vote or stand. From then on a peer o
 incarnation, or with another list, is refused for good.
 """
 
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -36,6 +37,8 @@ class Roster:
         self._machine_format = machine_format
         self._skips = skips
         self._machine_formats: dict[int, int] = {}
+        self.needed_machine_format: Callable[[], int] = lambda: 0
+        """A peer that applies less could not apply the log: it is refused."""
         self._incarnations = {identity.node: identity.incarnation}
         # Digests announced by peers whose list is complete while ours is not.
         self._foreign_digests: dict[int, bytes] = {}
@@ -130,6 +133,13 @@ class Roster:
         refuse_format(hello.format)
         if hello.cluster != self._identity.cluster:
             message = f"peer belongs to cluster {hello.cluster!r}, not {self._identity.cluster!r}"
+            raise HandshakeRefused(message)
+        needed = self.needed_machine_format()
+        if hello.machine_format < needed:
+            message = (
+                f"node {hello.node} applies formats up to {hello.machine_format}, and the group is"
+                f" at {needed}: upgrade node {hello.node} to the build of the other members"
+            )
             raise HandshakeRefused(message)
         if hello.node == self._identity.node or hello.node not in self._addresses:
             message = f"node {hello.node} is no peer of node {self._identity.node}"

@@ -138,6 +138,7 @@ class Shard:
                 clock=SystemClock(),
                 rng=self._rng,
                 machine_format=STATE_FORMAT,
+                needed_machine_format=lambda: self.port.machine.format,
                 on_role_change=self._role_changed,
                 free_bytes=lambda: self.free_bytes,
             )
