@@ -247,7 +247,7 @@ class TcpNetwork:
                 _, connection = await loop.create_connection(
                     lambda: Connection(self, peer, purpose), host, port
                 )
-        except OSError as error:  # TimeoutError is one
+        except (OSError, UnicodeError) as error:  # a timeout; a name that is none
             log.debug("node %d at %s:%d: %s", peer, host, port, error)
             return None
         return connection

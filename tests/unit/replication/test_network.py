@@ -208,11 +208,22 @@ def test_a_changed_address_is_dialed(either: Path | None) -> None:
     run(scenario, either)
 
 
-@pytest.mark.allow_logs("is not loopback")
+def test_a_name_that_is_none_is_tried_again(folder: Path) -> None:
+    async def scenario(net: Net) -> None:
+        first = await net.start(1, ())
+        net.networks[1].set_peers({2: f"{'x' * 70}..nowhere:1"})
+        await net.start(2, (1,))
+        await first.until("connected", 2)
+        assert not net.networks[1]._dialers[2].done()
+
+    run(scenario, folder)
+
+
+@pytest.mark.allow_logs("is not loopback", "write host:port")
 def test_an_unusable_address_is_not_dialed() -> None:
     async def scenario(net: Net) -> None:
         first = await net.start(1, (2,))
-        net.networks[1].set_peers({2: "10.0.0.1:1", 3: net.addresses[3]})
+        net.networks[1].set_peers({2: "10.0.0.1:1", 4: "no", 3: net.addresses[3]})
         await net.start(3, ())
         await first.until("connected", 3)
 
