@@ -21,6 +21,7 @@ MEMBERS = "tests/regressions/test_members.py"
 APPLY = "tests/regressions/test_apply.py"
 IMAGE_TESTS = f"{UNIT}/test_images.py"
 SKIPS = f"{UNIT}/test_skips.py"
+DAMAGE = f"{UNIT}/test_damage.py"
 TCP = f"{UNIT}/test_network.py"
 DRIVER = f"{UNIT}/test_driver.py"
 GOLDEN = "tests/golden"
@@ -310,6 +311,19 @@ DURABILITY = {
         "if False:",
         LOG,
     ),
+    "log: a file under another name": _off(
+        "segments.py", "if header.sequence != sequence:", "if False:", DAMAGE
+    ),
+    "log: a truncated file": _off(
+        "segments.py", "elif size_bytes < header.capacity_bytes:", "elif False:", DAMAGE
+    ),
+    "log: a state ahead of it": _off("roster.py", "if not installing:", "if False:", DAMAGE),
+    "log: an image not announced": _off(
+        "image_receiver.py",
+        "self._log.announce_install(incoming.applied.index, incoming.applied.term)",
+        "pass",
+        IMAGE_TESTS,
+    ),
     "log: cut before the machine's commit": _off(
         "group.py",
         "drop_index = applier.durable_index",
@@ -409,6 +423,15 @@ IMAGE = {
         "if skip.index <= applied.index and skip not in applied.skips:",
         "if False:",
         SKIPS,
+    ),
+    "skip: payloads applied": _off(
+        "apply.py",
+        "last, payloads = self.applied, []",
+        "last, payloads = self.applied, self._decode(command, index, term)",
+        SKIPS,
+    ),
+    "skip: an entry that is not there": _off(
+        "skips.py", "if not log.base_index < index <= log.last_index:", "if False:", SKIPS
     ),
     "skip: lists that differ": _off(
         "roster.py",
