@@ -486,6 +486,17 @@ class TestStart:
         assert "another incarnation" in script.groups[1].status().problem
         assert not script.groups[3].status().ready
 
+    def test_a_build_that_could_not_apply_the_log_is_refused(self) -> None:
+        script = leading()
+        group = script.groups[1]
+        group._roster.needed_machine_format = lambda: 2
+        with pytest.raises(HandshakeRefused, match="up to 0, and the group is at 2: upgrade node"):
+            group.greet(script.groups[2].hello(7))
+        able = msgspec.msgpack.decode(script.groups[2].hello(7))
+        able[7] = 2
+        assert group.greet(msgspec.msgpack.encode(able)).node == 2
+        group.disconnected(2)
+
     def test_another_cluster_format_or_unknown_node_is_refused(self) -> None:
         script = leading()
         hello = msgspec.msgpack.decode(script.groups[2].hello(7))
