@@ -377,6 +377,7 @@ class Group:
         self._now_ns = self._sending.now_ns = now_ns
         self.counters.steps += 1
         Core.enter(now_ns, self._rng)
+        self._applier.skips.keep()
         self._drain()
         if self._roster.members is None:
             self._found()

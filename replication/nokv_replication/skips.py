@@ -110,6 +110,7 @@ class Skips:
         self._cluster = cluster
         self.all = load(disk, cluster)
         """In order of index; at most `SKIPS_MAX`."""
+        self._unkept = False
 
     def opened(self, applied: Applied) -> None:
         """Note where the machine stands, at start and after an image took the place of the state.
@@ -150,14 +151,20 @@ class Skips:
             raise Fatal(message)
 
     def adopt(self, theirs: tuple[Skip, ...]) -> None:
-        """Take the group's list, as a node that has not joined it yet; durable on return.
+        """Take the group's list, as a node that has not joined it yet; `keep` makes it durable."""
+        assert not self.all
+        self.all = theirs
+        self._unkept = True
+
+    def keep(self) -> None:
+        """Make an adopted list durable, before anything of the group is stored or applied.
 
         Raises:
             DiskFailed: it could not be stored.
         """
-        assert not self.all
-        store(self._disk, self._cluster, theirs)
-        self.all = theirs
+        if self._unkept:
+            store(self._disk, self._cluster, self.all)
+            self._unkept = False
 
     def refusal(self, peer: int, theirs: tuple[Skip, ...]) -> str:
         """Return why a peer with that list is refused, or "" if it is not."""

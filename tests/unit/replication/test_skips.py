@@ -205,7 +205,17 @@ class TestGroup:
         script.groups[1].greet(script.groups[2].hello(1))
         script.groups[2].greet(script.groups[1].hello(0))
         assert script.groups[2].status().skips == (ONE,)
+        script.step(2)
         assert skips.load(script.disks[2], "scripted") == (ONE,)
+
+    def test_a_list_that_cannot_be_kept_ends_the_step(self) -> None:
+        script = Script(3, found=False)
+        skips.store(script.disks[1], "scripted", (ONE,))
+        script.start(1)
+        script.groups[2].greet(script.groups[1].hello(1))
+        script.disks[2].fail_at("rename")
+        with pytest.raises(DiskFailed):
+            script.step(2)
 
     def test_another_entry_at_that_index_is_fatal(self) -> None:
         script = Script(3)
