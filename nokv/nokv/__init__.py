@@ -17,7 +17,15 @@ from nokv import errors
 
 if TYPE_CHECKING:
     from nokv import types
-    from nokv.client import AsyncClient, ClientConfig, Entry, FileInfo, Published, connect
+    from nokv.client import (
+        AsyncClient,
+        ClientConfig,
+        Entry,
+        FileInfo,
+        Published,
+        TlsFiles,
+        connect,
+    )
     from nokv.client.sync import Client, connect_sync
 
 _LAZY = {
@@ -28,6 +36,7 @@ _LAZY = {
     "Entry": "nokv.client",
     "FileInfo": "nokv.client",
     "Published": "nokv.client",
+    "TlsFiles": "nokv.client",
     "Client": "nokv.client.sync",
     "connect_sync": "nokv.client.sync",
 }
@@ -40,6 +49,7 @@ __all__ = [
     "Entry",
     "FileInfo",
     "Published",
+    "TlsFiles",
     "connect",
     "connect_sync",
     "errors",

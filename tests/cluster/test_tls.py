@@ -11,10 +11,10 @@ from tests.cluster.conftest import Done
 
 from nokv.cli.main import main
 from nokv.client import connect
-from nokv.client.tls import TlsFiles
 from nokv.server import certs
 from nokv.testing.cluster import LocalCluster
 from nokv.testing.folder import CERTS
+from nokv.wire.tls import TlsFiles
 
 pytestmark = pytest.mark.cluster
 

@@ -98,7 +98,7 @@ def _admin(work: Work) -> Callable[[argparse.Namespace], int]:
 async def _connected(work: Work, options: argparse.Namespace) -> int:
     from nokv.client.admin import Admin
     from nokv.client.routing import parse_cluster
-    from nokv.client.tls import connect_context
+    from nokv.wire.tls import connect_context
 
     token = _token(options.config) if work is not _list else ""
     addresses = parse_cluster(cluster_of(options))

@@ -51,7 +51,7 @@ async def look(cluster: str) -> list[Seen]:
         ConfigError: the addresses are none, or a TLS file of the environment is missing.
     """
     from nokv.client.routing import parse_cluster
-    from nokv.client.tls import connect_context
+    from nokv.wire.tls import connect_context
 
     tls = connect_context()
     seen: dict[str, Seen] = {}

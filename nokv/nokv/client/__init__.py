@@ -9,6 +9,7 @@ from nokv.client.files import AsyncReader, AsyncTextReader, AsyncTextWriter, Asy
 from nokv.client.fs import AsyncClient, PinnedView
 from nokv.client.publish import Published
 from nokv.client.upload import FileInfo
+from nokv.wire.tls import TlsFiles
 
 __all__ = [
     "AsyncClient",
@@ -21,5 +22,6 @@ __all__ = [
     "FileInfo",
     "PinnedView",
     "Published",
+    "TlsFiles",
     "connect",
 ]

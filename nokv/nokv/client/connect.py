@@ -11,10 +11,10 @@ from nokv.client.core import ClientConfig, Core, FaultPoint, own_caller
 from nokv.client.fs import AsyncClient
 from nokv.client.options import Options
 from nokv.client.routing import Router, parse_cluster
-from nokv.client.tls import TlsFiles, connect_context
 from nokv.errors import ConfigError
 from nokv.objects.port import ObjectStore
 from nokv.types.values import Caller
+from nokv.wire.tls import TlsFiles, connect_context
 
 
 class Connecting:

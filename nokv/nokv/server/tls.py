@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from nokv.client.tls import TlsFiles, client_context, reason_of, server_context
 from nokv.errors import ConfigError, Forbidden
 from nokv.server.config import TlsConfig
 from nokv.wire.identity import Identity, identity_of
+from nokv.wire.tls import TlsFiles, client_context, reason_of, server_context
 from nokv_replication import HandshakeRefused
 from nokv_replication.tls import PeerTls
 

@@ -205,8 +205,8 @@ class LocalCluster:
 
     def admin(self, timeout_s: float = READY_S) -> Admin:
         """Return an operator's connection to the cluster, to be entered in a coroutine."""
-        from nokv.client.tls import connect_context, files_from_environment
         from nokv.server.datadir import read_identity
+        from nokv.wire.tls import connect_context, files_from_environment
 
         path = self.folder.node_path(self.members[0].node) / "data"
         token = read_identity(path).cluster.worker_token

@@ -14,7 +14,6 @@ from nokv.client.fs import AsyncClient
 from nokv.client.options import Options, expect, query
 from nokv.client.publish import Published
 from nokv.client.reads import ReadHandle
-from nokv.client.tls import connect_context
 from nokv.errors import DeadlineExceeded, NokvError, NotFound, NotReady, Stale
 from nokv.objects.layout import ObjectName, format_name, session_prefix, volume_prefix
 from nokv.objects.port import ObjectStore
@@ -26,6 +25,7 @@ from nokv.types.reads import AttrReply, BodiesReply, BodyRow, Event, GetAttr, Li
 from nokv.types.values import At
 from nokv.wire.connection import RpcConnection
 from nokv.wire.rpc import PROTOCOL, DigestReply, Hello, MakeDigest
+from nokv.wire.tls import connect_context
 
 PARALLEL: Final = 16
 PAGE: Final = 1000

@@ -12,12 +12,12 @@ from nokv.client.core import ClientConfig, Core, own_caller
 from nokv.client.fs import AsyncClient
 from nokv.client.options import Options
 from nokv.client.routing import Router
-from nokv.client.tls import connect_context
 from nokv.errors import NokvError, Unavailable
 from nokv.types.commands import Command
 from nokv.types.results import Result
 from nokv.wire.codec import decode_command, result_codec
 from nokv.wire.rpc import Propose, ResultsReply, Status, StatusReply
+from nokv.wire.tls import connect_context
 
 LOOP_TURNS: Final = 16
 """More turns of the event loop than a command takes from its submission to its socket."""

@@ -10,9 +10,9 @@ import pytest
 from cryptography import x509
 
 from nokv.cli.main import main
-from nokv.client.tls import TlsFiles, client_context, server_context
 from nokv.server.config import TlsConfig
 from nokv.server.tls import load_tls
+from nokv.wire.tls import TlsFiles, client_context, server_context
 
 CLUSTER = "ab" * 16
 

@@ -14,10 +14,10 @@ from typing import Self
 import pytest
 import uvloop
 
-from nokv.client.tls import TlsFiles, client_context, server_context
 from nokv.server import certs
 from nokv.server.tls import NodeTls
 from nokv.testing.ports import free_ports
+from nokv.wire.tls import TlsFiles, client_context, server_context
 from nokv_replication import connection as connections
 from nokv_replication import tcp
 from nokv_replication.bootstrap import FORMAT

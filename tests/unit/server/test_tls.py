@@ -15,7 +15,6 @@ import msgspec
 import pytest
 import uvloop
 
-from nokv.client.tls import TlsFiles, client_context, connect_context, files_from_environment
 from nokv.errors import ConfigError, Forbidden, NotReady, Unavailable, WrongCluster
 from nokv.server import acceptor, certs
 from nokv.server.config import RpcConfig, TlsConfig, load
@@ -26,6 +25,7 @@ from nokv.server.tls import NodeTls, load_tls
 from nokv.wire.connection import RpcConnection
 from nokv.wire.identity import Identity, identity_of
 from nokv.wire.rpc import PROTOCOL, Hello, HelloReply, Propose, RequestBody, ResultsReply, Role
+from nokv.wire.tls import TlsFiles, client_context, connect_context, files_from_environment
 
 CLUSTER = "abcdef"
 
