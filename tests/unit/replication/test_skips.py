@@ -1,7 +1,7 @@
 """Entries that an operator has every node pass over: the file, the choice, apply, handshakes."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import msgspec
@@ -89,14 +89,14 @@ class TestFile:
             skips.load(disk, "d")
 
 
-def stopped() -> Script:
+def stopped(entry: Sequence[object] = (2, 0, 0, [b"?"], 0, "new")) -> Script:
     """Three nodes at entry 3, whose fourth no build can read; none has passed it."""
     script = Script(3)
     script.lead(1)
     script.propose(1, b"good")
     script.settle()
     # What a build of a later format, that is gone again, would have written.
-    poison(script, msgspec.msgpack.encode([2, 0, 0, [b"?"], 0, "new"]))
+    poison(script, msgspec.msgpack.encode(entry))
     return script
 
 
@@ -144,8 +144,16 @@ class TestGroup:
         with pytest.raises(LogDamaged, match="nokv raft-log skip 4"):
             script.settle(rounds=300)
 
-    def test_skipped_everywhere_the_group_goes_on(self) -> None:
-        script = stopped()
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            [2, 0, 0, [b"?"], 0, "new"],
+            # As if of a configuration, by the place where its kind stands.
+            [2, 0, 0, [b"?"], int(EntryKind.MEMBERS)],
+        ],
+    )
+    def test_skipped_everywhere_the_group_goes_on(self, entry: list[object]) -> None:
+        script = stopped(entry)
         chosen = [skip(script, node, 4) for node in (1, 2, 3)]
         assert len(set(chosen)) == 1
         start_all(script)
