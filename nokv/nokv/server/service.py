@@ -228,6 +228,8 @@ class Service:
             self._make_digest(call, body)
         elif isinstance(body, Change):
             leads = self.leader_node() == self._identity.node
+            if leads and not self._duties.active:
+                raise NotReady("this node has just been elected and has not taken office yet")
             self._membership.handle(call, body, leads=leads, leader=self.leader_address())
         else:
             raise BadRequest("a connection says hello once")
