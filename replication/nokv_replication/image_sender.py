@@ -15,6 +15,7 @@ import crc32c
 import msgspec
 
 from nokv_replication._pysyncobj import Core
+from nokv_replication.apply import Applier
 from nokv_replication.image_frames import (
     ImageAccept,
     ImageAck,
@@ -37,7 +38,7 @@ BURST_BYTES = 4 * IMAGE_PIECE_MAX_BYTES
 """What may leave at once after a pause, about; a tenth of a second's worth where that is less."""
 
 _SECOND_NS = 1_000_000_000
-_BACKOFF_SHIFT_MAX = 6
+_BACKOFF_SHIFT_MAX = 4
 
 
 class Stage(Enum):
@@ -102,6 +103,7 @@ class ImageSender:
         self,
         core: Core,
         log: Log,
+        applier: Applier,
         machine: Machine,
         config: GroupConfig,
         counters: Counters,
@@ -112,6 +114,7 @@ class ImageSender:
     ) -> None:
         self._core = core
         self._log = log
+        self._applier = applier
         self._machine = machine
         self._open = open_
         self._close = close
@@ -292,22 +295,24 @@ class ImageSender:
     def step(self, now_ns: int, log_bytes_max: int) -> None:
         """Dial, send at most one piece to each receiver, and give up what takes too long.
 
-        `log_bytes_max`: a longer log ends what it is kept for; 0 while nothing may be kept.
+        `log_bytes_max`: where more of the log than this could be dropped but for receivers, what it
+        is kept for ends; 0 while nothing may be kept.
         """
         self._now_ns = now_ns
         if not self._transfers:
             return
         self._refill(now_ns)
-        too_long = self.keep_index() is not None and self._log.size_bytes > log_bytes_max
+        kept_bytes = self._log.droppable_bytes(self._applier.durable_index)
+        too_long = self.keep_index() is not None and kept_bytes > log_bytes_max
         for transfer in list(self._transfers.values()):
             if too_long and transfer.stage == Stage.CATCHING_UP:
                 del self._transfers[transfer.peer]
             elif too_long and transfer.held is not None:
                 self._fail(transfer, "the log that was kept for it became too long")
-            elif log_bytes_max:
-                self._advance(transfer, now_ns)
-            else:
+            elif not log_bytes_max and transfer.stage == Stage.WAITING and transfer.held is None:
                 transfer.retry_ns = now_ns + self._config.election_max_ns
+            else:
+                self._advance(transfer, now_ns)
 
     def _advance(self, transfer: Transfer, now_ns: int) -> None:
         stage, config = transfer.stage, self._config

@@ -36,7 +36,7 @@ from nokv_replication.receiver import Receiver
 from nokv_replication.types import Applied, Counters, GroupConfig, ImageStatus
 
 PENDING_MAX_BYTES = 64 << 20
-"""Of frames that wait for a step, at most: several windows. A correct sender keeps to its window."""
+"""Of frames that wait for a step, at most: several windows, which a correct sender keeps to."""
 
 _FROM_SENDER = (ImageOffer, ImageChunk, ImageEnd)
 _FROM_RECEIVER = (ImageAccept, ImageAck, ImageRefuse, ImageInstalled)
@@ -81,6 +81,7 @@ class Images:
         self.sender = ImageSender(
             core,
             log,
+            applier,
             machine,
             config,
             counters,

@@ -541,8 +541,14 @@ class TestLimits:
         script.connect_all()
         to_offer(script)
         script.groups[1].set_keeping_log(False)
-        script.settle(rounds=3)
+        for i in range(20):
+            script.propose(1, b"%d" % i + bytes(300))
+            script.step(1)
+            script.deliver(1, 2)
+            script.deliver(2, 1)
+            script.wait(2 * MS_NS)
         assert script.groups[1].status().images == ()
+        assert script.groups[1].status().droppable_bytes == 0
 
 
 def test_installed_tells_the_sender() -> None:
