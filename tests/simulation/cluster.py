@@ -1,116 +1,49 @@
 """One simulated cluster: real `Group`s over simulated ports, driven from a seed.
 
-A run has a safety phase with faults and a healing phase in which the cluster must converge. All
-that happens is an event in one queue, ordered by simulated time; the run's `trace` is a hash of
-them, equal for equal seeds whatever the process.
+A run has a safety phase with faults and then a healing phase: a quorum at least is made whole, the
+rest stays broken for ever, and what was healed must converge. All that happens is an event in one
+queue, ordered by simulated time; the run's `trace` is equal for equal seeds whatever the process.
 """
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from random import Random
-from typing import NamedTuple
 
 import msgspec
+from tests.simulation.atlas import Atlas
 from tests.simulation.checker import Checker, Violation
-from tests.simulation.disk import WRITING_CALLS, Crash, SimDisk
+from tests.simulation.disk import Crash, SimDisk
+from tests.simulation.faults import Faults
 from tests.simulation.machine import ListStorage
-from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, SimNetwork, Storage, Watched
+from tests.simulation.network import NodePort, SimNetwork
+from tests.simulation.node import Node
+from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, Storage, Watched
+from tests.simulation.swarm import CONFIG, KEEP_LITTLE_BYTES, Swarm, draw_swarm
+from tests.simulation.trace import Trace
 
 from nokv_replication import (
     DiskFailed,
     Group,
     GroupConfig,
     Identity,
+    LogDamaged,
     Outcome,
     ReadOutcome,
     initialise,
 )
 
-CONFIG = GroupConfig(
-    segment_bytes=16 << 10,
-    log_keep_bytes=1 << 30,
-    cache_bytes=8 << 10,
-    batch_bytes=2 << 10,
-    inflight_bytes=8 << 10,
-    entry_max_bytes=4 << 10,
-    queue_max_proposals=200,
-    apply_slice_ns=40_000,
-    commit_interval_ns=200 * MS_NS,
-    commit_bytes=32 << 10,
-    tick_interval_ns=2 * SECOND_NS,
-)
-KEEP_LITTLE_BYTES = 24 << 10
 HEAL_NS = 60 * SECOND_NS
-
-
-class Swarm(NamedTuple):
-    """A run's actions, in events a second, drawn for each seed (swarm testing, ISSTA 2012)."""
-
-    nodes: int
-    propose: float
-    read: float
-    kill: float
-    power: float
-    armed: float
-    io_error: float
-    cut: float
-    flap: float
-    pause: float
-    wall: float
-    loss: float
-    delay_ns: tuple[int, int]
-    keep_little: bool
-    waiting: bool
-
-
-def draw_swarm(rng: Random, nodes: int | None) -> Swarm:
-    """Choose a run's faults: each is off in about a third of all runs."""
-
-    def some(*levels: float) -> float:
-        return rng.choice((0.0, *levels))
-
-    return Swarm(
-        nodes=nodes if nodes is not None else rng.choice((1, 3, 3, 3, 3, 5)),
-        propose=rng.choice((10.0, 40.0, 120.0)),
-        read=some(5.0, 40.0),
-        kill=some(0.05, 0.3),
-        power=some(0.05, 0.3),
-        armed=some(0.1, 0.5),
-        io_error=some(0.1),
-        cut=some(0.1, 0.5),
-        flap=some(0.3, 2.0),
-        pause=some(0.1, 0.4),
-        wall=some(0.2),
-        loss=rng.choice((0.0, 0.0, 0.0, 0.01, 0.05)),
-        delay_ns=rng.choice(((20_000, 300_000), (100_000, 30 * MS_NS), (1_000, 200 * MS_NS))),
-        keep_little=rng.random() < 0.2,
-        waiting=rng.random() < 0.3,
-    )
-
-
-class Node:
-    """One replica's life over its crashes."""
-
-    def __init__(self, node: int, storage: Storage, clock: SimClock) -> None:
-        self.node = node
-        self.disk = SimDisk()
-        self.storage = storage
-        self.clock = clock
-        self.incarnation = 1000 + node
-        self.group: Group | None = None
-        self.watched: Watched | None = None
-        self.lives = 0
-        self.paused_until_ns = 0
-        self.held_events: list[Callable[[], None]] = []
-        # Token of the step that is scheduled; an older one does nothing when its time comes.
-        self.step_token = 0
-        self.step_at_ns = 0
+STALLED_NS = 3600 * SECOND_NS
+"""A safety phase that is counted in steps ends after this long in any case."""
 
 
 class Simulation:
-    """See the module. `storage` makes what outlives a machine's process, per node."""
+    """See the module. `storage` makes what outlives a machine's process, per node.
+
+    `out` gets the trace, a line an event.
+    """
 
     def __init__(
         self,
@@ -120,6 +53,7 @@ class Simulation:
         storage: Callable[[], Storage] = ListStorage,
         config: GroupConfig = CONFIG,
         swarm: Swarm | None = None,
+        out: Callable[[str], None] | None = None,
     ) -> None:
         self.rng = Random(seed)
         self.swarm = swarm if swarm is not None else draw_swarm(self.rng, nodes)
@@ -127,24 +61,48 @@ class Simulation:
             config = msgspec.structs.replace(config, log_keep_bytes=KEEP_LITTLE_BYTES)
         self.config = config
         self.now_ns = SECOND_NS
+        self.steps = 0
         self.checker = Checker()
         self.stats: Counter[str] = Counter()
-        self.trace = hashlib.blake2b(digest_size=16)
+        self.counters: Counter[str] = Counter()
+        """Sums of the groups' own counters, of processes that ended and of those that live."""
+        self.trace = Trace(out)
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._event_number = 0
         self._payload_number = 0
+        self._healing = False
+        self._storage = storage
         self.network = SimNetwork(self.rng, self.at)
         self.network.delay_ns = self.swarm.delay_ns
         self.network.loss = self.swarm.loss
-        self.network.deliver_to = self._when_awake
+        self.network.images.flips = self.swarm.image_flips
+        self.network.is_awake = self._is_awake
+        self.network.hold = lambda number, action: self.nodes[number].held.append(action)
+        if self.trace.printing:
+            self.network.on_frame = lambda *frame: self.trace.frame(self.now_ns, *frame)
         self.addresses = {n: f"node-{n}:1" for n in range(1, self.swarm.nodes + 1)}
-        self.nodes = {
-            n: Node(n, storage(), SimClock(self.rng.randint(-SECOND_NS, SECOND_NS), 1_000))
-            for n in self.addresses
-        }
+        self.atlas = Atlas(frozenset(self.addresses), self.checker.possible_configurations)
+        self.nodes = {n: self._new_node(n) for n in self.addresses}
         for node in self.nodes.values():
-            initialise(node.disk, config, self._identity(node), self.rng)
             self.start(node)
+        self.faults = Faults(self)
+
+    def _new_node(self, number: int) -> Node:
+        drift_ppm = self.rng.randint(-self.swarm.drift_ppm, self.swarm.drift_ppm)
+        clock = SimClock(self.rng.randint(-SECOND_NS, SECOND_NS), 1_000, drift_ppm)
+        node = Node(number, 1000 + number, self._storage(), clock)
+        self._plug(node)
+        return node
+
+    def _plug(self, node: Node) -> None:
+        """Give a node its (new) disk's hooks and an empty log."""
+
+        def on_sync() -> None:
+            if self.now_ns < node.slow_until_ns:
+                node.clock.spend(int(node.sync_ns * self.rng.random()))
+
+        node.disk.on_sync = on_sync
+        initialise(node.disk, self.config, self._identity(node), self.rng)
 
     # ------------------------------------------------------------------ events
 
@@ -153,25 +111,23 @@ class Simulation:
         self._event_number += 1
         heapq.heappush(self._events, (time_ns, self._event_number, action))
 
-    def run_until(self, time_ns: int) -> None:
-        """Run all events up to that time."""
-        events = self._events
+    def run_until(self, time_ns: int, steps: int | None = None) -> None:
+        """Run all events up to that time, or until so many steps were made in all."""
+        events, network, pop = self._events, self.network, heapq.heappop
         while events and events[0][0] <= time_ns:
-            self.now_ns, _, action = heapq.heappop(events)
-            self.network.now_ns = self.now_ns
+            if steps is not None and self.steps >= steps:
+                return
+            now_ns, _, action = pop(events)
+            self.now_ns = network.now_ns = now_ns
             action()
-        self.now_ns = self.network.now_ns = time_ns
+        self.now_ns = network.now_ns = time_ns
 
-    def note(self, *words: object) -> None:
-        """Add to the trace."""
-        self.trace.update(repr((self.now_ns, *words)).encode())
+    def note(self, node: int, words: str) -> None:
+        """Add an event of a node, 0 for the world, to the trace."""
+        self.trace.note(self.now_ns, f"{node} {words}")
 
-    def _when_awake(self, number: int, action: Callable[[], None]) -> None:
-        node = self.nodes[number]
-        if node.paused_until_ns > self.now_ns:
-            node.held_events.append(action)
-        else:
-            action()
+    def _is_awake(self, number: int) -> bool:
+        return self.nodes[number].paused_until_ns <= self.now_ns
 
     # ------------------------------------------------------------------ processes
 
@@ -180,73 +136,144 @@ class Simulation:
 
     def start(self, node: Node) -> bool:
         """Start a node's process; it may die of an armed fault while it opens."""
-        if node.group is not None:
+        if node.group is not None or node.dead:
             return True
         node.lives += 1
         node.clock.enter(self.now_ns)
-        checker = self.checker
+        disk = node.disk
+        machine = node.storage.machine(lambda name: disk.on_call(f"machine.{name}"))
+        watched = Watched(machine, partial(self._applied, node))
 
-        def report(*entry: object) -> None:
-            assert node.group is not None
-            with node.disk.unharmed():
-                checker.stepped(node.node, node.group)
-            checker.entry_applied(node.node, *entry)  # type: ignore[arg-type]
+        def on_call(name: str) -> None:
+            disk.on_call(name)
 
-        machine = node.storage.machine(lambda name: node.disk.on_call(f"machine.{name}"))
-        watched = Watched(machine, report)
+        port = NodePort(
+            self.network, node.node, node.clock, on_call,
+            partial(self._sends, node),
+        )  # fmt: skip
+        self.network.dials[node.node] = frozenset(self.addresses) - {node.node}
         try:
             group = Group(
                 identity=self._identity(node),
                 addresses=self.addresses,
                 config=self.config,
                 machine=watched,
-                disk=node.disk,
-                network=self.network.port(node.node),
+                disk=disk,
+                network=port,
                 clock=node.clock,
                 rng=Random(self.rng.getrandbits(64)),
             )
-        except (Crash, DiskFailed):
-            node.disk.kill()
+        except (Crash, DiskFailed) as error:
+            self.stats[
+                f"died opening at {error}" if isinstance(error, Crash) else "disk failures"
+            ] += 1
+            disk.kill()
             return False
+        except LogDamaged:
+            self._damaged(node)
+            return True
         node.group, node.watched = group, watched
         node.paused_until_ns = 0
-        node.held_events.clear()
+        node.held.clear()
         self.network.groups[node.node] = group
-        group.wake = lambda: self._wake(node, group)
+        group.wake = partial(self._wake, node, group)
         group.set_waiting(self.swarm.waiting)
-        self.checker.started(node.node, group)
-        self.note("start", node.node)
+        with disk.unharmed():
+            self.checker.started(node.node, group)
+        self.note(node.node, "start")
         self._schedule_step(node, self.now_ns + 1)
         return True
 
+    def _damaged(self, node: Node) -> None:
+        """A node found its log damaged and stops for good; only a tampered disk may do that."""
+        if not node.tampered:
+            message = f"node {node.node} finds its log damaged, and nobody touched it"
+            raise Violation(message)
+        self.stats["logs found damaged"] += 1
+        self.note(node.node, "log damaged")
+        node.dead = "its log is damaged"
+        if node.group is not None:
+            self.crash(node, power=False)
+        node.disk.kill()
+
+    def _applied(self, node: Node, *entry: object) -> None:
+        group = node.group
+        assert group is not None
+        self._look(node, group)
+        self.checker.entry_applied(node.node, *entry)  # type: ignore[arg-type]
+
+    def _sends(self, node: Node, frame: bytes, peer: int) -> None:
+        assert node.group is not None
+        self.checker.promised(node.node, node.group, node.disk, frame, peer)
+
     def crash(self, node: Node, *, power: bool) -> None:
         """End a node's process, perhaps with its machine's power."""
-        if node.group is None:
+        group = node.group
+        if group is None:
             return
+        self._count(group)
         node.group = None
         node.step_token += 1
-        node.held_events.clear()
+        node.held.clear()
         node.disk.kill()
         if power:
             node.disk.power_cut(self.rng)
             node.storage.power_cut(self.rng)
-        self.note("crash", node.node, power)
-        self.stats["power cuts" if power else "kills"] += 1
+        self.note(node.node, "power cut" if power else "killed")
         late = self.rng.randint(1, 2 * SECOND_NS) if power else 0
         self.network.node_died(node.node, late)
 
-    def pause(self, node: Node, duration_ns: int) -> None:
+    def _count(self, group: Group) -> None:
+        counters = group.counters
+        for name in counters.__struct_fields__:
+            self.counters[name] += getattr(counters, name)
+        self.counters["wall_clamped"] = max(
+            self.counters["wall_clamped"], group._timekeeper.clamped
+        )
+
+    def restart_later(self, node: Node) -> None:
+        """Start a node's process again after a while, until it stays up."""
+
+        def restart() -> None:
+            if not self.start(node):
+                self.restart_later(node)
+
+        self.at(self.now_ns + self.rng.randint(1, 3000) * MS_NS, restart)
+
+    def may_wipe(self, node: Node) -> bool:
+        """Whether a node's disk may be lost: all know the first members, and enough will be left.
+
+        While the first members are not known to all, a wiped one ends the founding for ever.
+        """
+        founded = all(
+            n.group is None or n.group._roster.members is not None or n.stranger
+            for n in self.nodes.values()
+        )
+        known = self.checker.possible_configurations()
+        return founded and bool(known) and self.atlas.may_lose(node.node)
+
+    def wipe(self, node: Node) -> None:
+        """Give a dead node an empty disk, and so another incarnation."""
+        assert node.group is None
+        node.disk = SimDisk()
+        node.storage = self._storage()
+        node.incarnation += 1000
+        node.stranger = True
+        node.tampered = False
+        self.checker.forget(node.node)
+        self._plug(node)
+        self.note(node.node, "wiped")
+
+    def pause(self, node: Node, until_ns: int) -> None:
         """Suspend a process: its peers' frames wait in its sockets."""
-        if node.group is None:
-            return
-        node.paused_until_ns = self.now_ns + duration_ns
-        self.stats["pauses"] += 1
-        self.at(node.paused_until_ns, lambda: self._resume(node))
+        node.paused_until_ns = until_ns
+        self.note(node.node, "paused")
+        self.at(until_ns, partial(self._resume, node))
 
     def _resume(self, node: Node) -> None:
         if node.paused_until_ns > self.now_ns:
             return
-        held, node.held_events = node.held_events, []
+        held, node.held = node.held, []
         for action in held:
             action()
         if node.group is not None:
@@ -256,15 +283,14 @@ class Simulation:
 
     def _wake(self, node: Node, group: Group) -> None:
         if node.group is group:
-            self._schedule_step(node, self.now_ns + self.rng.randint(1_000, 100_000))
+            self._schedule_step(node, self.now_ns + 1_000 + int(99_000 * self.rng.random()))
 
     def _schedule_step(self, node: Node, time_ns: int) -> None:
         if node.step_at_ns > self.now_ns and node.step_at_ns <= time_ns and node.step_token:
             return
         node.step_token += 1
         node.step_at_ns = time_ns
-        token = node.step_token
-        self.at(time_ns, lambda: self._step(node, token))
+        self.at(time_ns, partial(self._step, node, node.step_token))
 
     def _step(self, node: Node, token: int) -> None:
         group = node.group
@@ -272,8 +298,11 @@ class Simulation:
             return
         if node.paused_until_ns > self.now_ns:
             return
-        node.clock.enter(self.now_ns)
+        clock = node.clock
+        clock.enter(self.now_ns)
         node.step_at_ns = 0
+        if node.disk.room is not None:
+            self._mind_space(node, group)
         try:
             group.step()
         except Crash as crash:
@@ -283,19 +312,44 @@ class Simulation:
             return
         except DiskFailed:
             self.stats["disk failures"] += 1
+            self._check(node, group)
             self.crash(node, power=False)
+            self.restart_later(node)
             return
-        self.stats["steps"] += 1
+        except LogDamaged:
+            self._damaged(node)
+            return
+        self.steps += 1
         self._check(node, group)
         core = group._core
-        self.note(node.node, core.role(), core.term(), core.commit_index())
-        due = group.next_deadline_ns()
-        busy_until = node.clock.monotonic_ns()
+        self.trace.note(
+            self.now_ns,
+            f"{node.node} {'FCL'[core.role()]} t{core.term()} c{core.commit_index()}"
+            f" a{group._applier.applied.index} l{group._log.last_index}",
+        )
+        due = clock.world_at(group.next_deadline_ns())
+        busy_until = self.now_ns + clock.spent_ns()
         self._schedule_step(node, max(due, busy_until, self.now_ns + 1_000))
 
-    def _check(self, node: Node, group: Group) -> None:
-        with node.disk.unharmed():
+    def _mind_space(self, node: Node, group: Group) -> None:
+        """Do what the owner of a group does as its disk fills up, and when space returns."""
+        room = node.disk.room
+        assert room is not None
+        group.set_keeping_log(room >= 2 * self.config.segment_bytes)
+        group.set_accepting(room >= self.config.segment_bytes)
+        if room > 1 << 30:
+            node.disk.room = None
+
+    def _look(self, node: Node, group: Group) -> None:
+        if node.disk.armed:
+            # No armed fault strikes the checker.
+            with node.disk.unharmed():
+                self.checker.stepped(node.node, group)
+        else:
             self.checker.stepped(node.node, group)
+
+    def _check(self, node: Node, group: Group) -> None:
+        self._look(node, group)
         applier = group._applier
         if applier.between_entries:
             self.checker.fingerprint(node.node, applier.applied.index, applier.fingerprint())
@@ -310,14 +364,12 @@ class Simulation:
         self._payload_number += 1
         padding = self.rng.choice((0, 10, 100, 100, 1000))
         payload = b"%d." % self._payload_number + bytes(padding)
-        checker, stats = self.checker, self.stats
-
-        def done(outcome: Outcome) -> None:
-            stats[type(outcome).__name__] += 1
-            checker.answered(payload, outcome)
-
-        group.propose(payload, done)
+        group.propose(payload, partial(self._answered, payload))
         return payload
+
+    def _answered(self, payload: bytes, outcome: Outcome) -> None:
+        self.stats[type(outcome).__name__] += 1
+        self.checker.answered(payload, outcome)
 
     def read(self, node: Node) -> None:
         """Read at a node."""
@@ -342,182 +394,119 @@ class Simulation:
 
     # ------------------------------------------------------------------ a run
 
-    def run(self, duration_ns: int = 20 * SECOND_NS) -> None:
-        """Do the safety phase and the healing; raise `Violation` if a promise is broken."""
+    def run(self, duration_ns: int = 20 * SECOND_NS, *, steps: int | None = None) -> None:
+        """Do the safety phase and the healing; raise `Violation` if a promise is broken.
+
+        The safety phase lasts `duration_ns`, or until `steps` steps of groups if that is given.
+        """
         self._reconnect_forever()
-        self._act_forever(self.now_ns + duration_ns)
-        self.run_until(self.now_ns + duration_ns)
+        self.faults.begin()
+        if steps is None:
+            self.run_until(self.now_ns + duration_ns)
+        else:
+            self.run_until(self.now_ns + STALLED_NS, steps)
+        self.faults.end()
         self.heal()
+        for node in self.nodes.values():
+            if node.group is not None:
+                self._count(node.group)
+        self.stats["handshakes refused"] += self.network.refused_handshakes
 
     def _reconnect_forever(self) -> None:
-        names = sorted(self.nodes)
-        for one in names:
-            for other in names:
-                if one < other:
-                    self.network.connect(one, other)
+        names, connect = list(self.nodes), self.network.connect
+        for at, one in enumerate(names):
+            for other in names[at + 1 :]:
+                connect(one, other)
         self.at(self.now_ns + self.rng.randint(10, 200) * MS_NS, self._reconnect_forever)
-
-    def _act_forever(self, until_ns: int) -> None:
-        """Do one thing to the cluster, and come back after a while."""
-        if self.now_ns >= until_ns:
-            return
-        swarm, rng = self.swarm, self.rng
-        actions = (
-            (swarm.propose, self._act_propose),
-            (swarm.read, self._act_read),
-            (swarm.kill, lambda: self._act_crash(power=False)),
-            (swarm.power, lambda: self._act_crash(power=True)),
-            (swarm.armed, self._act_arm),
-            (swarm.io_error, self._act_io_error),
-            (swarm.cut, self._act_cut),
-            (swarm.flap, self._act_flap),
-            (swarm.pause, self._act_pause),
-            (swarm.wall, self._act_wall),
-        )
-        total = sum(weight for weight, _ in actions)
-        ((_, action),) = rng.choices(actions, [weight for weight, _ in actions])
-        action()
-        gap_ns = int(rng.expovariate(total / SECOND_NS))
-        self.at(self.now_ns + gap_ns, lambda: self._act_forever(until_ns))
-
-    def _any_node(self) -> Node:
-        return self.nodes[self.rng.randint(1, len(self.nodes))]
-
-    def _act_propose(self) -> None:
-        leaders = self.leaders()
-        node = self.rng.choice(leaders) if leaders and self.rng.random() < 0.9 else self._any_node()
-        for _ in range(self.rng.choice((1, 1, 2, 20))):
-            self.propose(node)
-
-    def _act_read(self) -> None:
-        leaders = self.leaders()
-        node = self.rng.choice(leaders) if leaders and self.rng.random() < 0.5 else self._any_node()
-        self.read(node)
-
-    def _act_crash(self, *, power: bool) -> None:
-        leaders = self.leaders()
-        node = self.rng.choice(leaders) if leaders and self.rng.random() < 0.5 else self._any_node()
-        victims = list(self.nodes.values()) if power and self.rng.random() < 0.2 else [node]
-        for victim in victims:
-            self.crash(victim, power=power)
-            self._restart_later(victim)
-
-    def _restart_later(self, node: Node) -> None:
-        def restart() -> None:
-            if not self.start(node):
-                self._restart_later(node)
-
-        self.at(self.now_ns + self.rng.randint(1, 3000) * MS_NS, restart)
-
-    def _act_arm(self) -> None:
-        node = self._any_node()
-        call = self.rng.choice((*WRITING_CALLS, "fdatasync", "pwrite", "machine.commit"))
-        node.disk.crash_at(call, self.rng.choice((1, 1, 3)), after=self.rng.random() < 0.5)
-        self._revive_soon(node)
-
-    def _act_io_error(self) -> None:
-        node = self._any_node()
-        node.disk.fail_at(self.rng.choice(("pwrite", "fdatasync", "create", "pread")))
-        self._revive_soon(node)
-
-    def _revive_soon(self, node: Node) -> None:
-        def revive() -> None:
-            node.disk.disarm()
-            if not self.start(node):
-                self._restart_later(node)
-
-        self.at(self.now_ns + self.rng.randint(100, 3000) * MS_NS, revive)
-
-    def _act_cut(self) -> None:
-        """Cut one node off, or one pair apart, for a while."""
-        names = sorted(self.nodes)
-        if len(names) == 1:
-            return
-        one = self.rng.choice([n.node for n in self.leaders()] or names)
-        others = [n for n in names if n != one]
-        if self.rng.random() < 0.5:
-            others = [self.rng.choice(others)]
-        pairs = {frozenset((one, other)) for other in others}
-        self.network.blocked |= pairs
-        silent = self.rng.random() < 0.5
-        for pair in sorted(pairs, key=sorted):
-            connection = self.network.connections.get(pair)
-            if connection is not None and silent:
-                connection.broken = True  # nobody notices until the pair connects again
-            elif connection is not None:
-                self.network.break_connection(pair)
-        self.note("cut", sorted(map(sorted, pairs)))
-        self.stats["cuts"] += 1
-
-        def mend() -> None:
-            self.network.blocked -= pairs
-
-        self.at(self.now_ns + self.rng.randint(50, 5000) * MS_NS, mend)
-
-    def _act_flap(self) -> None:
-        pairs = sorted(self.network.connections, key=sorted)
-        if pairs:
-            self.network.break_connection(self.rng.choice(pairs))
-            self.stats["flaps"] += 1
-
-    def _act_pause(self) -> None:
-        self.pause(self._any_node(), self.rng.randint(10, 4000) * MS_NS)
-
-    def _act_wall(self) -> None:
-        jump = self.rng.choice((-1, 1)) * self.rng.randint(1, 3600) * SECOND_NS
-        self._any_node().clock.wall_offset_ns += jump
 
     # ------------------------------------------------------------------ healing
 
+    def _choose_core(self) -> list[Node]:
+        """Return the nodes to heal: a majority at least, of those that lost nothing."""
+        (voters, *_) = self.atlas.voters()
+        able = [
+            node
+            for node in self.nodes.values()
+            if node.node in voters and node.node not in self.atlas.lost
+        ]
+        majority = len(voters) // 2 + 1
+        assert len(able) >= majority, f"the atlas lost count: {self.atlas.lost} of {voters}"
+        if self.swarm.heals_all:
+            return able
+        return sorted(self.rng.sample(able, majority), key=lambda node: node.node)
+
     def heal(self) -> None:
-        """Undo all faults; within a minute the cluster must be whole and take a command."""
-        self.network.loss = 0.0
-        self.network.delay_ns = (20_000, 300_000)
-        self.network.blocked.clear()
+        """Make a core whole and leave the rest broken; the core must become whole and go on."""
+        self._healing = True
+        core = self._choose_core()
         for node in self.nodes.values():
-            node.disk.disarm()
-            node.paused_until_ns = 0
-            self._resume(node)
-            if not self.start(node):
-                raise Violation(f"node {node.node} does not start without faults")
+            if node not in core and not node.dead:
+                self._break_for_ever(node)
+        self.network.loss = self.network.images.flips = 0.0
+        self.network.delay_ns = (20_000, 300_000)
+        self.network.heal()
+        self._isolate([n.node for n in self.nodes.values() if n not in core])
+        for node in core:
+            self._repair(node)
+        self.note(0, f"healed {' '.join(str(n.node) for n in core)}")
         deadline = self.now_ns + HEAL_NS
         probe: bytes | None = None
         while self.now_ns < deadline:
             self.run_until(self.now_ns + 200 * MS_NS)
             if probe not in self.checker.acked:
-                leaders = self.leaders()
+                leaders = [node for node in self.leaders() if node in core]
                 probe = self.propose(leaders[-1]) if leaders else None
-                for node in self.nodes.values():
+                for node in core:
                     self.read(node)
-            elif self._converged():
-                self._check_end()
+            elif self._converged(core):
+                self._check_end(core)
                 return
         raise Violation(f"not converged after healing: {self.describe()}")
 
-    def _converged(self) -> bool:
-        groups = [node.group for node in self.nodes.values()]
-        assert all(group is not None for group in groups)
-        able = [g for g in groups if g is not None and g._receiver.too_far_base is None]
-        missing = len(groups) - len(able)
-        if len(able) <= missing or (missing and not self.swarm.keep_little):
+    def _break_for_ever(self, node: Node) -> None:
+        """It stays dead, or goes on alone."""
+        if self.rng.random() < 0.5:
+            self.crash(node, power=self.rng.random() < 0.5)
+            node.dead = "broken for ever"
+
+    def _isolate(self, outside: list[int]) -> None:
+        """Cut the nodes that are not healed from those that are; they may talk to each other."""
+        inside = [n for n in self.nodes if n not in outside]
+        pairs = [(a, b) for a in inside for b in outside]
+        self.network.block([*pairs, *((b, a) for a, b in pairs)])
+        for one, other in pairs:
+            self.network.break_connection(frozenset((one, other)))
+
+    def _repair(self, node: Node) -> None:
+        node.disk.disarm()
+        node.disk.room = None
+        node.slow_until_ns = 0
+        node.paused_until_ns = 0
+        if node.group is not None:
+            node.group.set_accepting(True)
+            node.group.set_keeping_log(True)
+        self._resume(node)
+        if not self.start(node):
+            message = f"node {node.node} does not start without faults"
+            raise Violation(message)
+
+    def _converged(self, core: list[Node]) -> bool:
+        groups = [node.group for node in core]
+        if any(group is None for group in groups):
             return False
-        applied = {group._applier.applied.index for group in able}
-        last = {group._log.last_index for group in able}
+        applied = {group._applier.applied.index for group in groups if group is not None}
+        last = {group._log.last_index for group in groups if group is not None}
         return len(applied) == 1 and applied == last
 
-    def _check_end(self) -> None:
+    def _check_end(self, core: list[Node]) -> None:
         for payload, index in self.checker.acked.items():
             if self.checker.where.get(payload) != index:
-                raise Violation(f"acknowledged {payload[:12]!r} is lost")
-        digests = {
-            node.watched.digest()
-            for node in self.nodes.values()
-            if node.watched is not None
-            and node.group is not None
-            and node.group._receiver.too_far_base is None
-        }
+                message = f"acknowledged {payload[:12]!r} is lost"
+                raise Violation(message)
+        digests = {node.watched.digest() for node in core if node.watched is not None}
         if len(digests) != 1:
-            raise Violation(f"replicas differ: {digests}")
+            message = f"replicas differ: {digests}"
+            raise Violation(message)
 
     def describe(self) -> str:
         """Return one line a node, for a failure's report."""
@@ -525,14 +514,13 @@ class Simulation:
         for node in self.nodes.values():
             group = node.group
             if group is None:
-                lines.append(f"{node.node}: down")
+                lines.append(f"{node.node}: down {node.dead}")
                 continue
             core, log = group._core, group._log
             lines.append(
                 f"{node.node}: {core.role().name} term {core.term()} leader {core.leader()}"
                 f" commit {core.commit_index()} applied {group._applier.applied.index}"
                 f" log {log.base_index}..{log.last_index} t{log.last_term}"
-                f" next {[core.next_index(p) for p in self.addresses if p != node.node]}"
-                f" problem {group._problem()!r}"
+                f" problem {group.status().problem!r}"
             )
         return "\n  ".join(["", *lines, repr(self.swarm)])
