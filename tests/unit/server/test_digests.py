@@ -188,6 +188,17 @@ def test_a_later_checkpoint_takes_over_the_hold(replica: Replica) -> None:
     assert replica.port.commit() == at + 1
 
 
+def test_a_replaced_state_ends_its_checkpoints(replica: Replica) -> None:
+    replica.say(channel.WorkerReady())
+    replica.apply(Checkpoint(9))
+    waiting = Asked()
+    replica.digests.answer(9, waiting)
+    replica.digests.state_replaced()
+    assert isinstance(waiting.told, NotFound)
+    assert "state image" in str(waiting.told)
+    assert replica.port.hold_until is None
+
+
 def test_the_channel_keeps_messages_whole_and_tells_the_end() -> None:
     one, two = channel.make_pair()
     assert channel.receive(one) == []

@@ -138,4 +138,17 @@ class Ages(RuleBasedStateMachine):
         assert self.ages.live == len(self.heard)
 
 
+def test_a_state_that_came_as_a_whole_brings_its_sessions() -> None:
+    ages = SessionAges([(1, S), (2, S)])
+    ages.take_office(0)
+    ages.reload([(2, 3 * S), (5, S)])
+    assert ages.live == 2
+    assert ages.ttl_ns(1) is None
+    assert ages.ttl_ns(2) == 3 * S
+    assert ages.take_overdue(100 * S, ALL) == ages.take_overdue(100 * S, ALL) == []
+    ages.take_office(100 * S)
+    assert ages.renew(5, 101 * S)
+    assert not ages.renew(1, 101 * S)
+
+
 TestAges = Ages.TestCase
