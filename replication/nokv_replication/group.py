@@ -438,6 +438,7 @@ class Group:
     def _image_installed(self, applied: Applied) -> None:
         """Go on from an image, which holds the configuration that is in force there."""
         self._proposals.applied(applied.index)
+        self._on_entry(applied.index)
 
     def _on_entry(self, applied_index: int) -> None:
         if self._reads.waiting_for_apply:
