@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -386,6 +387,7 @@ def main() -> int:
     if not report.holds:
         print("\n".join(["NOT AS PROMISED", *report.alarms, f"kept: {path}", f"again: {again}"]))
         return 1
+    shutil.rmtree(path)
     print("all of it holds")
     return 0
 
