@@ -405,6 +405,20 @@ class SourceChanged(NokvError):
     default_hint = "publish files that nobody writes to"
 
 
+class BackupGone(NokvError):
+    """A backup is not there, not complete, or no node reads it any more."""
+
+    code, errno_value = 88, errno.ENOENT
+    default_hint = "see what there is: nokv backup list"
+
+
+class BackupDamaged(NokvError):
+    """Bytes of a backup were changed or are missing."""
+
+    code, errno_value = 89, errno.EIO
+    default_hint = "use another backup"
+
+
 # ---------------------------------------------------------------- programs
 
 

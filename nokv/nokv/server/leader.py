@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from nokv.errors import NokvError, from_wire
 from nokv.server.config import SessionsConfig
 from nokv.server.sessions import SessionAges
+from nokv.state.records import Origin
 from nokv.types.commands import (
     COMMAND_FORMAT,
     Checkpoint,
@@ -24,6 +25,7 @@ from nokv.types.commands import (
     Op,
     RaiseFormat,
     Reap,
+    RestoreVolume,
     SessionMarks,
     TrimEvents,
 )
@@ -67,6 +69,10 @@ class MachineView(Protocol):
         """Whether the volume record exists."""
         ...
 
+    def origin(self) -> Origin | None:
+        """Where a restored state came from."""
+        ...
+
     def marks_of(self, session_id: int) -> Marks | None:
         """The newest applied marks of a session."""
         ...
@@ -107,6 +113,8 @@ class LeaderDuties:
         self._busy: set[str] = set()
         """Duties with a proposal in flight: one each."""
         self._expiring = 0
+        self._silence_end_ns: int | None = None
+        """When a restored volume may serve."""
         self._history: deque[tuple[int, int]] = deque()
         """(cluster time, version) once per trim period: how old which version is."""
         self.expired_total = 0
@@ -124,6 +132,7 @@ class LeaderDuties:
         self._expiring = 0
         self._marks_due_ns = now_ns
         self._trim_due_ns = now_ns
+        self._silence_end_ns = None
         self._history.clear()
         self.start_volume()
 
@@ -142,6 +151,7 @@ class LeaderDuties:
         now_ns = self._cluster_ns()
         self.start_volume()
         self._expire(now_ns)
+        self._end_silence(now_ns)
         if now_ns >= self._marks_due_ns:
             self._marks_due_ns = now_ns + self._config.marks_interval_ms * MS
             self._log_marks()
@@ -155,7 +165,8 @@ class LeaderDuties:
     @property
     def waits_for_time(self) -> bool:
         """Whether cluster time must go on although nobody sends commands."""
-        return self._ages.live > 0
+        origin = self._machine.origin()
+        return self._ages.live > 0 or (origin is not None and not origin.ready)
 
     def start_volume(self) -> None:
         """Make the volume, once in a cluster's life."""
@@ -171,6 +182,19 @@ class LeaderDuties:
         if common > in_force:
             log.info("the state format rises", extra={"fields": {"from": in_force, "to": common}})
             self._propose("format", RaiseFormat(common))
+
+    def _end_silence(self, now_ns: int) -> None:
+        """Let a restored volume serve: after its silence, when every old session is ended.
+
+        Nobody can renew a session meanwhile, so all of them end by their own time to live.
+        """
+        origin = self._machine.origin()
+        if origin is None or origin.ready:
+            return
+        if self._silence_end_ns is None:
+            self._silence_end_ns = now_ns + origin.silence_ns
+        if now_ns >= self._silence_end_ns and not self._ages.live:
+            self._propose("restore", RestoreVolume(self._init_volume().owner_epoch))
 
     def _expire(self, now_ns: int) -> None:
         for session in self._ages.take_overdue(now_ns, EXPIRE_IN_FLIGHT_MAX - self._expiring):

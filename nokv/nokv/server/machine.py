@@ -14,9 +14,9 @@ from nokv.kv import errors as kv_errors
 from nokv.kv.errors import StoreFailed
 from nokv.kv.image import LmdbImageSink, LmdbImageSource
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV
-from nokv.state.effects import CheckpointReached, Effect, SessionDead, SessionLive
+from nokv.state.effects import BackupReached, CheckpointReached, Effect, SessionDead, SessionLive
 from nokv.state.machine import StateMachine
-from nokv.state.records import Counters, Position
+from nokv.state.records import Counters, Origin, Position
 from nokv.types.reads import GetVolume, VolumeReply
 from nokv.types.values import Caller
 from nokv_replication import Applied, ImageDamaged, ImageRefused, ImageSink, Skip, Times
@@ -38,6 +38,10 @@ class Effects(Protocol):
 
     def checkpoint(self, number: int, applied_index: int, version: int) -> None:
         """Everything up to here, and nothing more, is committed."""
+        ...
+
+    def backup(self, backup: int, node: int) -> None:
+        """A backup was made that a node is to read exactly here."""
         ...
 
     def state_replaced(self) -> None:
@@ -130,6 +134,8 @@ class MachinePort:
         """While it returns True no commit is made: a checkpoint waits to be opened."""
         self.volume: VolumeReply | None = None
         """The volume record, once it exists; it never changes."""
+        self.origin: Origin | None = None
+        """Where a restored volume came from; looked at anew whenever it changes."""
         self.commits = 0
         self._durable_index = machine.applied().index
         self._entries = 0
@@ -147,7 +153,7 @@ class MachinePort:
         self.between_entries = True
         self._entries += 1
         self._act(self.machine.take_effects())
-        if self.volume is None:
+        if self.volume is None or (self.origin is not None and not self.origin.adopted):
             self._look_for_volume()
         if not self._entries % DIRTY_CHECK_ENTRIES and self.kv.dirty_bytes >= DIRTY_BYTES_MAX:
             self.hold_until = None
@@ -159,6 +165,8 @@ class MachinePort:
                 self._checkpoint(effect.number)
             elif self.effects is None:
                 continue
+            elif isinstance(effect, BackupReached):
+                self.effects.backup(effect.backup, effect.node)
             elif isinstance(effect, SessionLive):
                 self.effects.session_live(effect.session, effect.ttl_ns)
             else:
@@ -212,6 +220,7 @@ class MachinePort:
         return self.open()
 
     def _look_for_volume(self) -> None:
+        self.origin = self.machine.origin()
         if self.machine.initialised():
             _, value = self.machine.read(Caller(), GetVolume())
             assert isinstance(value, VolumeReply)

@@ -23,6 +23,7 @@ from nokv.errors import (
     WrongCluster,
 )
 from nokv.kv.errors import StoreFailed
+from nokv.server.backups import BackupImages
 from nokv.server.datadir import NodeFile
 from nokv.server.digests import Digests
 from nokv.server.leader import LeaderDuties
@@ -38,14 +39,18 @@ from nokv.types.values import Marks
 from nokv.wire.codec import decode_command
 from nokv.wire.rpc import (
     PROTOCOL,
+    CloseBackup,
     Consistency,
     Hello,
     HelloReply,
     MakeDigest,
     NodeAddress,
+    OpenBackup,
+    Pong,
     Propose,
     Query,
     QueryReply,
+    ReadBackup,
     Renew,
     RenewReply,
     RequestBody,
@@ -156,6 +161,7 @@ class Service:
         ages: SessionAges,
         digests: Digests,
         space: Space,
+        backups: BackupImages,
         build: str,
     ) -> None:
         self._group = group
@@ -167,6 +173,7 @@ class Service:
         self._ages = ages
         self._digests = digests
         self._space = space
+        self.backups: Final = backups
         self._build = build
         self.freshness = Freshness()
         self.leader_node: Callable[[], int | None] = lambda: None
@@ -226,6 +233,8 @@ class Service:
             call.answer(self.status())
         elif isinstance(body, MakeDigest):
             self._make_digest(call, body)
+        elif isinstance(body, OpenBackup | ReadBackup | CloseBackup):
+            self._backup(call, body)
         elif isinstance(body, Change):
             leads = self.leader_node() == self._identity.node
             if leads and not self._duties.active:
@@ -234,9 +243,32 @@ class Service:
         else:
             raise BadRequest("a connection says hello once")
 
+    # ------------------------------------------------------------ backups
+
+    def _backup(self, call: Call, body: OpenBackup | ReadBackup | CloseBackup) -> None:
+        if not self._port.between_entries:
+            raise NotReady("an entry is being applied")
+        self._machine.check_operator(body.caller)
+        version = self._machine.version
+        if isinstance(body, OpenBackup):
+            call.answer(self.backups.open(body.backup, version))
+        elif isinstance(body, ReadBackup):
+            call.answer(self.backups.read(body.backup, body.offset, version))
+        else:
+            self.backups.close(body.backup)
+            call.answer(Pong())
+
+    def _check_serving(self) -> None:
+        """Raise NotReady while a restored volume waits for the silence to end."""
+        origin = self._port.origin
+        if origin is not None and not origin.ready:
+            seconds = origin.silence_ns / 1e9
+            raise NotReady(f"the restored volume serves after {seconds:.0f} s of silence")
+
     # ------------------------------------------------------------ commands
 
     def _propose(self, call: Call, body: Propose) -> None:
+        self._check_serving()
         commands = body.commands
         if len(commands) > BATCH_MAX:
             raise TooLarge(f"a batch of {len(commands)} commands; the limit is {BATCH_MAX}")
@@ -289,6 +321,7 @@ class Service:
     # ------------------------------------------------------------ reads
 
     def _query(self, call: Call, query: Query) -> None:
+        self._check_serving()
         if query.consistency == Consistency.BOUNDED:
             if query.max_stale_ms < 0:
                 raise InvalidArgument(f"a staleness of {query.max_stale_ms} ms")
@@ -349,6 +382,7 @@ class Service:
     # ------------------------------------------------------------ sessions
 
     def _renew(self, call: Call, body: Renew) -> None:
+        self._check_serving()
         marks = body.marks
         numbers = (marks.session, marks.number, marks.floor, marks.watermark)
         leased = (n for lease in marks.leases for n in (lease.view, lease.inode, lease.body))

@@ -30,6 +30,7 @@ from nokv.errors import ConfigError, DataDirectoryError, NokvError
 from nokv.kv.errors import StoreBusy, StoreFailed
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.server import logs
+from nokv.server.backups import BackupImages
 from nokv.server.config import NodeConfig
 from nokv.server.datadir import (
     lock,
@@ -42,7 +43,7 @@ from nokv.server.digests import Digests
 from nokv.server.http import HttpServer
 from nokv.server.leader import TICK_MS, LeaderDuties
 from nokv.server.machine import MachinePort
-from nokv.server.membership import Membership, PeerNetwork, configured_members, first_members
+from nokv.server.membership import Membership, PeerNetwork, configured_members
 from nokv.server.process import ProcessSpec, die_with_parent
 from nokv.server.rpc import RpcServer
 from nokv.server.service import Service, Space
@@ -118,7 +119,8 @@ class Shard:
         self.port: Final = MachinePort(StateMachine(self.kv), self.kv)
         self._disk = OsDisk(log_path(data_dir))
         peers = {node: member.peer for node, member in configured.items()}
-        founders = {node: peers[node] for node in first_members(self.identity)}
+        # Of a node that joins later: whom to ask first.
+        founders = {member.node: peers[member.node] for member in self.identity.cluster.members}
         try:
             self.network: Final = PeerNetwork(
                 self.identity.node,
@@ -162,6 +164,7 @@ class Shard:
         machine = self.port.machine
         ages = SessionAges(machine.live_sessions())
         self.digests = Digests(self.port, self._channel_end, time.monotonic)
+        self.backups = BackupImages(self.kv, self.identity.node, time.monotonic)
         self.duties = LeaderDuties(
             machine=machine,
             ages=ages,
@@ -184,6 +187,7 @@ class Shard:
             ages=ages,
             digests=self.digests,
             space=self.space,
+            backups=self.backups,
             build=build_version(),
         )
         service.leader_node = self.leader
@@ -226,6 +230,7 @@ class Shard:
         if self._channel_end is not None:
             self._loop.remove_reader(self._channel_end.fileno())
         self.port.hold_until = None
+        self.backups.close_all()
         await self.driver.close()
         self.kv.close()
         os.close(self._lock_fd)
@@ -269,10 +274,20 @@ class Shard:
         """A checkpoint is committed."""
         self.digests.reached(number, applied_index, version)
 
+    def backup(self, backup: int, node: int) -> None:
+        """A backup was made."""
+
+        def commit() -> None:
+            self.port.hold_until = None
+            self.port.commit()
+
+        self.backups.reached(backup, node, commit)
+
     def state_replaced(self) -> None:
         """A state image was installed: nothing known of the old state holds."""
         machine = self.port.machine
         self.ages.reload(machine.live_sessions())
+        self.backups.close_all()
         self.digests.state_replaced()
         position = machine.applied()
         fields = {"index": position.index, "term": position.term, "version": machine.version}
@@ -291,6 +306,7 @@ class Shard:
         if self.role == Role.LEADER and not self.duties.active:
             self._ask_for_office(self.group.status().term)
         self.digests.tick()
+        self.backups.tick()
         if self.port.between_entries:
             self.duties.tick()
         machine = self.port.machine

@@ -33,7 +33,7 @@ from nokv.server.digester import Digester
 from nokv.server.process import ProcessSpec, die_with_parent
 from nokv.server.tls import NodeTls, load_tls
 from nokv.types.commands import COMMAND_FORMAT, Command, Op
-from nokv.types.reads import Read, ReadValue
+from nokv.types.reads import GetOrigin, OriginReply, Read, ReadValue
 from nokv.types.results import Result
 from nokv.types.values import Caller
 from nokv.wire.codec import encode_command, result_codec
@@ -202,10 +202,18 @@ class Worker:
                 log.log(logging.DEBUG if starting else logging.INFO, "%s: %s", name, error)
             await asyncio.sleep(interval_ms / 1000)
 
+    async def _may_delete(self) -> bool:
+        """Whether this cluster alone has the volume; once it is so it stays so."""
+        return (await self.client.read(GetOrigin(), OriginReply)).adopted
+
     async def _collect(self) -> None:
+        if not await self._may_delete():
+            return
         await self.collector.collect()
 
     async def _sweep(self) -> None:
+        if not await self._may_delete():
+            return
         await self.collector.sweep()
         if time.monotonic() >= self._stale_due_s:
             self._stale_due_s = time.monotonic() + STALE_PERIOD_S

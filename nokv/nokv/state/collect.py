@@ -26,6 +26,7 @@ from nokv.state.records import (
     decode_chunk,
     decode_counters,
     decode_drop,
+    decode_origin,
     decode_session,
 )
 from nokv.types.commands import Collected
@@ -58,6 +59,9 @@ class Guards(msgspec.Struct, frozen=True):
     """The lowest of all live sessions; 2^63 - 1 without any."""
     leases: tuple[Lease, ...]
     cluster_ns: int
+    foreign: int = -1
+    """In a restored volume that is not adopted: its backup's version, else -1. Holds born up to it
+    are the original's too."""
 
 
 def counters_of(source: Source) -> Counters:
@@ -92,12 +96,18 @@ def read_guards(source: Source) -> Guards:
             floor = min(floor, session.floor)
             leases.extend(session.leases)
     ordered = {view: tuple(versions) for view, versions in pins.items()}
-    return Guards(ordered, floor, tuple(leases), counters_of(source).cluster_ns)
+    origin = source.get(Family.META, keys.ORIGIN)
+    foreign = -1
+    if origin is not None and not (found := decode_origin(origin)).adopted:
+        foreign = found.version
+    return Guards(ordered, floor, tuple(leases), counters_of(source).cluster_ns, foreign)
 
 
 def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
     """Whether nobody can read the hold any more."""
-    if drop.death > guards.floor or guards.cluster_ns - drop.cluster_ns <= grace_ns:
+    if drop.born <= guards.foreign or drop.death > guards.floor:
+        return False
+    if guards.cluster_ns - drop.cluster_ns <= grace_ns:
         return False
     pins = guards.pins.get(drop.view, ())
     at = bisect_left(pins, drop.born)

@@ -8,6 +8,7 @@ from typing import Any
 from nokv.state import (
     arguments,
     ops_attr,
+    ops_backup,
     ops_create,
     ops_internal,
     ops_publish,
@@ -35,6 +36,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
     **ops_stage.HANDLERS,
     **ops_session.HANDLERS,
     **ops_internal.HANDLERS,
+    **ops_backup.HANDLERS,
 }
 
 _CHECKS: dict[type, Callable[[Any], None]] = {
@@ -43,6 +45,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     **ops_stage.CHECKS,
     **ops_session.CHECKS,
     **ops_internal.CHECKS,
+    **ops_backup.CHECKS,
 }
 
 

@@ -24,4 +24,11 @@ class CheckpointReached(msgspec.Struct, frozen=True):
     number: int
 
 
-Effect = SessionLive | SessionDead | CheckpointReached
+class BackupReached(msgspec.Struct, frozen=True):
+    """A backup was made: its node commits exactly after this entry and reads what it committed."""
+
+    backup: int
+    node: int
+
+
+Effect = SessionLive | SessionDead | CheckpointReached | BackupReached

@@ -24,6 +24,8 @@ COUNTERS = b"counters"
 POSITION = b"position"
 VOLUME = b"volume"
 JOB_PREFIX = b"job/"
+BACKUP_PREFIX = b"backup/"
+ORIGIN = b"origin"
 
 RECORD = b"\x00"
 RESULT = b"\x01"
@@ -96,6 +98,11 @@ def nonce(value: bytes) -> bytes:
 def job(number: int) -> bytes:
     """META: background work."""
     return JOB_PREFIX + pack(number)
+
+
+def backup(number: int) -> bytes:
+    """META: a backup."""
+    return BACKUP_PREFIX + pack(number)
 
 
 def history(family: Family, key: bytes, death: int) -> bytes:

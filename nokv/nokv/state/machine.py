@@ -16,21 +16,23 @@ from nokv.errors import (
     Internal,
     InvalidArgument,
     NokvError,
+    NotPermitted,
     SequenceReused,
     SessionExpired,
     TooLarge,
     UnknownSession,
     WindowFull,
 )
-from nokv.state import dispatch, keys, reads
+from nokv.state import dispatch, keys, ops_backup, reads
 from nokv.state.context import Context
-from nokv.state.effects import Effect
+from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
 from nokv.state.port import KV, StoreFailed
 from nokv.state.predicates import check_predicates
 from nokv.state.records import (
     Counters,
     EventRecord,
+    Origin,
     Position,
     Session,
     StoredEvent,
@@ -140,6 +142,7 @@ class StateMachine:
         assert wall_ns >= counters.wall_ns, "wall time fell"
         commands = [self._decode(position.index, payload) for payload in payloads]
         self._busy = True
+        first_effect = len(self._effects)
         counters.wall_ns, counters.cluster_ns = wall_ns, cluster_ns
         events: list[StoredEvent] = []
         chains: dict[tuple[int, ...], int] = {}
@@ -150,6 +153,9 @@ class StateMachine:
             yield result
         if commands:
             counters.fingerprint = hasher.digest()
+        for effect in self._effects[first_effect:]:
+            if isinstance(effect, BackupReached):
+                ops_backup.seal(self._txn, effect.backup)
         self._finish(position, wall_ns, events, chains)
         self._busy = False
 
@@ -349,6 +355,16 @@ class StateMachine:
     def initialised(self) -> bool:
         """Whether the volume record exists: the first command was applied."""
         return self._kv.get(_META, keys.VOLUME) is not None
+
+    def check_operator(self, caller: Caller) -> None:
+        """Raise NotPermitted unless the caller is the volume's owner or root."""
+        if not self.initialised():
+            raise NotPermitted("the volume is not made yet")
+        ops_backup.check_operator(self._txn.present, caller)
+
+    def origin(self) -> Origin | None:
+        """Return where a restored state came from; None for all others."""
+        return ops_backup.origin_of(self._txn.present)
 
     def live_sessions(self) -> list[tuple[int, int]]:
         """Return (session, time to live in ns) of every session that has not ended."""

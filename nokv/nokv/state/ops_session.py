@@ -21,6 +21,7 @@ from nokv.state.context import JOB_UNPIN, Context, need_inode, root_of
 from nokv.state.detach import detach_tree
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
+from nokv.state.ops_backup import abandon_of
 from nokv.state.pinned import Source
 from nokv.state.records import Pin, Session, decode_pin, decode_session
 from nokv.state.txn import Txn
@@ -118,6 +119,7 @@ def expire_session(ctx: Context, op: ExpireSession) -> Done:
     ]
     for view, version, pin_id in unpinned:
         _remove_pin(ctx, view, version, pin_id)
+    abandon_of(ctx, op.target)
     ended = msgspec.structs.replace(
         session, died=ctx.version, died_cluster_ns=ctx.cluster_ns, leases=(), stages=()
     )

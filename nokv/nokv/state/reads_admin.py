@@ -10,20 +10,26 @@ from nokv.errors import InvalidArgument, NotFound
 from nokv.state import keys
 from nokv.state.collect import counters_of, get_drops, sessions_of
 from nokv.state.families import Family
+from nokv.state.ops_backup import backups_of, origin_of
 from nokv.state.ops_session import consumed_ranges
 from nokv.state.pinned import Source
 from nokv.state.port import KEY_BYTES_MAX
 from nokv.state.records import Session, body_of, decode_chunk, decode_session
 from nokv.types.limits import PAGE_MAX
 from nokv.types.reads import (
+    BackupRow,
+    BackupsReply,
     BodiesReply,
     BodyRow,
     DroppedObject,
     GetDrops,
+    GetOrigin,
     GetPending,
     GetSession,
+    ListBackups,
     ListBodies,
     ListSessions,
+    OriginReply,
     PendingReply,
     SessionReply,
     SessionsReply,
@@ -113,10 +119,49 @@ def _body_row(key: bytes, value: bytes, *, live: bool) -> BodyRow:
     return BodyRow(view, ino, body, index, live, names, tuple(o.length for o in objects))
 
 
+def list_backups(source: Source, _caller: Caller, _request: ListBackups) -> BackupsReply:
+    """Answer `ListBackups`."""
+    rows = tuple(
+        BackupRow(
+            number,
+            one.name,
+            one.cluster,
+            one.version,
+            one.where,
+            one.node,
+            one.created_wall_ns,
+            one.until_cluster_ns,
+            one.complete,
+            one.ended_cluster_ns,
+            one.size_bytes,
+            one.digest,
+            one.slot,
+        )
+        for number, one in backups_of(source)
+    )
+    return BackupsReply(rows, counters_of(source).cluster_ns)
+
+
+def get_origin(source: Source, _caller: Caller, _request: GetOrigin) -> OriginReply:
+    """Answer `GetOrigin`."""
+    origin = origin_of(source)
+    if origin is None:
+        return OriginReply(restored=False, ready=True, adopted=True, version=0, lineage=())
+    return OriginReply(
+        restored=True,
+        ready=origin.ready,
+        adopted=origin.adopted,
+        version=origin.version,
+        lineage=origin.lineage,
+    )
+
+
 HANDLERS: dict[type, Callable[[Source, Caller, Any], Any]] = {
     GetDrops: get_drops,
     GetSession: get_session,
     ListSessions: list_sessions,
     GetPending: get_pending,
     ListBodies: list_bodies,
+    ListBackups: list_backups,
+    GetOrigin: get_origin,
 }

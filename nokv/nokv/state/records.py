@@ -189,6 +189,52 @@ class Job(Strict, frozen=True):
     """ORPHAN: the version at which it was detached. SESSION: unused."""
 
 
+class Backup(Strict, frozen=True):
+    """A backup. Key META (b"backup/", version of its command)."""
+
+    name: str
+    cluster: str
+    """The cluster that made it: a restored one knows its original's too."""
+    version: int
+    """What its image shows: the last version of its entry. Every view is pinned there."""
+    where: str
+    """'bucket', or 'file:' and a path on the machine that asked for it."""
+    node: int
+    """The replica that reads it."""
+    session: int
+    """Its maker's, with which an unfinished one is given up; 0 afterwards."""
+    created_wall_ns: int
+    until_cluster_ns: int
+    """End of its retention."""
+    complete: bool = False
+    """All of its bytes are stored."""
+    ended_cluster_ns: int = 0
+    """When it was given up; 0 while it is kept. The hold goes later, with the record."""
+    size_bytes: int = 0
+    digest: bytes = b""
+    slot: int = 0
+    """Number of the period that a scheduled one is of; 0: made by hand."""
+
+
+class Origin(Strict, frozen=True):
+    """Where a restored state came from. Key META (b"origin"); absent in all others."""
+
+    cluster: str
+    """The restored cluster's own id."""
+    version: int
+    """What the backup's image showed: no hold born up to it is safe before the adoption."""
+    lineage: tuple[tuple[str, str], ...]
+    """(cluster, its backup's place in the bucket) that this one may share objects with."""
+    silence_ns: int
+    """Nothing is served for so long."""
+    ready: bool = False
+    """The new owner epoch is drawn and every session of the backup ended. Never falls."""
+    adopted: bool = False
+    """An operator stated that the original is gone. Never falls."""
+    epochs: tuple[int, ...] = ()
+    """Owner epochs of the states before."""
+
+
 class StoredEvent(Strict, frozen=True):
     """One change, as stored: chains are indexes into the record's list."""
 
@@ -236,6 +282,8 @@ decode_session = msgspec.msgpack.Decoder(Session).decode
 decode_drop = msgspec.msgpack.Decoder(Drop).decode
 decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_events = msgspec.msgpack.Decoder(EventRecord).decode
+decode_backup = msgspec.msgpack.Decoder(Backup).decode
+decode_origin = msgspec.msgpack.Decoder(Origin).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 decode_count = msgspec.msgpack.Decoder(int).decode

@@ -288,6 +288,42 @@ class UnpinView(Strict, frozen=True, tag=39):
     pin: int
 
 
+class CreateBackup(Strict, frozen=True, tag=40):
+    """Hold the volume as it is after this command's entry. Result: Done; its version is the id.
+
+    Given up when its session ends before `FinishBackup`. For the volume's owner.
+    """
+
+    name: str
+    node: int
+    """The replica that opens the image."""
+    keep_ns: int
+    """Retention, in cluster time."""
+    where: str
+    cluster: str
+    slot: int = 0
+    """Of a scheduled one: AlreadyExists unless it is above all slots so far."""
+
+
+class FinishBackup(Strict, frozen=True, tag=41):
+    """All bytes of a backup are stored. Result: Done."""
+
+    backup: int
+    size_bytes: int
+    digest: bytes
+
+
+class EndBackup(Strict, frozen=True, tag=42):
+    """Give a backup up; with `release` let go of what it held. Result: Done."""
+
+    backup: int
+    release: bool = False
+
+
+class AdoptVolume(Strict, frozen=True, tag=43):
+    """State that every other cluster of this volume is gone. Result: Done."""
+
+
 # ---------------------------------------------------------------- internal: leader and worker only
 
 
@@ -354,6 +390,12 @@ class RaiseFormat(Strict, frozen=True, tag=71):
     format: int
 
 
+class RestoreVolume(Strict, frozen=True, tag=72):
+    """End a restored volume's silence: a new owner epoch. Result: Done."""
+
+    owner_epoch: int
+
+
 Op = (
     Mkdir
     | Create
@@ -378,6 +420,10 @@ Op = (
     | LeaseUploads
     | PinView
     | UnpinView
+    | CreateBackup
+    | FinishBackup
+    | EndBackup
+    | AdoptVolume
     | InitVolume
     | SessionMarks
     | Reap
@@ -386,6 +432,7 @@ Op = (
     | Checkpoint
     | TrimEvents
     | RaiseFormat
+    | RestoreVolume
 )
 
 INTERNAL_OPS: tuple[type[Strict], ...] = (
@@ -397,6 +444,7 @@ INTERNAL_OPS: tuple[type[Strict], ...] = (
     Checkpoint,
     TrimEvents,
     RaiseFormat,
+    RestoreVolume,
 )
 """Accepted from the node itself and its worker only."""
 
@@ -408,12 +456,15 @@ SHRINKING_OPS: tuple[type[Strict], ...] = (
     OpenSession,
     ExpireSession,
     UnpinView,
+    FinishBackup,
+    EndBackup,
     SessionMarks,
     Reap,
     Collected,
     Swept,
     TrimEvents,
     Checkpoint,
+    RestoreVolume,
 )
 """Go on while the disk is nearly full; a client needs a session to remove anything."""
 

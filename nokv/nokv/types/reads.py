@@ -136,6 +136,14 @@ class GetVolume(Strict, frozen=True, tag=36):
     """The volume record. Reply: VolumeReply."""
 
 
+class ListBackups(Strict, frozen=True, tag=37):
+    """Every backup. Reply: BackupsReply."""
+
+
+class GetOrigin(Strict, frozen=True, tag=38):
+    """Whether the volume was restored, and from what. Reply: OriginReply."""
+
+
 Read = (
     GetAttr
     | Lookup
@@ -154,6 +162,8 @@ Read = (
     | GetPending
     | ListBodies
     | GetVolume
+    | ListBackups
+    | GetOrigin
 )
 
 
@@ -358,6 +368,41 @@ class VolumeReply(Lenient, frozen=True, tag=14):
     owner_epoch: int = 0
 
 
+class BackupRow(Lenient, frozen=True):
+    """A backup as the state knows it."""
+
+    backup: int
+    name: str
+    cluster: str
+    version: int
+    where: str
+    node: int
+    created_wall_ns: int
+    until_cluster_ns: int
+    complete: bool
+    ended_cluster_ns: int
+    size_bytes: int
+    digest: bytes
+    slot: int
+
+
+class BackupsReply(Lenient, frozen=True, tag=15):
+    """All of them, oldest first."""
+
+    rows: tuple[BackupRow, ...]
+    cluster_ns: int
+
+
+class OriginReply(Lenient, frozen=True, tag=16):
+    """Of a volume that was never restored: adopted, with no lineage."""
+
+    restored: bool
+    ready: bool
+    adopted: bool
+    version: int
+    lineage: tuple[tuple[str, str], ...]
+
+
 ReadValue = (
     AttrReply
     | BytesReply
@@ -373,4 +418,6 @@ ReadValue = (
     | PendingReply
     | BodiesReply
     | VolumeReply
+    | BackupsReply
+    | OriginReply
 )

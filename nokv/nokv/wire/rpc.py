@@ -119,6 +119,32 @@ class TransferLeadership(Strict, frozen=True, tag=11):
     """0: the one that has most of the log."""
 
 
+class OpenBackup(Strict, frozen=True, tag=12):
+    """What a backup's image is, at the replica that the backup names. Reply: BackupOpened.
+
+    NotReady while its entry is not applied there; BackupGone once nobody can read it any more.
+    """
+
+    caller: Caller
+    backup: int
+
+
+class ReadBackup(Strict, frozen=True, tag=13):
+    """The next pieces of an open backup's image. Reply: BackupPieces."""
+
+    caller: Caller
+    backup: int
+    offset: int
+    """Bytes taken so far; the request before may be repeated."""
+
+
+class CloseBackup(Strict, frozen=True, tag=14):
+    """Lets go of an open backup's image. Reply: Pong."""
+
+    caller: Caller
+    backup: int
+
+
 RequestBody = (
     Hello
     | Propose
@@ -131,6 +157,9 @@ RequestBody = (
     | PromoteMember
     | RemoveMember
     | TransferLeadership
+    | OpenBackup
+    | ReadBackup
+    | CloseBackup
 )
 
 
@@ -276,6 +305,24 @@ class MemberChanged(Lenient, frozen=True, tag=9):
     """Whom it is about; of a transfer: who leads now."""
 
 
+class BackupOpened(Lenient, frozen=True, tag=12):
+    """An image that is held open."""
+
+    version: int
+    format: int
+    """State format of its records."""
+    index: int
+    term: int
+    size_bytes: int
+    """About the length of all pieces."""
+
+
+class BackupPieces(Lenient, frozen=True, tag=13):
+    """Pieces of `nokv.kv.image`; none at the end."""
+
+    pieces: tuple[bytes, ...]
+
+
 class DigestReply(Lenient, frozen=True, tag=7):
     """Per family the sum mod 2^128 of xxh3_128(key, value), at a checkpoint."""
 
@@ -295,6 +342,8 @@ ResponseBody = (
     | Pong
     | DigestReply
     | MemberChanged
+    | BackupOpened
+    | BackupPieces
     | ErrorReply
 )
 
