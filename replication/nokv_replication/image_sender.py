@@ -295,15 +295,14 @@ class ImageSender:
     def step(self, now_ns: int, log_bytes_max: int) -> None:
         """Dial, send at most one piece to each receiver, and give up what takes too long.
 
-        `log_bytes_max`: where more of the log than this could be dropped but for receivers, what it
-        is kept for ends; 0 while nothing may be kept.
+        `log_bytes_max`: where more than this of the log behind the durable commit is kept for
+        receivers, what it is kept for ends; 0 while nothing may be kept.
         """
         self._now_ns = now_ns
         if not self._transfers:
             return
         self._refill(now_ns)
-        kept_bytes = self._log.droppable_bytes(self._applier.durable_index)
-        too_long = self.keep_index() is not None and kept_bytes > log_bytes_max
+        too_long = self._kept_bytes() > log_bytes_max
         for transfer in list(self._transfers.values()):
             if too_long and transfer.stage == Stage.CATCHING_UP:
                 del self._transfers[transfer.peer]
@@ -313,6 +312,14 @@ class ImageSender:
                 transfer.retry_ns = now_ns + self._config.election_max_ns
             else:
                 self._advance(transfer, now_ns)
+
+    def _kept_bytes(self) -> int:
+        """Return the size of the log that could be dropped but for receivers."""
+        keep_index = self.keep_index()
+        if keep_index is None:
+            return 0
+        droppable = self._log.droppable_bytes
+        return max(0, droppable(self._applier.durable_index) - droppable(keep_index))
 
     def _advance(self, transfer: Transfer, now_ns: int) -> None:
         stage, config = transfer.stage, self._config
