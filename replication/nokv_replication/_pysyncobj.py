@@ -24,11 +24,12 @@ Names used, all of `SyncObj`, each here and nowhere else:
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 from typing import Any, Protocol
 
+from nokv_replication.configurations import is_members
 from nokv_replication.log import Log
 from nokv_replication.types import GroupConfig, Role
 
@@ -114,12 +115,13 @@ class Peer(Node):  # type: ignore[misc]
 class _Journal:
     """The library's position-based journal over `Log`; position 0 is the entry before the first.
 
-    `make_noop` replaces the library's no-op by an entry of this package, with times.
+    The owner replaces the library's no-op by an entry with times, and hears of configurations the
+    moment they enter or leave the log.
     """
 
-    def __init__(self, log: Log, make_noop: Callable[[], bytes], batch_bytes: int) -> None:
+    def __init__(self, log: Log, owner: "CoreOwner", batch_bytes: int) -> None:
         self._log = log
-        self._make_noop = make_noop
+        self._owner = owner
         self._batch_bytes = batch_bytes
         self.commit_index = 0
 
@@ -153,11 +155,20 @@ class _Journal:
             size += len(command)
         return entries
 
+    @property
+    def last_index(self) -> int:
+        return self._log.last_index
+
     def add(self, command: bytes, index: int, term: int) -> None:
-        self._log.append(self._make_noop() if command == _NOOP else command, index, term)
+        entry = self._owner.core_make_noop() if command == _NOOP else command
+        self._log.append(entry, index, term)
+        if is_members(entry):
+            self._owner.core_members_appended(index, entry)
 
     def deleteEntriesFrom(self, position: int) -> None:  # noqa: N802
-        self._log.truncate_from(self._log.base_index + position)
+        index = self._log.base_index + position
+        self._log.truncate_from(index)
+        self._owner.core_truncated(index)
 
     def setCurrentTerm(self, term: int, vote: int | None) -> None:  # noqa: N802
         self._log.set_hard_state(term, vote or 0)
@@ -208,6 +219,12 @@ class CoreOwner(Protocol):
     def core_make_noop(self) -> bytes:
         """Return the first entry of this node's new term as leader."""
 
+    def core_members_appended(self, index: int, command: bytes) -> None:
+        """Put the configuration that was just appended in force."""
+
+    def core_truncated(self, index: int) -> None:
+        """Entries from `index` on are gone, and the configurations among them."""
+
 
 class _Outgoing(Transport):  # type: ignore[misc]
     def __init__(self, owner: CoreOwner) -> None:
@@ -234,13 +251,12 @@ class Core(library.SyncObj):  # type: ignore[misc]
     `enter(now_ns, rng)` must precede any other call of a step.
     """
 
-    def __init__(
-        self, node: int, peers: list[int], config: GroupConfig, log: Log, owner: CoreOwner
-    ) -> None:
+    def __init__(self, node: int, config: GroupConfig, log: Log, owner: CoreOwner) -> None:
         self._owner = owner
-        self._peers = {peer: Peer(peer) for peer in peers}
+        # One for each number ever seen; at most 65,535 by the type of a node id.
+        self._peers: dict[int, Peer] = {}
         self._outgoing = _Outgoing(owner)
-        self._journal = _Journal(log, owner.core_make_noop, config.batch_bytes)
+        self._journal = _Journal(log, owner, config.batch_bytes)
         settings = SyncObjConf(
             autoTick=False,
             commandsWaitLeader=False,
@@ -256,9 +272,39 @@ class Core(library.SyncObj):  # type: ignore[misc]
             dynamicMembershipChange=False,
             journalFile=self._journal,
         )
-        super().__init__(Peer(node), list(self._peers.values()), settings, transport=self._outgoing)
+        super().__init__(Peer(node), [], settings, transport=self._outgoing)
         self._SyncObj__serializer = _NoSerializer()
         self._poller = _NoPoller()
+
+    def _node(self, peer: int) -> Peer:
+        node = self._peers.get(peer)
+        if node is None:
+            node = self._peers[peer] = Peer(peer)
+        return node
+
+    def configure(self, voters: list[int], learners: list[int]) -> None:
+        """Replicate to these peers from now on, and count the voters; this node is in neither.
+
+        What the library asks of its two sets is their union where it sends, and the first where it
+        counts votes, matches and answers; the maps hold every member while this node leads.
+        """
+        others = {self._node(peer) for peer in voters}
+        readonly = {self._node(peer) for peer in learners}
+        members = others | readonly
+        next_index, match_index = self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex
+        answered = self._SyncObj__lastResponseTime
+        for gone in [node for node in next_index if node not in members]:
+            del next_index[gone]
+            match_index.pop(gone, None)
+            answered.pop(gone, None)
+        for node in sorted(members, key=lambda member: int(member.id)):
+            if node not in next_index:
+                next_index[node] = self._journal.last_index + 1
+                match_index[node] = 0
+            # Its time to answer begins now: a new voter must not end the leader's quorum.
+            answered.setdefault(node, _ambient.now_s)
+        self._SyncObj__otherNodes = others
+        self._SyncObj__readonlyNodes = readonly
 
     @staticmethod
     def enter(now_ns: int, rng: Random) -> None:
@@ -300,15 +346,15 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def next_index(self, peer: int) -> int:
         """Next index to send to a peer; 0 before this node ever led."""
-        return int(self._SyncObj__raftNextIndex.get(self._peers[peer], 0))
+        return int(self._SyncObj__raftNextIndex.get(self._node(peer), 0))
 
     def set_next_index(self, peer: int, index: int) -> None:
         """Repair the next index to send to a peer."""
-        self._SyncObj__raftNextIndex[self._peers[peer]] = index
+        self._SyncObj__raftNextIndex[self._node(peer)] = index
 
     def match_index(self, peer: int) -> int:
         """Largest index a peer acknowledged in this term."""
-        return int(self._SyncObj__raftMatchIndex.get(self._peers[peer], 0))
+        return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0))
 
     def election_deadline_ns(self) -> int:
         """When the election timer fires."""
@@ -322,15 +368,15 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def connected(self, peer: int) -> None:
         """Tell the library that messages to a peer can be sent."""
-        self._outgoing.connected(self._peers[peer])
+        self._outgoing.connected(self._node(peer))
 
     def disconnected(self, peer: int) -> None:
         """Tell the library not to send to a peer."""
-        self._outgoing.disconnected(self._peers[peer])
+        self._outgoing.disconnected(self._node(peer))
 
     def deliver(self, peer: int, message: dict[str, Any]) -> None:
         """Hand a filtered message to the library."""
-        self._outgoing.deliver(self._peers[peer], message)
+        self._outgoing.deliver(self._node(peer), message)
 
     def tick(self) -> None:
         """Let timers fire, elections run, and the commit index move."""

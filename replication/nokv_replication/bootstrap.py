@@ -31,6 +31,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     node: NodeId
     incarnation: Incarnation
     format: int = FORMAT
+    joining: bool = False
+    """Not among the founders: it learns the members from the log or an image of its group."""
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -82,11 +84,16 @@ class Members(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 def check_addresses(identity: Identity, addresses: dict[int, str]) -> None:
     """Raise `ConfigurationError` unless `addresses` is a list of first members with this node."""
-    if identity.node not in addresses:
+    if identity.joining:
+        if not addresses:
+            message = "a node that joins needs the address of a member at least"
+            raise ConfigurationError(message)
+    elif identity.node not in addresses:
         message = f"node {identity.node} is not among the members {sorted(addresses)}"
         raise ConfigurationError(message)
-    if not 1 <= len(addresses) <= NODES_MAX:
-        message = f"a group has 1 to {NODES_MAX} members, not {len(addresses)}"
+    limit = MEMBERS_MAX if identity.joining else NODES_MAX
+    if not 1 <= len(addresses) <= limit:
+        message = f"a group has 1 to {limit} members, not {len(addresses)}"
         raise ConfigurationError(message)
     if identity.format != FORMAT:
         message = f"the data directory has format {identity.format}, this program speaks {FORMAT}"

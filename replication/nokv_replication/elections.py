@@ -50,11 +50,11 @@ class PreVotes:
         if round_number == self._round:
             self._granted.add(peer)
 
-    def won(self, quorum: int, now_ns: int) -> bool:
+    def won(self, voters: frozenset[int], quorum: int, now_ns: int) -> bool:
         """Whether the latest round has a majority and is fresh; if so it is used up."""
         if self._started_ns is None or now_ns - self._started_ns >= self._quiet_ns:
             return False
-        if len(self._granted) + 1 < quorum:
+        if len(self._granted & voters) + 1 < quorum:
             return False
         self._started_ns = None
         self._counters.elections_started += 1

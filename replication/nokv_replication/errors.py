@@ -69,6 +69,10 @@ class SkipRefused(ReplicationError):
     """The entry can't be skipped: applied already, not in the log, too many, or no poisoned one."""
 
 
+class RemovedFromGroup(HandshakeRefused):
+    """A peer refuses this node because it was removed from the group."""
+
+
 class ImageRefused(ReplicationError):
     """A state image is not taken: damaged, covered already, of a newer format, or without room.
 

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Incarnation, NodeId
-from nokv_replication.errors import HandshakeRefused, LogDamaged, ProtocolError
+from nokv_replication.errors import HandshakeRefused, LogDamaged, ProtocolError, RemovedFromGroup
 from nokv_replication.types import Skip, Times
 
 FRAME_MAX_BYTES = 8 << 20
@@ -19,6 +19,8 @@ FRAME_MAX_BYTES = 8 << 20
 ENTRIES_MAX_BYTES = FRAME_MAX_BYTES - (64 << 10)
 """Entries in one append frame, at most; the rest is its envelope."""
 ENTRIES_MAX = 65_536
+REMOVED_PREFIX = "was removed: "
+"""How a refusal begins that is for ever."""
 SKIPS_MAX = 16
 """Skipped entries of a group, at most."""
 
@@ -352,6 +354,9 @@ def decode_hello(data: bytes) -> Hello:
         refuse_format(_format_of(data))
         message = f"undecodable hello of {len(data)} bytes: {error}"
         raise ProtocolError(message) from error
+    if isinstance(hello, str) and hello.startswith(REMOVED_PREFIX):
+        message = f"a peer says that this node {hello}"
+        raise RemovedFromGroup(message)
     if isinstance(hello, str):
         message = f"the peer refuses this node: {hello}"
         raise HandshakeRefused(message)

@@ -14,7 +14,9 @@ import msgspec
 
 from nokv_replication._pysyncobj import Core
 from nokv_replication.apply import Applier
-from nokv_replication.bootstrap import Identity, Member
+from nokv_replication.bootstrap import MEMBERS_MAX, Identity, Member
+from nokv_replication.changes import Changes
+from nokv_replication.configurations import Configurations
 from nokv_replication.elections import PreVotes
 from nokv_replication.errors import (
     HandshakeRefused,
@@ -22,6 +24,8 @@ from nokv_replication.errors import (
     NotLeader,
     OutcomeUnknown,
     ProtocolError,
+    Refused,
+    RemovedFromGroup,
     ReplicationError,
     Stopped,
     TransferFailed,
@@ -30,6 +34,7 @@ from nokv_replication.frames import (
     Body,
     Greeting,
     Purpose,
+    Removed,
     decode_frame,
     decode_hello,
     encode,
@@ -47,6 +52,7 @@ from nokv_replication.roster import Roster, check_start
 from nokv_replication.sending import Sending
 from nokv_replication.skips import Skips
 from nokv_replication.status import Picture
+from nokv_replication.transfer import Transfer
 from nokv_replication.types import (
     Applied,
     ChangeDone,
@@ -109,21 +115,38 @@ class Group:
         self.counters = Counters()
         self._log = Log.open(disk, config, identity, rng)
         skips = Skips(disk, identity.cluster)
-        self._roster = Roster(identity, addresses, self._log.members, machine_format, skips)
+        self._configurations = Configurations(identity, skips)
+        self._roster = Roster(
+            identity,
+            addresses,
+            self._log.members,
+            machine_format,
+            skips,
+            self._configurations,
+        )
         self._roster.needed_machine_format = needed_machine_format
         self._applier = Applier(machine, self._log, config, clock, self.counters, skips)
         check_start(self._log, self._applier.applied, self._roster)
-        others = [node for node in sorted(addresses) if node != identity.node]
-        self._quorum = len(addresses) // 2 + 1
+        self._roster.open(self._log, self._applier.applied)
+        self._network = network
         Core.enter(self._now_ns, rng)
-        self._core = Core(identity.node, others, config, self._log, self)
+        self._core = Core(identity.node, config, self._log, self)
         self._core.start_at(self._applier.applied.index)
         core, log, counters = self._core, self._log, self.counters
-        self._peers = Peers(others, core, log, config, counters)
+        self._peers = Peers(core, log, config, counters)
         self._pre_votes = PreVotes(core, log, config, counters)
         self._reads = Reads(config, counters, self._send)
+        self._changes = Changes(identity.node, self._configurations, core, log, self._peers, config)
         self._leadership = Leadership(
-            core, log, self._applier, self._roster, clock, config, counters, self._quorum
+            core,
+            log,
+            self._applier,
+            self._roster,
+            clock,
+            config,
+            counters,
+            self._configurations,
+            self._changes,
         )
         self._timekeeper = self._leadership.timekeeper
         self._proposals = self._leadership.proposals
@@ -135,10 +158,21 @@ class Group:
             self._pre_votes,
             self._reads,
             self._timekeeper,
+            self._configurations,
             counters,
             self._send,
         )
         self._outbox = Outbox(identity.node, log, network, clock, counters)
+        self._transfer = Transfer(
+            core,
+            log,
+            self._peers,
+            self._outbox,
+            self._timekeeper,
+            config,
+            counters,
+            self._send,
+        )
         self._sending = Sending(
             core,
             log,
@@ -165,6 +199,7 @@ class Group:
         )
         self._sending.too_far = self._images.sender.need
         self._picture = Picture(
+            transfer=self._transfer,
             images=self._images,
             identity=identity,
             config=config,
@@ -179,7 +214,6 @@ class Group:
             clock=clock,
             counters=counters,
         )
-        network.set_peers({node: addresses[node] for node in others})
         self.wake: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[int, int, Body | None]] = deque()
         self._role = Role.FOLLOWER
@@ -192,6 +226,7 @@ class Group:
         self._log_keep_bytes = config.log_keep_bytes
         self._stopped = False
         self._failed = False
+        self._reconfigure()
 
     # ------------------------------------------------------------------ connections
 
@@ -210,19 +245,24 @@ class Group:
             hello = decode_hello(data)
         except HandshakeRefused as refusal:
             self._roster.note_refusal(refusal)
+            self._receiver.told_removed |= isinstance(refusal, RemovedFromGroup)
             raise
+        if hello.node not in self._peers.all and self._peers.visitors() >= MEMBERS_MAX:
+            message = "too many nodes that are no members are connected already"
+            raise HandshakeRefused(message)
         node = self._roster.greet(hello)
-        if self._roster.members is None:
+        if self._roster.founding:
             self.wake()
         return Greeting(node, hello.epoch, hello.purpose)
 
     def connected(self, peer: int, epoch: int) -> None:
         """Announce a connection that was greeted; its `epoch` was never used before."""
-        state = self._peers[peer]
+        state = self._peers.admit(peer, self._roster.greeted(peer))
         assert epoch > 0
         assert state.epoch == 0, "the old connection must be reported as lost first"
         state.epoch = epoch
         state.received_sequence = 0
+        self._peers.configure(self._identity.node, self._configurations)
         self._inbox.append((peer, 1, None))
         self.wake()
 
@@ -298,22 +338,41 @@ class Group:
 
         With `Committed`, with `MembershipRefused` or another `Refused`, or with `OutcomeUnknown`.
         """
-        done(MembershipRefused(f"node {member.node} cannot be added yet"))
+        self._change(lambda: self._changes.add(member, done), done)
 
     def promote_member(self, node: int, done: ChangeDone) -> None:
         """Make a learner that has caught up a voter; `done` as for `add_member`."""
-        done(MembershipRefused(f"node {node} cannot be promoted yet"))
+        self._change(lambda: self._changes.promote(node, done, self._now_ns), done)
 
     def remove_member(self, node: int, done: ChangeDone) -> None:
         """Remove a member, not the leader itself; `done` as for `add_member`."""
-        done(MembershipRefused(f"node {node} cannot be removed yet"))
+        self._change(lambda: self._changes.remove(node, done, self._now_ns), done)
 
     def transfer(self, target: int | None, done: ChangeDone) -> None:
         """Hand leadership to a voter, None for the most caught-up one; `done` is called once.
 
         With `Committed` once that node leads, or with `TransferFailed` or another `Refused`.
         """
-        done(TransferFailed(f"leadership cannot be handed to {target} yet"))
+        self._change(lambda: self._transfer.begin(target, done, self._now_ns), done)
+
+    def _change(self, change: Callable[[], None], done: ChangeDone) -> None:
+        """Begin a change of members or leader, or say why not."""
+        try:
+            if self._stopped:
+                raise Stopped("this group was stopped")
+            if self._role != Role.LEADER:
+                raise NotLeader(self._leader)
+            if self._transfer.target is not None:
+                message = f"leadership is on its way to node {self._transfer.target}: retry there"
+                raise TransferFailed(message)
+            if not (self._leads() and self._leadership.founded):
+                message = "this leader has not committed an entry of its own yet: retry"
+                raise MembershipRefused(message)
+            change()
+        except Refused as refusal:
+            done(refusal)
+            return
+        self.wake()
 
     def read_index(self, done: ReadDone) -> None:
         """Call `done(index)` when the machine holds everything acknowledged before this call.
@@ -353,6 +412,7 @@ class Group:
         self._stopped = True
         self._fail_proposals(Stopped("this group was stopped"))
         self._reads.stop(Stopped("this group was stopped"))
+        self._transfer.fail(Stopped("this group was stopped"))
         self._images.stop()
         self._applier.deliver()
         if not self._failed:
@@ -379,7 +439,7 @@ class Group:
         Core.enter(now_ns, self._rng)
         self._applier.skips.keep()
         self._drain()
-        if self._roster.members is None:
+        if self._roster.founding:
             self._found()
         else:
             self._replicate()
@@ -393,24 +453,44 @@ class Group:
         self._log.set_members(msgspec.msgpack.encode(members))
         self._outbox.sync()
         self._roster.found(members)
+        self._configurations.begin(self._log.members, self._applier.applied.index, self._log)
+        self._reconfigure()
+
+    def _reconfigure(self) -> None:
+        """Follow the configuration in force: whom to reach, to replicate to, and to count."""
+        configurations, me = self._configurations, self._identity.node
+        self._peers.configure(me, configurations)
+        others = [member for member in self.members if member.node != me]
+        voters = [member.node for member in others if member.voter]
+        self._core.configure(voters, [member.node for member in others if not member.voter])
+        self._timekeeper.keep(configurations.voters)
+        self._network.set_peers(self._roster.peers())
+        self._send_now = True
 
     def _replicate(self) -> None:
         core, log, applier = self._core, self._log, self._applier
         self._measure_free_bytes()
         self._note_role()
         core.tick()
+        self._receiver.stand_term = 0
         self._peers.restore_held()
         self._note_role()
         if self._role == Role.LEADER:
             self._timekeeper.advance(self._now_ns)
-            self._reads.repeat_lost(self._peers.connected(), self._now_ns)
+            self._reads.repeat_lost(self._peers.voters(), self._now_ns)
         # Before this step's own entries: what is counted as held here was synced by a step before.
         limit = min(core.commit_index(), log.synced_index)
         applier.run(limit, self._on_entry)
         core.set_applied(applier.applied.index)
         self._proposals.applied(applier.applied.index)
+        if self._configurations.applied(applier.applied.index):
+            self._tell_removed()
+        self._transfer.expire(self._now_ns)
         if self._leads():
-            self._leadership.append(self._now_ns)
+            self._transfer.hand_over_if_unfit(self._now_ns)
+            if self._transfer.target is None:
+                self._leadership.append(self._now_ns)
+            self._transfer.pursue(self._now_ns)
         self._route_reads()
         if self._role == Role.LEADER and (self._send_now or self._peers.has_unsent()):
             self._send_now = False
@@ -418,6 +498,7 @@ class Group:
             self._peers.restore_held()
         self._outbox.release_appends()
         applier.deliver()
+        self._changes.applied(applier.applied.index)
         self._outbox.sync_and_release()
         if applier.between_entries:
             self._reads.finish(applier.applied.index)
@@ -430,7 +511,10 @@ class Group:
             dropped = log.drop_to(drop_index, self._log_keep_bytes)
             self.counters.segments_dropped += dropped
         self._more_to_prepare = log.prepare()
-        log_bytes_max = self._config.image_log_bytes if self._keeping_log else 0
+        log_bytes_max = 0
+        if self._keeping_log:
+            # What is kept for slow followers anyway is there for images too.
+            log_bytes_max = max(self._config.image_log_bytes, self._log_keep_bytes)
         # Before an entry of its own term is committed too: a quorum may need the image for that.
         leads = self._role == Role.LEADER
         self._images.step(self._now_ns, leads=leads, log_bytes_max=log_bytes_max)
@@ -438,7 +522,16 @@ class Group:
     def _image_installed(self, applied: Applied) -> None:
         """Go on from an image, which holds the configuration that is in force there."""
         self._proposals.applied(applied.index)
+        self._roster.open(self._log, applied)
+        self._reconfigure()
         self._on_entry(applied.index)
+
+    def _tell_removed(self) -> None:
+        """Tell nodes that a committed change removed; each asks for votes in vain otherwise."""
+        if self._role == Role.LEADER:
+            for peer in self._peers.all.values():
+                if peer.epoch and self._configurations.was_removed(peer.node):
+                    self._send(peer.node, Removed(self._configurations.index))
 
     def _on_entry(self, applied_index: int) -> None:
         if self._reads.waiting_for_apply:
@@ -450,14 +543,18 @@ class Group:
 
     def _next_deadline_ns(self) -> int:
         now, core, applier = self._now_ns, self._core, self._applier
-        if self._inbox or (self._proposals and self._leadership.founded and self._leads()):
+        waits = self._proposals or self._changes
+        transfer_ns = self._transfer.deadline_ns()
+        if self._inbox or (
+            waits and transfer_ns is None and self._leadership.founded and self._leads()
+        ):
             return now
-        if self._roster.members is None:
+        if self._roster.founding:
             return now + self._config.heartbeat_ns
         limit = min(core.commit_index(), self._log.synced_index)
         if not applier.between_entries or applier.applied.index < limit:
             return now
-        alone = self._quorum == 1 and core.is_leader()
+        alone = self._configurations.quorum == 1 and core.is_leader()
         if alone and core.commit_index() < self._log.synced_index:
             return now
         if self._more_to_prepare:
@@ -468,7 +565,7 @@ class Group:
             tick_ns = self._leadership.tick_due_ns()
             if tick_ns is not None and self._leads():
                 deadlines.append(tick_ns)
-        else:
+        elif self._may_stand():
             retry = self._pre_votes.retry_at_ns()
             deadline = core.election_deadline_ns()
             deadlines.append(deadline if retry is None else max(deadline, retry))
@@ -476,6 +573,7 @@ class Group:
             self._reads.next_deadline_ns(),
             self._commit_due_ns(),
             self._images.next_deadline_ns(now),
+            transfer_ns,
         )
         deadlines.extend(due for due in maybe if due is not None)
         return max(now, min(deadlines))
@@ -492,7 +590,7 @@ class Group:
             peer, sequence, body = inbox.popleft()
             if body is not None:
                 # Before the list is synced this node neither votes nor stores.
-                if self._roster.members is not None:
+                if not self._roster.founding:
                     self._receiver.handle(peer, sequence, body, self._now_ns)
             elif sequence:
                 self._core.connected(peer)
@@ -500,11 +598,14 @@ class Group:
             else:
                 self._core.disconnected(peer)
                 self._peers[peer].forget_inflight()
+        self._peers.sweep()
 
     # ------------------------------------------------------------------ frames out
 
     def _send(self, peer: int, body: Body) -> None:
-        self._outbox.put(self._peers[peer], body)
+        state = self._peers.get(peer)
+        if state is not None:
+            self._outbox.put(state, body)
 
     def core_send(self, peer: int, message: dict[str, Any]) -> None:
         """Take a message of the library for a peer (`CoreOwner`)."""
@@ -523,20 +624,43 @@ class Group:
 
     def core_may_stand(self) -> bool:
         """Decide, the election timer having fired, whether to stand (`CoreOwner`)."""
-        if self._quorum == 1:
+        if not self._may_stand():
+            return False
+        voters, quorum = self._configurations.voters, self._configurations.quorum
+        # The leader itself asked for this election: nobody is to be asked before it.
+        told = self._receiver.stand_term > 0 and self._receiver.stand_term == self._core.term()
+        if told or quorum == 1:
             self.counters.elections_started += 1
             return True
-        if self._pre_votes.won(self._quorum, self._now_ns):
+        if self._pre_votes.won(voters, quorum, self._now_ns):
             return True
         question = self._pre_votes.next_round(self._now_ns)
         if question is not None:
-            for peer in self._peers.connected():
+            for peer in self._peers.voters():
                 self._send(peer, question)
         return False
+
+    def _may_stand(self) -> bool:
+        """Learners, nodes that join, and nodes that were removed never stand."""
+        return self._configurations.is_voter and not self._removed()
+
+    def _removed(self) -> bool:
+        return self._receiver.told_removed or self._roster.removed
 
     def core_make_noop(self) -> bytes:
         """Return this node's first entry as leader (`CoreOwner`)."""
         return self._leadership.make_noop(self._now_ns)
+
+    def core_members_appended(self, index: int, command: bytes) -> None:
+        """Put the configuration that was just appended in force (`CoreOwner`)."""
+        self._configurations.appended(index, command)
+        self._roster.learn_founders(self._log)
+        self._reconfigure()
+
+    def core_truncated(self, index: int) -> None:
+        """Go back to the configuration before entry `index` (`CoreOwner`)."""
+        if self._configurations.truncated(index):
+            self._reconfigure()
 
     def _may_confirm_reads(self) -> bool:
         """Rule 1 of `reads`: before its own first entry is committed a leader knows no index."""
@@ -552,13 +676,15 @@ class Group:
         if leader != self._leader:
             self._leader = leader
             self.counters.leader_changes += leader is not None
+            self._transfer.note_leader(leader, self._identity.node)
         if (role, term) == (self._role, self._term):
             return
         was, newer_term = self._role, term > self._term
         self._role, self._term = role, term
         if was == Role.LEADER:
             self.counters.step_downs += 1
-            self._fail_proposals(NotLeader(leader))
+            # Whoever is told to take over most likely does.
+            self._fail_proposals(NotLeader(leader or self._transfer.target))
             self._reads.step_down(leader)
             self._images.step_down()
         if role == Role.LEADER:
@@ -575,18 +701,24 @@ class Group:
             OutcomeUnknown("leadership was lost before the entry was committed; ask the new leader")
         )
         self._proposals.fail(error)
+        self._changes.fail(error)
 
     def _route_reads(self) -> None:
         reads, core = self._reads, self._core
         if self._may_confirm_reads():
             if reads.arrived:
                 commit = core.commit_index()
-                reads.start_round(core.term(), commit, self._peers.connected(), self._now_ns)
-            answered = reads.confirm(core.term(), self._quorum)
-            if any(p.epoch and p.commit_sent < answered for p in self._peers.all.values()):
+                reads.start_round(core.term(), commit, self._peers.voters(), self._now_ns)
+            answered = reads.confirm(
+                core.term(), self._configurations.voters, self._configurations.quorum
+            )
+            if any(
+                p.member and p.epoch and p.commit_sent < answered for p in self._peers.all.values()
+            ):
                 self._send_now = True
         elif self._role != Role.LEADER and reads.arrived:
-            if self._leader is None or not self._peers[self._leader].epoch:
+            peer = None if self._leader is None else self._peers.get(self._leader)
+            if self._leader is None or peer is None or not peer.epoch:
                 reads.refuse_arrived(self._leader, core.term())
             else:
                 reads.refuse_remote(core.term())
@@ -604,6 +736,7 @@ class Group:
     def status(self) -> Status:
         """Return a picture of this replica; call between steps."""
         return self._picture.take(
+            removed=self._removed(),
             role=self._role,
             leads=self._leads(),
             leader=self._leader,

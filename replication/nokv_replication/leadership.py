@@ -4,6 +4,8 @@ import msgspec
 
 from nokv_replication._pysyncobj import Core
 from nokv_replication.apply import Applier
+from nokv_replication.changes import Changes
+from nokv_replication.configurations import Configurations
 from nokv_replication.frames import EntryKind, decode_entry, encode_entry
 from nokv_replication.log import Log
 from nokv_replication.ports import Clock
@@ -25,7 +27,8 @@ class Leadership:
         clock: Clock,
         config: GroupConfig,
         counters: Counters,
-        quorum: int,
+        configurations: Configurations,
+        changes: Changes,
     ) -> None:
         self._core = core
         self._log = log
@@ -34,7 +37,8 @@ class Leadership:
         self._clock = clock
         self._config = config
         self._counters = counters
-        self._quorum = quorum
+        self._configurations = configurations
+        self.changes = changes
         self.timekeeper = Timekeeper()
         self.proposals = Proposals(config, clock, counters)
         self.waiting_for_time = False
@@ -72,13 +76,18 @@ class Leadership:
         """Append one entry: the members at first, then all waiting proposals, or a due tick."""
         due_ns = self.tick_due_ns()
         tick = due_ns is not None and now_ns >= due_ns
-        if self.founded and not self.proposals and not tick:
+        if self.founded and not self.changes and not self.proposals and not tick:
             return
-        times = self.timekeeper.stamp(self._clock.wall_ns(), now_ns, self._quorum)
+        times = self.timekeeper.stamp(self._clock.wall_ns(), now_ns, self._configurations.quorum)
         if times is None:
             return
         if not self.founded:
             self._append_members(times, now_ns)
+        elif self.changes:
+            payload = self.changes.payload()
+            self._append_entry(times, [payload], EntryKind.MEMBERS, now_ns)
+            self.changes.appended(self._log.last_index)
+            self._counters.members_changed += 1
         elif self.proposals:
             since_ns = self.proposals.oldest_ns
             payloads, callbacks, size = self.proposals.take()

@@ -7,7 +7,7 @@ from nokv_replication.histogram import Histogram
 from nokv_replication.log import Log
 from nokv_replication.peers import Peer
 from nokv_replication.ports import Clock, Network
-from nokv_replication.types import Counters, DurationHistogram
+from nokv_replication.types import Counters, DurationHistogram, GroupConfig
 
 _RECENT_SYNCS = 8
 
@@ -64,6 +64,17 @@ class Outbox:
         """Return the mean duration of the latest syncs, 0 before the first."""
         recent = self._recent_syncs_ns
         return sum(recent) // len(recent) if recent else 0
+
+    def stalls(self, config: GroupConfig) -> bool:
+        """Whether the latest sync took an election timeout, or half of the recent ones a heartbeat.
+
+        Either keeps a leader, which syncs in its own thread, from being heard in time.
+        """
+        recent = self._recent_syncs_ns
+        if not recent:
+            return False
+        slow = sum(took_ns >= config.heartbeat_ns for took_ns in recent)
+        return max(recent) >= config.election_min_ns or 2 * slow >= _RECENT_SYNCS
 
     def _flush(self, frames: list[tuple[Peer, Body]]) -> None:
         for peer, body in frames:

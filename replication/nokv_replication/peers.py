@@ -5,6 +5,7 @@ from collections import deque
 import msgspec
 
 from nokv_replication._pysyncobj import Core
+from nokv_replication.configurations import Configurations
 from nokv_replication.frames import ENTRIES_MAX, ENTRIES_MAX_BYTES, Ack, Append
 from nokv_replication.log import Log
 from nokv_replication.types import Counters, GroupConfig
@@ -16,6 +17,14 @@ class Peer(msgspec.Struct):
     """What this node knows of one peer; sequence numbers live as long as the process."""
 
     node: int
+    incarnation: int = 0
+    """As greeted; another one than the member's is a stranger with its number."""
+    member: bool = False
+    """In the configuration in force: entries are sent to it."""
+    voter: bool = False
+    """Counts: its votes, confirmations, acknowledgements and clock."""
+    heard_ns: int = -(1 << 62)
+    """When it last acknowledged anything of this node's leadership."""
     epoch: int = 0
     """Connection in use, 0 while there is none."""
     sent_sequence: int = 0
@@ -50,21 +59,54 @@ class Peer(msgspec.Struct):
 class Peers:
     """The peers of one leader, with a window of bytes on the way to each."""
 
-    def __init__(
-        self, nodes: list[int], core: Core, log: Log, config: GroupConfig, counters: Counters
-    ) -> None:
+    def __init__(self, core: Core, log: Log, config: GroupConfig, counters: Counters) -> None:
         self._core = core
         self._log = log
         self._config = config
         self._counters = counters
-        self.all = {node: Peer(node) for node in nodes}
+        self.all: dict[int, Peer] = {}
+        """Members, connected or not, and connected visitors."""
 
     def __getitem__(self, node: int) -> Peer:
         return self.all[node]
 
-    def connected(self) -> list[int]:
-        """Return the ids of connected peers, in order."""
-        return [node for node, peer in self.all.items() if peer.epoch]
+    def get(self, node: int) -> Peer | None:
+        """Return a peer, None for one that is neither a member nor connected."""
+        return self.all.get(node)
+
+    def admit(self, node: int, incarnation: int) -> Peer:
+        """Return the peer of a connection that was just greeted."""
+        peer = self.all.setdefault(node, Peer(node))
+        peer.incarnation = incarnation
+        return peer
+
+    def configure(self, me: int, configurations: Configurations) -> None:
+        """Follow the configuration in force."""
+        members = configurations.in_force
+        for member in members.members if members is not None else ():
+            if member.node != me and member.node not in self.all:
+                self.all[member.node] = Peer(member.node, incarnation=member.incarnation)
+        for peer in self.all.values():
+            peer.member = configurations.member(peer.node, peer.incarnation)
+            peer.voter = peer.member and peer.node in configurations.voters
+
+    def behind(self, commit_index: int) -> bool:
+        """Whether a connected member was not told of that commit index."""
+        peers = self.all.values()
+        return any(p.member and p.epoch and p.commit_sent < commit_index for p in peers)
+
+    def sweep(self) -> None:
+        """Forget visitors that are gone; only while nothing of them waits in the inbox."""
+        for node in [n for n, peer in self.all.items() if not peer.member and not peer.epoch]:
+            del self.all[node]
+
+    def visitors(self) -> int:
+        """Return how many connected peers are no members."""
+        return sum(not peer.member and peer.epoch > 0 for peer in self.all.values())
+
+    def voters(self) -> list[int]:
+        """Return the ids of connected voters, in order of admission."""
+        return [node for node, peer in self.all.items() if peer.epoch and peer.voter]
 
     def begin_term(self, now_ns: int) -> None:
         """Start to lead: nothing is on its way in this term."""
@@ -74,6 +116,7 @@ class Peers:
             peer.base_tried = -1
             peer.held_index = 0
             peer.progress_ns = now_ns
+            peer.heard_ns = now_ns - self._config.election_max_ns
 
     def reconnected(self, peer: Peer, now_ns: int) -> None:
         """Send again what the broken connection may have lost."""
@@ -156,7 +199,10 @@ class Peers:
         """Whether a connected peer with room in its window lacks entries."""
         last, limit = self._log.last_index, self._config.inflight_bytes
         return any(
-            peer.epoch and peer.inflight_bytes < limit and self._core.next_index(peer.node) <= last
+            peer.member
+            and peer.epoch
+            and peer.inflight_bytes < limit
+            and self._core.next_index(peer.node) <= last
             for peer in self.all.values()
         )
 
@@ -173,6 +219,7 @@ class Peers:
     def on_ack(self, peer: Peer, ack: Ack, now_ns: int) -> None:
         """Hand a current acknowledgement to the library, filtered."""
         core, log = self._core, self._log
+        peer.heard_ns = now_ns
         if ack.next_index > log.last_index + 1 and ack.success:
             self._counters.acks_stale += 1
             return

@@ -105,10 +105,17 @@ class Reads:
         if round_ is not None and round_.term == term:
             round_.confirmed.add(peer)
 
-    def confirm(self, term: int, quorum: int) -> int:
-        """Finish confirmed rounds of `term`; return the largest index answered to a follower."""
+    def confirm(self, term: int, voters: frozenset[int], quorum: int) -> int:
+        """Finish the rounds of `term` that a quorum of `voters` confirmed.
+
+        Returns the largest index answered to a follower.
+        """
         answered = 0
-        finished = [n for n, round_ in self._rounds.items() if self._is_confirmed(round_, quorum)]
+        finished = [
+            nonce
+            for nonce, round_ in self._rounds.items()
+            if self._is_confirmed(round_, voters, quorum)
+        ]
         for nonce in finished:
             round_ = self._rounds.pop(nonce)
             assert round_.term == term
@@ -120,8 +127,8 @@ class Reads:
         return answered
 
     @staticmethod
-    def _is_confirmed(round_: _Round, quorum: int) -> bool:
-        return len(round_.confirmed) + 1 >= quorum
+    def _is_confirmed(round_: _Round, voters: frozenset[int], quorum: int) -> bool:
+        return len(round_.confirmed & voters) + 1 >= quorum
 
     # ------------------------------------------------------------------ follower
 

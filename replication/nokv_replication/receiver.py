@@ -10,6 +10,7 @@ from typing import Any
 from nokv_replication._pysyncobj import Core
 from nokv_replication.appends import AppendFilter
 from nokv_replication.apply import Applier
+from nokv_replication.configurations import Configurations
 from nokv_replication.elections import PreVotes
 from nokv_replication.frames import (
     Ack,
@@ -48,6 +49,7 @@ class Receiver:
         pre_votes: PreVotes,
         reads: Reads,
         timekeeper: Timekeeper,
+        configurations: Configurations,
         counters: Counters,
         send: Send,
     ) -> None:
@@ -58,12 +60,17 @@ class Receiver:
         self._pre_votes = pre_votes
         self._reads = reads
         self._timekeeper = timekeeper
+        self._configurations = configurations
         self._counters = counters
         self._send = send
         self._now_ns = 0
         self.filter = AppendFilter(core, log, counters)
         self.accept_entries = True
         """False keeps this node from storing entries as a follower."""
+        self.stand_term = 0
+        """Term whose leader asked this node to stand at once."""
+        self.told_removed = False
+        """A peer said that this node is no member any more."""
         self.too_far_base: int | None = None
         """Where the leader's log starts, when that is behind the end of this one."""
 
@@ -86,20 +93,35 @@ class Receiver:
         self.filter.handle(peer, sequence, body, accept_entries=self.accept_entries)
 
     def _on_ack(self, peer: int, _sequence: int, body: Ack) -> None:
-        if not self._peers.is_current(body):
+        state = self._peers[peer]
+        if not state.member or not self._peers.is_current(body):
             self._counters.acks_stale += 1
             return
-        state = self._peers[peer]
         state.applied_index = max(state.applied_index, body.applied_index)
         state.free_bytes = body.free_bytes
         state.sync_ns = body.sync_ns
-        self._timekeeper.hear(peer, body.wall_ns, self._now_ns)
+        if state.voter:
+            self._timekeeper.hear(peer, body.wall_ns, self._now_ns)
         mine = self._applier.fingerprint_at(body.applied_index)
         if mine is not None and mine != body.fingerprint:
             self._send(peer, Mismatch(self._core.term(), body.applied_index, mine))
         self._peers.on_ack(state, body, self._now_ns)
 
+    def _may_ask(self, peer: int) -> bool:
+        """Whether a node may ask for votes here; one that was removed is told so.
+
+        A learner and a visitor may: this node may not have the entry yet that makes them voters.
+        One that joins and knows no configuration has nothing to vote about.
+        """
+        if self._configurations.was_removed(peer):
+            self._counters.removed_told += 1
+            self._send(peer, Removed(self._configurations.index))
+            return False
+        return self._configurations.in_force is not None
+
     def _on_request_vote(self, peer: int, _sequence: int, body: RequestVote) -> None:
+        if not self._may_ask(peer):
+            return
         if body.term < self._core.term():
             self._send(peer, Stale(self._core.term()))
             return
@@ -115,18 +137,20 @@ class Receiver:
 
     def _on_vote(self, peer: int, _sequence: int, body: Vote) -> None:
         state = self._peers[peer]
-        if body.term > state.vote_term:
+        if state.voter and body.term > state.vote_term:
             state.vote_term = body.term
             self._core.deliver(peer, {"type": "response_vote", "term": body.term})
 
     def _on_pre_vote(self, peer: int, _sequence: int, body: PreVote) -> None:
+        if not self._may_ask(peer):
+            return
         if body.term < self._core.term():
             self._send(peer, Stale(self._core.term()))
         elif self._pre_votes.grants(body, self._now_ns):
             self._send(peer, PreVoteGranted(body.term, body.round))
 
     def _on_pre_vote_granted(self, peer: int, _sequence: int, body: PreVoteGranted) -> None:
-        if body.term == self._core.term():
+        if self._peers[peer].voter and body.term == self._core.term():
             self._pre_votes.granted(peer, body.round)
 
     def _on_probe(self, peer: int, _sequence: int, body: Probe) -> None:
@@ -138,7 +162,8 @@ class Receiver:
         return probe.term == self._core.term() and not self._core.is_leader()
 
     def _on_probe_ok(self, peer: int, _sequence: int, body: ProbeOk) -> None:
-        if self._core.is_leader() and body.term == self._core.term():
+        voter = self._peers[peer].voter
+        if voter and self._core.is_leader() and body.term == self._core.term():
             self._reads.on_probe_ok(peer, body.term, body.nonce)
 
     def _on_read_ask(self, peer: int, _sequence: int, body: ReadAsk) -> None:
@@ -172,11 +197,16 @@ class Receiver:
         if body.term == self._core.term():
             self._applier.check_fingerprint(body.index, body.fingerprint)
 
-    def _on_timeout_now(self, _peer: int, _sequence: int, body: TimeoutNow) -> None:
-        pass
+    def _on_timeout_now(self, peer: int, _sequence: int, body: TimeoutNow) -> None:
+        if body.term != self._core.term() or peer != self._core.leader():
+            return
+        if not self._configurations.is_voter:
+            return
+        self.stand_term = body.term
+        self._core.deliver(peer, {"type": "timeout_now", "term": body.term})
 
-    def _on_removed(self, _peer: int, _sequence: int, body: Removed) -> None:
-        pass
+    def _on_removed(self, _peer: int, _sequence: int, _body: Removed) -> None:
+        self.told_removed = True
 
     _HANDLERS: dict[type, Callable[["Receiver", int, int, Any], None]] = {  # noqa: RUF012
         Append: _on_append,

@@ -11,8 +11,9 @@ from random import Random
 import msgspec
 
 from nokv_replication.bootstrap import FORMAT, Identity, Member, Members, check_addresses
+from nokv_replication.configurations import Configurations
 from nokv_replication.errors import HandshakeRefused, LogDamaged, StartRefused
-from nokv_replication.frames import Hello, Purpose, refuse_format
+from nokv_replication.frames import REMOVED_PREFIX, Hello, Purpose, refuse_format
 from nokv_replication.log import Log
 from nokv_replication.ports import Disk
 from nokv_replication.segments import KEEP
@@ -30,20 +31,22 @@ class Roster:
         synced: bytes,
         machine_format: int,
         skips: Skips,
+        configurations: Configurations,
     ) -> None:
         check_addresses(identity, addresses)
         self._identity = identity
         self._addresses = addresses
         self._machine_format = machine_format
         self._skips = skips
+        self._configurations = configurations
         self._machine_formats: dict[int, int] = {}
         self.needed_machine_format: Callable[[], int] = lambda: 0
         """A peer that applies less could not apply the log: it is refused."""
         self._incarnations = {identity.node: identity.incarnation}
         # Digests announced by peers whose list is complete while ours is not.
         self._foreign_digests: dict[int, bytes] = {}
-        # The synced list; None while some incarnation is unknown or the list is not durable.
-        self.members: Members | None = None
+        # Node to the incarnation of its latest accepted hello.
+        self._greeted: dict[int, int] = {}
         self._digest = b""
         self.refusals = 0
         self.last_refusal = ""
@@ -51,6 +54,9 @@ class Roster:
             self._adopt(msgspec.msgpack.decode(synced, type=Members))
 
     def _adopt(self, members: Members) -> None:
+        self._digest = members.founders
+        if self._identity.joining:
+            return
         mine = {member.node: member.incarnation for member in members.members}
         if mine.get(self._identity.node) != self._identity.incarnation:
             message = "the log's list of members does not have this node's incarnation"
@@ -62,13 +68,72 @@ class Roster:
             )
             raise StartRefused(message)
         self._incarnations = mine
-        self.members = members
-        self._digest = members.founders
+
+    def open(self, log: Log, applied: Applied) -> None:
+        """Derive the configuration in force from machine and log, at the start or after an image.
+
+        Raises:
+            LogDamaged: an entry is not readable.
+        """
+        founders = b"" if self._identity.joining else log.members
+        self._configurations.begin(applied.config or founders, applied.index, log)
+        self.learn_founders(log)
+
+    def learn_founders(self, log: Log) -> None:
+        """Remember, once and durably with the next sync, which group a node has joined."""
+        members = self._configurations.in_force
+        if members is not None and self._identity.joining and not log.members:
+            self._digest = members.founders
+            log.set_members(msgspec.msgpack.encode(members))
 
     @property
     def digest(self) -> bytes:
-        """Digest of the synced list, b"" before."""
+        """Digest of the founders, b"" while they are not known and synced."""
         return self._digest
+
+    @property
+    def members(self) -> Members | None:
+        """The configuration in force."""
+        return self._configurations.in_force
+
+    @property
+    def founding(self) -> bool:
+        """Whether the founders' list is not complete and synced: nothing is promised before."""
+        return not self._identity.joining and not self._digest
+
+    @property
+    def joining(self) -> bool:
+        """Whether this node is no founder."""
+        return self._identity.joining
+
+    @property
+    def joining_blind(self) -> bool:
+        """Whether this node joins and no member has sent it anything."""
+        return self._identity.joining and self.members is None
+
+    @property
+    def removed(self) -> bool:
+        """Whether a configuration applied here says that this node is no member any more."""
+        settled, identity = self._configurations.settled, self._identity
+        if settled is None or identity.node > settled.highest:
+            return False
+        member = settled.get(identity.node)
+        return member is None or member.incarnation != identity.incarnation
+
+    def peers(self) -> dict[int, str]:
+        """Return whom to connect to, and where; the owner's own addresses come first."""
+        me, members = self._identity.node, self.members
+        if members is None:
+            return {node: at for node, at in self._addresses.items() if node != me}
+        return {
+            member.node: self._addresses.get(member.node, member.address)
+            for member in members.members
+            if member.node != me
+        }
+
+    def greeted(self, node: int) -> int:
+        """Return the incarnation of a node's latest accepted hello."""
+        return self._greeted[node]
 
     def candidate(self) -> Members | None:
         """Return the full list when every first member's incarnation is known, else None.
@@ -114,7 +179,8 @@ class Roster:
         self._machine_formats[hello.node] = hello.machine_format
         if hello.skips and not self._skips.all:
             self._skips.adopt(hello.skips)
-        if self.members is None:
+        self._greeted[hello.node] = hello.incarnation
+        if self.founding:
             self._incarnations[hello.node] = hello.incarnation
             if hello.digest:
                 self._foreign_digests[hello.node] = hello.digest
@@ -141,23 +207,32 @@ class Roster:
                 f" at {needed}: upgrade node {hello.node} to the build of the other members"
             )
             raise HandshakeRefused(message)
-        if hello.node == self._identity.node or hello.node not in self._addresses:
+        stranger = self.founding and hello.node not in self._addresses
+        if hello.node == self._identity.node or stranger:
             message = f"node {hello.node} is no peer of node {self._identity.node}"
             raise HandshakeRefused(message)
         refusal = self._skips.refusal(hello.node, hello.skips)
         if refusal and not self._may_take_list(hello):
             raise HandshakeRefused(refusal)
-        if self.members is None:
+        if hello.digest and self._digest and hello.digest != self._digest:
+            message = f"node {hello.node} was founded with another list of members"
+            raise HandshakeRefused(message)
+        # Only what is committed refuses: a list that is not may be rolled back, by the very node
+        # that it lacks. A number above all that were ever used belongs to a visitor: this node may
+        # lag behind the configuration, and may have to be led by a node it does not know.
+        settled = self._configurations.settled
+        if settled is None or hello.node > settled.highest:
             return
-        if hello.incarnation != self._incarnations[hello.node]:
+        member = settled.get(hello.node)
+        if member is None:
+            message = f"{REMOVED_PREFIX}node {hello.node} is no member of this group any more"
+            raise HandshakeRefused(message)
+        if hello.incarnation != member.incarnation:
             message = (
                 f"node {hello.node} comes back as another incarnation: its data directory was wiped"
                 " or replaced, so it has forgotten what it promised. It must not rejoin under its"
                 " old name"
             )
-            raise HandshakeRefused(message)
-        if hello.digest and hello.digest != self._digest:
-            message = f"node {hello.node} was founded with another list of members"
             raise HandshakeRefused(message)
 
     def _may_take_list(self, hello: Hello) -> bool:
@@ -213,8 +288,8 @@ def check_start(log: Log, applied: Applied, roster: Roster) -> None:
         raise StartRefused(message)
     if applied.config and not installing:
         founded = msgspec.msgpack.decode(applied.config, type=Members)
-        synced = roster.members
-        if synced is None or founded.founders != synced.founders:
+        known = roster.digest
+        if known != founded.founders and (known or not roster.joining):
             message = (
                 "the state machine belongs to a group with other members than the log's: the"
                 " data directory was mixed up; put the right state beside the right log"

@@ -13,6 +13,7 @@ from nokv_replication.peers import Peers
 from nokv_replication.ports import Clock
 from nokv_replication.receiver import Receiver
 from nokv_replication.roster import Roster
+from nokv_replication.transfer import Transfer
 from nokv_replication.types import Counters, GroupConfig, PeerStatus, Role, Status
 
 _SLOW_DISK_SHARE = 4
@@ -25,6 +26,7 @@ class Picture:
         self,
         *,
         images: Images,
+        transfer: Transfer,
         identity: Identity,
         config: GroupConfig,
         core: Core,
@@ -39,6 +41,7 @@ class Picture:
         counters: Counters,
     ) -> None:
         self._images = images
+        self._transfer = transfer
         self._identity = identity
         self._config = config
         self._core = core
@@ -55,6 +58,7 @@ class Picture:
     def take(
         self,
         *,
+        removed: bool,
         role: Role,
         leads: bool,
         leader: int | None,
@@ -85,7 +89,13 @@ class Picture:
             free_bytes=free_bytes,
             cluster_ns=cluster_ns,
             members=members.members if members is not None else (),
-            peers=tuple(self._peer(node, role, now_ns) for node in self._peers.all),
+            removed=removed,
+            transferring_to=self._transfer.target,
+            peers=tuple(
+                self._peer(node, role, now_ns)
+                for node, peer in sorted(self._peers.all.items())
+                if peer.member
+            ),
             counters=msgspec.structs.replace(self._counters),
             log_sync=self._outbox.histogram(),
             commit_latency=applier.latency.picture(),
@@ -118,8 +128,19 @@ class Picture:
 
     def problem(self, role: Role) -> str:
         """Return a sentence for the operator, "" when all is well."""
+        if self._receiver.told_removed or self._roster.removed:
+            return (
+                "this node was removed from the group: it neither votes nor stands, and serves"
+                " nothing new. Stop it; to use the machine again, initialise a new data directory"
+                " with another node id (docs/operations.md)"
+            )
         if self._receiver.too_far_base is not None:
             return self._behind(self._receiver.too_far_base)
+        if self._roster.joining_blind:
+            return (
+                "this node waits to be added to the group: run the `nokv member add` line that"
+                " `nokv init --join` printed. " + self._roster.last_refusal
+            ).rstrip()
         if self._roster.members is None:
             return "waiting for the other first members: " + (
                 self._roster.last_refusal or "not all have been reached yet"

@@ -22,6 +22,8 @@ class Timekeeper:
         self._advanced_ns = 0
         # Peer to (its wall clock, our monotonic clock when it arrived), of this term only.
         self._heard: dict[int, tuple[int, int]] = {}
+        # Median at the last stamp.
+        self._median_ns = 0
         self.clamped = 0
         """Stamps whose wall time was not this node's own clock."""
         self.clamped_now = False
@@ -49,6 +51,19 @@ class Timekeeper:
         """Note a peer's wall clock from an acknowledgement of this term."""
         self._heard[peer] = (wall_ns, now_ns)
 
+    def keep(self, nodes: frozenset[int]) -> None:
+        """Forget the clocks of all but these nodes: the others do not count any more."""
+        for node in [node for node in self._heard if node not in nodes]:
+            del self._heard[node]
+
+    def is_near(self, peer: int, now_ns: int) -> bool:
+        """Whether a peer's clock lies in the bounds of the last stamp that was clamped."""
+        heard = self._heard.get(peer)
+        if heard is None:
+            return False
+        clock_ns = heard[0] + now_ns - heard[1]
+        return abs(clock_ns - self._median_ns) <= WALL_CLAMP_NS
+
     def skew_ns(self, peer: int, wall_ns: int, now_ns: int) -> int:
         """Return a peer's wall clock less this node's, 0 while unknown."""
         heard = self._heard.get(peer)
@@ -61,6 +76,7 @@ class Timekeeper:
         if len(clocks) < quorum:
             return None
         median = sorted(clocks)[(len(clocks) - 1) // 2]
+        self._median_ns = median
         clamped = min(max(wall_ns, median - WALL_CLAMP_NS), median + WALL_CLAMP_NS)
         self.clamped_now = clamped != wall_ns
         self.clamped += self.clamped_now

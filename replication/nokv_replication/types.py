@@ -106,6 +106,10 @@ class GroupConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Entries in one append frame, about; a single larger entry goes alone."""
     inflight_bytes: int = 16 * MIB
     """Entries on the way to one follower and not yet acknowledged, at most."""
+    promote_lag_entries: int = 1024
+    """A learner that lacks more committed entries than this is not made a voter."""
+    handover_retry_ns: int = 10_000 * MS
+    """An unfit leader tries to hand over at most this often."""
     tick_interval_ns: int = 10_000 * MS
     """While something waits for time, an empty entry is proposed at least this often."""
     image_bytes_per_second: int = 32 * MIB
@@ -172,6 +176,13 @@ class Counters(msgspec.Struct, kw_only=True):
     pre_votes_started: int = 0
     leader_changes: int = 0
     step_downs: int = 0
+    transfers_started: int = 0
+    transfers_done: int = 0
+    handovers: int = 0
+    """Transfers that a leader began by itself, for its clock or its disk."""
+    members_changed: int = 0
+    removed_told: int = 0
+    """Answers to nodes that were removed."""
     proposals: int = 0
     proposals_committed: int = 0
     failed_not_leader: int = 0
@@ -233,6 +244,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     cluster_ns: int
     members: tuple[Member, ...]
     """The configuration in force, ordered by node id; empty before one is known."""
+    removed: bool
+    """This node was a member and is none any more: it neither stands nor serves."""
+    transferring_to: int | None
+    """Who is to take over leadership, None while no transfer is under way."""
     peers: tuple[PeerStatus, ...]
     counters: Counters
     log_sync: DurationHistogram
