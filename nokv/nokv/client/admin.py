@@ -29,6 +29,9 @@ from nokv.wire.rpc import (
 POLL_S: Final = 0.1
 """Between two looks at a learner that is catching up."""
 
+HAND_OVER_S: Final = 3.0
+"""A transfer that is refused is asked for again so long."""
+
 CONNECT_S: Final = 10.0
 
 
@@ -139,8 +142,22 @@ class Admin:
         await self._change(RemoveMember(node))
 
     async def transfer(self, node: int = 0) -> int:
-        """Hand leadership to a voter, 0 for the best one; return who leads then."""
-        return await self._change(TransferLeadership(node))
+        """Hand leadership to a voter, 0 for the best one; return who leads then.
+
+        A leader that was just elected may not have heard of the others yet: it is asked again.
+
+        Raises:
+            ChangeRefused: nobody could take over for HAND_OVER_S.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + HAND_OVER_S
+        while True:
+            try:
+                return await self._change(TransferLeadership(node))
+            except ChangeRefused:
+                if loop.time() >= end:
+                    raise
+            await asyncio.sleep(POLL_S)
 
     async def _change(self, change: RequestBody) -> int:
         reply = await self._router.call_leader(change, self._timeout_s)

@@ -67,7 +67,8 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 def replication_identity(node: NodeFile) -> Identity:
     """Return the node's identity as replication writes it into the log."""
-    return Identity(node.cluster.cluster, node.node, node.incarnation)
+    joining = all(member.node != node.node for member in node.cluster.members)
+    return Identity(node.cluster.cluster, node.node, node.incarnation, joining=joining)
 
 
 def log_path(data_dir: Path) -> Path:

@@ -28,21 +28,18 @@ from nokv.wire.rpc import (
 )
 from nokv.wire.rpc import Member as WireMember
 from nokv_replication import Committed, Group, Member, Outcome
+from nokv_replication import NotLeader as NotLeading
 from nokv_replication.tcp import TcpNetwork
 
 log = logging.getLogger("nokv.membership")
 
 Change = AddMember | PromoteMember | RemoveMember | TransferLeadership
 
+HAND_OVER_PAUSE_S: Final = 0.1
+"""Before a transfer that failed is tried again: a new leader has not heard of everybody yet."""
 NODE_MAX: Final = 65_535
 INCARNATION_MAX: Final = (1 << 63) - 1
 ADDRESS_CHARACTERS_MAX: Final = 255
-
-
-def first_members(identity: NodeFile) -> tuple[int, ...]:
-    """Return whose incarnations this node waits for to found the group; none: it joins later."""
-    numbers = tuple(member.node for member in identity.cluster.members)
-    return numbers if identity.node in numbers else ()
 
 
 def configured_members(
@@ -236,6 +233,20 @@ class Membership:
         """Hand leadership to the best other voter; return whether one took it in time."""
         if len(self.voters()) < 2:
             return False
+        outcome: Outcome | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not isinstance(outcome := await self._try_to_hand_over(), Committed):
+                    if isinstance(outcome, NotLeading):
+                        break
+                    await asyncio.sleep(HAND_OVER_PAUSE_S)
+        except TimeoutError:
+            log.info("nobody took over leadership in %g s: %s", timeout_s, outcome or "no answer")
+            return False
+        log.info("leadership was handed over")
+        return True
+
+    def _try_to_hand_over(self) -> asyncio.Future[Outcome]:
         told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def done(outcome: Outcome) -> None:
@@ -243,14 +254,4 @@ class Membership:
                 told.set_result(outcome)
 
         self._group.transfer(None, done)
-        try:
-            async with asyncio.timeout(timeout_s):
-                outcome = await told
-        except TimeoutError:
-            log.info("nobody took over leadership in %g s", timeout_s)
-            return False
-        if isinstance(outcome, Committed):
-            log.info("leadership was handed over")
-            return True
-        log.info("leadership was not handed over: %s", outcome)
-        return False
+        return told

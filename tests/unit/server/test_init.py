@@ -13,9 +13,16 @@ import pytest
 from nokv.errors import ConfigError, DataDirectoryError
 from nokv.server import datadir
 from nokv.server.config import MemberConfig, load
-from nokv.server.datadir import MemberAddress, NodeFile, lock, log_path, read_identity
+from nokv.server.datadir import (
+    MemberAddress,
+    NodeFile,
+    lock,
+    log_path,
+    read_identity,
+    replication_identity,
+)
 from nokv.server.init import StoreSpec, added_as, export_join_file, init_cluster, join
-from nokv.server.membership import configured_members, first_members
+from nokv.server.membership import configured_members
 
 MEMBERS = [MemberAddress(n, f"127.0.0.1:{7200 + n}", f"127.0.0.1:{7100 + n}") for n in (1, 2, 3)]
 
@@ -180,8 +187,8 @@ def test_a_larger_number_is_a_new_member(tmp_path: Path) -> None:
     made = join(config, again, node=4)
     assert (made.node, made.cluster) == (4, first.cluster)
     assert added_as(config) == MemberAddress(4, "127.0.0.1:7204", "127.0.0.1:7104")
-    assert first_members(made) == ()
-    assert first_members(first) == (1, 2, 3)
+    assert replication_identity(made).joining
+    assert not replication_identity(first).joining
 
 
 @pytest.mark.parametrize(("node", "message"), [(0, "not among"), (65_536, "member number 65536")])
