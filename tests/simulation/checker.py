@@ -317,6 +317,8 @@ class Checker:
         if disk.dirty:
             message = f"node {node} sends {body} before its disk is synced"
             raise Violation(message)
+        if replica.damaged:
+            return  # what lies behind a turned bit can't be read back
         if isinstance(body, Ack):
             if body.success:
                 synced = group._log.synced_index
