@@ -25,6 +25,8 @@ UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-em
 JOBS ?= 2
 SEEDS ?= 200
 FIRST_SEED ?= 0
+# Steps of groups in one seed of `make simulate`, before it heals.
+STEPS ?= 4000
 
 .PHONY: help
 help:
@@ -104,6 +106,12 @@ campaign: venv
 .PHONY: mutate
 mutate: venv
 	@$(BIN)/python -m tests.mutations
+
+## make simulate     replication alone, many seeds: SEEDS=200 FIRST_SEED=0 STEPS=4000 TOTALS=file
+.PHONY: simulate
+simulate: venv
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(FIRST_SEED) --steps $(STEPS) \
+		--jobs $(JOBS) $(if $(TOTALS),--totals $(TOTALS))
 
 ## make lock         resolve the lock again from pyproject.toml (UPGRADE=1 takes newer versions)
 .PHONY: lock
