@@ -27,6 +27,8 @@ class ImageLink:
         # Ends that talk on it and have not been told that it is gone.
         self.open_at: set[int] = set()
         self.broken = False
+        self.old: ImageLink | None = None
+        """The link before, which the listener may not know to be gone."""
 
 
 class ImageLinks:
@@ -46,6 +48,7 @@ class ImageLinks:
         """Dial: it ends in a connection at both ends, or in its loss at the dialer."""
         self.close(dialer, dialer, listener)
         link = ImageLink(dialer, listener)
+        link.old = self._links.get((dialer, listener))
         self._links[dialer, listener] = link
         link.open_at.add(dialer)
         self._network.schedule_after(self._delay_ns(), partial(self._dial, link))
@@ -55,9 +58,9 @@ class ImageLinks:
         return low + int((high - low) * self._rng.random())
 
     def _dial(self, link: ImageLink) -> None:
-        if link.broken:
-            return
         network, dialer, listener = self._network, link.dialer, link.listener
+        if link.broken or dialer not in link.open_at:
+            return
         if not network.may_talk(dialer, listener):
             self._lost(link)
             return
@@ -70,6 +73,10 @@ class ImageLinks:
             network.refused_handshakes += 1
             self._lost(link)
             return
+        old, link.old = link.old, None
+        while old is not None:
+            self._lost(old)
+            old = old.old
         link.open_at.add(listener)
         self.opened += 1
         here.image_connected(listener, epoch, outgoing=True)
