@@ -73,6 +73,8 @@ class Log:
         self._pending = bytearray()
         self._batch_open = False
         self.synced_index = 0
+        self.term_is_durable = True
+        """Whether term and vote are synced as they were last set."""
 
     # ------------------------------------------------------------------ opening
 
@@ -280,6 +282,7 @@ class Log:
             assert term >= self._hard_state.term
             self._hard_state = state
             self._write(RecordType.HARD_STATE, 0, term, msgspec.msgpack.encode(state))
+            self.term_is_durable = False
 
     def set_members(self, members: bytes) -> None:
         """Set the full list of members, once; volatile until `sync`."""
@@ -311,6 +314,7 @@ class Log:
         self._pending = bytearray()
         self._batch_open = False
         self.synced_index = self.last_index
+        self.term_is_durable = True
         self._evict()
 
     def _write(

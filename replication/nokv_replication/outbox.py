@@ -37,8 +37,13 @@ class Outbox:
         (self._early if isinstance(body, Append) else self._late).append((peer, body))
 
     def release_appends(self) -> None:
-        """Send the appends."""
-        self._flush(self._early)
+        """Send the appends; those of a term that is not durable yet wait for the sync as well.
+
+        Only a single voter leads in the very step in which it stands. A term that it forgets would
+        come again, with other entries than those its learners got.
+        """
+        if self._log.term_is_durable:
+            self._flush(self._early)
 
     def sync_and_release(self) -> None:
         """Make the log durable, then send everything else.
@@ -47,6 +52,7 @@ class Outbox:
             DiskFailed: nothing that depends on the sync was sent.
         """
         self.sync()
+        self._flush(self._early)
         self._flush(self._late)
 
     def sync(self) -> None:

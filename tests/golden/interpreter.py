@@ -16,6 +16,7 @@ step, frames move and time passes only where the script says so. Commands:
     propose N TEXT [BYTES] | fill N COUNT [BYTES] | read N
     cut A B | connect A B | isolate N | heal | lose A->B
     crash N | power N | start N | fail N CALL | wipe N | skip N INDEX
+    add L N | promote L N | remove L N | transfer L N | members [N ...]    asked of the leader L
     dial | image [COUNT] | cutimage A B           state images, as `A=>B`, on their own connection
     log [N ...] | status [N ...] | state [N ...]
 
@@ -38,6 +39,7 @@ from nokv_replication import (
     Group,
     GroupConfig,
     HandshakeRefused,
+    Member,
     ReplicationError,
     Role,
     skips,
@@ -276,6 +278,38 @@ class Interpreter:
 
         script.groups[int(node)].propose(payload, done)
         script.step(int(node))
+
+    def _told(self, what: str) -> Callable[[object], None]:
+        return lambda outcome: self.script.say(f"operator: {what} {text(outcome)}")
+
+    def do_add(self, leader: str, node: str) -> None:
+        number = int(node)
+        member = Member(number, 100 + number, f"node-{number}:1", voter=False)
+        self.script.groups[int(leader)].add_member(member, self._told(f"adding {node}"))
+        self.script.step(int(leader))
+
+    def do_promote(self, leader: str, node: str) -> None:
+        told = self._told(f"promoting {node}")
+        self.script.groups[int(leader)].promote_member(int(node), told)
+        self.script.step(int(leader))
+
+    def do_remove(self, leader: str, node: str) -> None:
+        told = self._told(f"removing {node}")
+        self.script.groups[int(leader)].remove_member(int(node), told)
+        self.script.step(int(leader))
+
+    def do_transfer(self, leader: str, target: str) -> None:
+        told = self._told(f"handing over to {target}")
+        self.script.groups[int(leader)].transfer(int(target), told)
+        self.script.step(int(leader))
+
+    def do_members(self, *nodes: str) -> None:
+        for node in self._named(nodes):
+            listed = [
+                f"{member.node}{'' if member.voter else ' (learner)'}"
+                for member in self.script.groups[node].status().members
+            ]
+            self.script.say(f"{node}  {', '.join(listed)}")
 
     def do_fill(self, node: str, count: str, size_bytes: str = "100") -> None:
         """Commit entries in ordinary life, without a transcript."""

@@ -7,15 +7,21 @@ import crc32c
 import msgspec
 import pytest
 from tests.regressions.group import bodies, committed, led, replay
-from tests.simulation.disk import SimDisk
+from tests.simulation.disk import Crash, SimDisk
+from tests.simulation.machine import ListStorage
+from tests.simulation.ports import SECOND_NS, SimClock
 from tests.simulation.script import CONFIG, Script
 
 from nokv_replication import (
     Applied,
+    Committed,
     Fatal,
+    Group,
     Identity,
+    Member,
     OutcomeUnknown,
     ProtocolError,
+    Role,
     Times,
     initialise,
     records,
@@ -137,6 +143,80 @@ class TestApplying:
         assert (status.last_index, status.commit_index, status.applied_index) == (3, 3, 2)
         script.step(3)
         assert script.groups[3].status().applied_index == 3
+
+
+class Joined(Script):
+    """A group of one that another node has joined as a learner."""
+
+    def __init__(self) -> None:
+        self.founders = {1: "node-1:1"}
+        super().__init__(1)
+        self.lead(1)
+        told: list[object] = []
+        self.groups[1].add_member(Member(2, 102, "node-2:1"), told.append)
+        self.step(1)
+        self.step(1)
+        assert isinstance(told[0], Committed)
+        self.addresses[2] = "node-2:1"
+        self.disks[2], self.storages[2] = SimDisk(), ListStorage()
+        self.clocks[2], self.incarnations[2] = SimClock(0, 0), 102
+        initialise(self.disks[2], self.config, self.identity(2), Random(2))
+        self.start(2)
+        self.connect(1, 2)
+        self.settle()
+        assert self.log(2) == self.log(1)
+
+    def identity(self, node: int) -> Identity:
+        return Identity("scripted", node, self.incarnations[node], joining=node == 2)
+
+    def start(self, node: int) -> Group:
+        known, self.addresses = self.addresses, self.founders
+        try:
+            return super().start(node)
+        finally:
+            self.addresses = known
+
+
+class TestSingleVoter:
+    def test_a_term_is_durable_before_its_entries_leave(self) -> None:
+        """A single voter stands, leads and appends in one step. Its learner must get none of that
+        before it is synced: after a power cut the same term comes again, with other entries.
+        """
+        script = Joined()
+        script.crash(1)
+        script.start(1)
+        script.connect(1, 2)
+        script.wait(2 * SECOND_NS)
+        script.disks[1].crash_at("fdatasync", 1, after=False)
+        with pytest.raises(Crash):
+            script.step(1)
+        assert not bodies(script, 1, 2, Append)
+        script.crash(1, power=True)
+        script.start(1)
+        script.connect(1, 2)
+        script.wait(2 * SECOND_NS)
+        script.settle()
+        assert script.groups[1].status().term == 2
+        assert script.log(2) == script.log(1)
+
+    def test_a_learner_never_stands_and_has_no_vote(self) -> None:
+        script = Joined()
+        script.crash(1)
+        for _ in range(50):
+            script.wait(100_000_000)
+            script.step(2)
+        assert (script.role(2), script.groups[2].status().term) == (Role.FOLLOWER, 1)
+
+    def test_a_learner_that_caught_up_becomes_a_voter(self) -> None:
+        script = Joined()
+        told: list[object] = []
+        script.groups[1].promote_member(2, told.append)
+        script.settle()
+        assert isinstance(told[0], Committed)
+        script.cut(1, 2)
+        script.propose(1, b"x")
+        script.step(1)
+        assert not committed(script, b"x")  # two voters: one is no majority any more
 
 
 class TestFounding:

@@ -9,7 +9,15 @@ from tests.regressions.group import bodies, committed, led, replay
 from tests.simulation.ports import MS_NS
 from tests.simulation.script import Script
 
-from nokv_replication import NotLeader, Role
+from nokv_replication import (
+    Committed,
+    Member,
+    MembershipRefused,
+    NotLeader,
+    OutcomeUnknown,
+    Role,
+    TransferFailed,
+)
 from nokv_replication.frames import (
     Append,
     PreVote,
@@ -19,6 +27,7 @@ from nokv_replication.frames import (
     ReadAnswer,
     ReadAsk,
     RequestVote,
+    TimeoutNow,
 )
 
 
@@ -124,9 +133,10 @@ class TestPreVote:
         script = led(1)
         asked = script.groups[1]._pre_votes
         asked.next_round(0)
-        assert asked.won(1, 599 * MS_NS)
+        alone = frozenset({1})
+        assert asked.won(alone, 1, 599 * MS_NS)
         asked.next_round(0)
-        assert not asked.won(1, 600 * MS_NS)
+        assert not asked.won(alone, 1, 600 * MS_NS)
 
     def test_a_node_that_returns_disturbs_nobody(self) -> None:
         """9.6: "... solves the issue of a partitioned server disrupting the cluster when it
@@ -290,3 +300,229 @@ class TestReadOnly:
         assert not answer.ok
         assert not bodies(script, 3, 2, RequestVote)
         assert not bodies(script, 3, 2, Append)
+
+
+def change(script: Script, leader: int, call: str, *args: object) -> list[object]:
+    """Ask a leader for a change and let it append and send it; returns what is told, when it is."""
+    told: list[object] = []
+    getattr(script.groups[leader], call)(*args, told.append)
+    script.step(leader)
+    return told
+
+
+def learner(node: int) -> Member:
+    return Member(node, 100 + node, f"node-{node}:1", voter=False)
+
+
+def members_of(script: Script, node: int) -> dict[int, bool]:
+    """Node to whether it has a vote, as that node's configuration says now."""
+    return {member.node: member.voter for member in script.groups[node].status().members}
+
+
+class TestLeadershipTransfer:
+    def test_the_target_stands_at_once(self) -> None:
+        """3.10: TimeoutNow "has the same effect as the target server's election timer firing: the
+        target server starts a new election (incrementing its term and becoming a candidate)".
+        """
+        script = led()
+        told = change(script, 1, "transfer", 2)
+        script.settle(rounds=1)
+        script.settle(rounds=10)
+        assert script.role(2) == Role.LEADER
+        assert term_of(script, 2) == 2
+        assert isinstance(told[0], Committed)
+
+    def test_new_proposals_wait(self) -> None:
+        """3.10: "1. The prior leader stops accepting new client requests."; here they wait, and
+        are refused with the new leader's name.
+        """
+        script = led()
+        change(script, 1, "transfer", 2)
+        script.propose(1, b"x")
+        assert script.log(1)[-1] == (2, 1)
+        script.settle(rounds=10)
+        outcome = script.outcomes[b"x"]
+        assert isinstance(outcome, NotLeader)
+
+    def test_the_targets_log_is_completed_first(self) -> None:
+        """3.10: "2. The prior leader fully updates the target server's log to match its own, using
+        the normal log replication mechanism".
+        """
+        script = led()
+        script.propose(1, b"x")
+        change(script, 1, "transfer", 2)
+        assert not bodies(script, 1, 2, TimeoutNow)
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert bodies(script, 1, 2, TimeoutNow) == [TimeoutNow(1)]
+
+    def test_the_prior_leader_steps_down(self) -> None:
+        """3.10: the target's "next message to the prior leader will include its new term number,
+        causing the prior leader to step down".
+        """
+        script = led()
+        change(script, 1, "transfer", 2)
+        script.settle(rounds=10)
+        assert script.role(1) == Role.FOLLOWER
+        assert script.groups[1].status().leader == 2
+
+    def test_it_is_given_up_after_an_election_timeout(self) -> None:
+        """3.10: "if leadership transfer does not complete after about an election timeout, the
+        prior leader aborts the transfer and resumes accepting client requests".
+        """
+        script = led()
+        script.crash(2)
+        told = change(script, 1, "transfer", 2)
+        script.propose(1, b"x")
+        for _ in range(70):
+            script.settle(1, 3, rounds=1)
+        assert isinstance(told[0], TransferFailed)
+        assert committed(script, b"x")
+
+    def test_a_transfer_passes_the_pre_vote(self) -> None:
+        """9.6 and 3.10: voters hear a leader still, so pre-votes would be refused: the target asks
+        for votes at once, and only this once.
+        """
+        script = led()
+        change(script, 1, "transfer", 2)
+        script.settle(rounds=1)
+        before = script.groups[2].counters.pre_votes_started
+        script.settle(rounds=10)
+        assert script.role(2) == Role.LEADER
+        assert script.groups[2].counters.pre_votes_started == before
+
+    def test_only_the_leader_can_ask_for_it(self) -> None:
+        """3.10: it is the leader that sends TimeoutNow; from anybody else it means nothing."""
+        script = led()
+        replay(script, 3, 2, TimeoutNow(1))
+        assert term_of(script, 2) == 1
+        assert not bodies(script, 2, 1, RequestVote)
+        campaign(script, 2)
+        assert bodies(script, 2, 1, PreVote)
+
+
+class TestMembership:
+    def test_a_configuration_is_an_entry(self) -> None:
+        """4.1: "it appends the new configuration (Cnew) as an entry in its log and replicates that
+        entry using the normal Raft mechanism".
+        """
+        script = led()
+        told = change(script, 1, "add_member", learner(4))
+        assert script.log(1)[-1] == (3, 1)
+        assert told == []
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert isinstance(told[0], Committed)
+        assert told[0].index == 3
+
+    def test_it_is_in_force_as_soon_as_it_is_in_the_log(self) -> None:
+        """4.1: "The new configuration takes effect on each server as soon as it is added to that
+        server's log".
+        """
+        script = led()
+        change(script, 1, "add_member", learner(4))
+        assert members_of(script, 1) == {1: True, 2: True, 3: True, 4: False}
+        assert 4 not in members_of(script, 2)
+        script.deliver(1, 2)
+        assert members_of(script, 2) == {1: True, 2: True, 3: True, 4: False}
+
+    def test_it_need_not_be_committed(self) -> None:
+        """4.1: "a server always uses the latest configuration in its log, regardless of whether the
+        entry is committed"; also after a restart.
+        """
+        script = led()
+        change(script, 1, "add_member", learner(4))
+        script.deliver(1, 2)
+        script.crash(2, power=True)
+        script.start(2)
+        script.step(2)
+        assert script.groups[2].status().commit_index == 2
+        assert 4 in members_of(script, 2)
+
+    def test_it_is_rolled_back_with_its_entry(self) -> None:
+        """4.1: "... if the entry is removed, it falls back to the previous configuration"."""
+        script = led()
+        script.isolate(1)
+        told = change(script, 1, "add_member", learner(4))
+        assert 4 in members_of(script, 1)
+        script.elect(2, 3)
+        script.settle(2, 3)
+        script.connect_all()
+        script.settle()
+        assert members_of(script, 1) == {1: True, 2: True, 3: True}
+        assert isinstance(told[0], OutcomeUnknown)
+
+    def test_one_change_at_a_time(self) -> None:
+        """4.1: "... only start one change after the entry of the one before has committed"."""
+        script = led()
+        change(script, 1, "add_member", learner(4))
+        told = change(script, 1, "add_member", learner(5))
+        assert isinstance(told[0], MembershipRefused)
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert change(script, 1, "add_member", learner(5)) == []
+
+    def test_a_new_leader_commits_an_entry_first(self) -> None:
+        """4.1, and its correction (2015): no change before an entry of the leader's own term is
+        committed.
+        """
+        script = led()
+        script.isolate(1)
+        script.elect(2, 3)
+        told = change(script, 2, "remove_member", 1)
+        assert isinstance(told[0], MembershipRefused | NotLeader)
+
+    def test_a_removed_server_is_not_counted(self) -> None:
+        """4.1: with the old and the new configuration "any majorities ... overlap": the new one
+        counts at once.
+        """
+        script = led()
+        change(script, 1, "remove_member", 3)
+        script.settle(1, 2, rounds=5)
+        assert members_of(script, 1) == {1: True, 2: True}
+        script.crash(2)
+        script.propose(1, b"x")
+        script.settle(rounds=5)
+        assert not committed(script, b"x")
+
+    def test_a_new_server_is_not_counted_at_first(self) -> None:
+        """4.2.1: it "joins the cluster as a non-voting member. The leader replicates log entries to
+        it, but it is not counted towards majorities for voting or commitment purposes".
+        """
+        script = led()
+        change(script, 1, "add_member", learner(4))
+        script.settle(rounds=5)
+        script.crash(3)
+        script.propose(1, b"x")
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        assert committed(script, b"x")  # two of three voters
+
+    def test_promotion_waits_until_it_has_caught_up(self) -> None:
+        """4.2.1: "Once the new server has caught up with the rest of the cluster, the
+        reconfiguration can proceed".
+        """
+        script = led()
+        change(script, 1, "add_member", learner(4))
+        script.settle(rounds=5)
+        told = change(script, 1, "promote_member", 4)
+        assert isinstance(told[0], MembershipRefused)
+
+    def test_the_leader_is_not_removed(self) -> None:
+        """4.2.2: "... the leader would transfer its leadership first" (3.10)."""
+        script = led()
+        told = change(script, 1, "remove_member", 1)
+        assert isinstance(told[0], MembershipRefused)
+
+    def test_a_removed_server_disturbs_nobody(self) -> None:
+        """4.2.3: "servers that are not in Cnew ... will time out and start new elections"; pre-vote
+        and the voters' contact with their leader keep them from it.
+        """
+        script = led()
+        script.isolate(3)
+        change(script, 1, "remove_member", 3)
+        script.settle(1, 2, rounds=5)
+        for _ in range(200):
+            script.settle(rounds=1)
+        assert script.role(1) == Role.LEADER
+        assert term_of(script, 1) == 1
