@@ -524,6 +524,7 @@ class TestLimits:
         script = fallen_behind(config=config, entries=150)
         script.connect_all()
         to_offer(script)
+        assert script.groups[1]._images.sender._kept_bytes() == 0
         for i in range(200):
             script.propose(1, b"%d" % i + bytes(200))
             script.settle(rounds=1)
