@@ -330,7 +330,7 @@ class Group:
             return Stopped("this group was stopped")
         if self._role != Role.LEADER:
             self.counters.failed_not_leader += 1
-            return NotLeader(self._leader)
+            return NotLeader(self._likely_leader())
         return self._proposals.refusal(size_bytes, self._applier.waiting)
 
     def add_member(self, member: Member, done: ChangeDone) -> None:
@@ -465,6 +465,7 @@ class Group:
         self._core.configure(voters, [member.node for member in others if not member.voter])
         self._timekeeper.keep(configurations.voters)
         self._network.set_peers(self._roster.peers())
+        self._images.sender.keep_only({member.node for member in others})
         self._send_now = True
 
     def _replicate(self) -> None:
@@ -670,6 +671,10 @@ class Group:
         """Whether this node leads and an entry of its own term is committed."""
         return self._role == Role.LEADER and self._core.commit_index() >= self._core.noop_index()
 
+    def _likely_leader(self) -> int | None:
+        """Return the leader, or who was told to take over while there is none yet."""
+        return self._leader if self._leader is not None else self._transfer.target
+
     def _note_role(self) -> None:
         core = self._core
         role, term, leader = core.role(), core.term(), core.leader()
@@ -681,6 +686,8 @@ class Group:
             return
         was, newer_term = self._role, term > self._term
         self._role, self._term = role, term
+        lost_quorum = was == Role.LEADER and not newer_term and leader is None
+        self._picture.lost_quorum_term = term if lost_quorum else 0
         if was == Role.LEADER:
             self.counters.step_downs += 1
             # Whoever is told to take over most likely does.

@@ -42,6 +42,8 @@ class Picture:
     ) -> None:
         self._images = images
         self._transfer = transfer
+        self.lost_quorum_term = 0
+        """Term in which this node led until no quorum answered it, while nobody leads since."""
         self._identity = identity
         self._config = config
         self._core = core
@@ -144,6 +146,11 @@ class Picture:
         if self._roster.members is None:
             return "waiting for the other first members: " + (
                 self._roster.last_refusal or "not all have been reached yet"
+            )
+        if self.lost_quorum_term and self._core.leader() is None:
+            return (
+                f"this node led term {self.lost_quorum_term} and stepped down: no quorum answered"
+                " it in time. Check the network between the members, and whether they run"
             )
         if role == Role.LEADER and self._leadership.timekeeper.clamped_now:
             return "this node's clock is more than 10 s from its peers': check time synchronisation"

@@ -4,6 +4,7 @@ Nodes act only in `step`, frames move only in `deliver`, time passes only by `wa
 within a connection; `cut` loses what is on its way.
 """
 
+import contextlib
 from collections import deque
 from random import Random
 from typing import Any
@@ -13,7 +14,17 @@ from tests.simulation.disk import Crash, SimDisk
 from tests.simulation.machine import ListMachine, ListStorage
 from tests.simulation.ports import MS_NS, SECOND_NS, SimClock, Watched
 
-from nokv_replication import Group, GroupConfig, Identity, Outcome, ReadOutcome, Role, initialise
+from nokv_replication import (
+    Group,
+    GroupConfig,
+    HandshakeRefused,
+    Identity,
+    Member,
+    Outcome,
+    ReadOutcome,
+    Role,
+    initialise,
+)
 from nokv_replication.frames import Frame, Purpose, decode_frame
 
 CONFIG = GroupConfig(segment_bytes=64 << 10, log_keep_bytes=1 << 30)
@@ -26,6 +37,7 @@ class Script:
         self.config = config
         self.now_ns = SECOND_NS
         self.addresses = {n: f"node-{n}:1" for n in range(1, nodes + 1)}
+        self.founders = dict(self.addresses)
         self.disks = {n: SimDisk() for n in self.addresses}
         self.storages = {n: ListStorage() for n in self.addresses}
         self.clocks = {n: SimClock(0, 0) for n in self.addresses}
@@ -55,7 +67,19 @@ class Script:
                 self.step(n)
 
     def identity(self, node: int) -> Identity:
-        return Identity("scripted", node, self.incarnations[node])
+        joining = node not in self.founders
+        return Identity("scripted", node, self.incarnations[node], joining=joining)
+
+    def join(self, node: int, incarnation: int = 0) -> Member:
+        """Start a node that joins, with an empty data directory, and connect it to all."""
+        self.addresses[node] = f"node-{node}:1"
+        self.disks[node], self.storages[node] = SimDisk(), ListStorage()
+        self.clocks[node] = SimClock(0, 0)
+        self.incarnations[node] = incarnation or 100 + node
+        initialise(self.disks[node], self.config, self.identity(node), Random(node))
+        self.start(node)
+        self.connect_all()
+        return Member(node, self.incarnations[node], self.addresses[node])
 
     # ------------------------------------------------------------------ processes
 
@@ -96,7 +120,7 @@ class Script:
 
         group = Group(
             identity=self.identity(node),
-            addresses=self.addresses,
+            addresses=self.founders,
             config=self.config,
             machine=Watched(machine, report),
             disk=self.disks[node],
@@ -135,7 +159,8 @@ class Script:
         for one in self.addresses:
             for other in self.addresses:
                 if one < other:
-                    self.connect(one, other)
+                    with contextlib.suppress(HandshakeRefused):
+                        self.connect(one, other)
 
     def cut(self, one: int, other: int) -> None:
         for node, peer in ((one, other), (other, one)):
