@@ -68,8 +68,8 @@ def try_guard(guard: Guard, folder: Path) -> Verdict:
     source = ROOT / guard.package
     copy = folder / source.name
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    module = copy / guard.module
-    module.write_text(mutated(module.read_text(), guard))
+    for path, changed in mutated(copy, guard).items():
+        path.write_text(changed)
     try:
         return run_tests(list(guard.tests), folder)
     finally:

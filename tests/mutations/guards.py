@@ -4,6 +4,7 @@ A guard is a piece of source in one module, what replaces it, and the tests like
 likeliest first. Text that is no longer there exactly once is an error, not a guard that held.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 UNIT = "tests/unit/replication"
@@ -36,6 +37,8 @@ class Guard(NamedTuple):
     changes: tuple[tuple[str, str], ...]
     tests: tuple[str, ...]
     package: str = "replication/nokv_replication"
+    also: tuple[tuple[str, str, str], ...] = ()
+    """(module, text, what takes its place) of a second line of defence, switched off with it."""
 
 
 def _off(module: str, old: str, new: str, *tests: str) -> Guard:
@@ -155,7 +158,7 @@ ACKS = {
 ELECTIONS = {
     "pre-vote: not asked": _off(
         "group.py",
-        "if self._pre_votes.won(self._quorum, self._now_ns):",
+        "if self._pre_votes.won(voters, quorum, self._now_ns):",
         "if True:",
         MEMBERS,
         GOLDEN,
@@ -176,7 +179,7 @@ ELECTIONS = {
         THESIS,
     ),
     "vote: counted twice": _off(
-        "receiver.py", "if body.term > state.vote_term:", "if True:", FIGURE2
+        "receiver.py", "if state.voter and body.term > state.vote_term:", "if state.voter:", FIGURE2
     ),
     "vote: not written": _off(
         "log.py",
@@ -193,7 +196,7 @@ ELECTIONS = {
     ),
     "founding: votes before the list": _off(
         "group.py",
-        "if self._roster.members is not None:\n                    self._receiver",
+        "if not self._roster.founding:\n                    self._receiver",
         "if True:\n                    self._receiver",
         DIRECTED,
         GROUP,
@@ -220,7 +223,7 @@ READS = {
     ),
     "read rule 4: a quorum confirms": _off(
         "reads.py",
-        "return len(round_.confirmed) + 1 >= quorum",
+        "return len(round_.confirmed & voters) + 1 >= quorum",
         "return True",
         THESIS,
         GOLDEN,
@@ -380,7 +383,7 @@ STATE = {
     ),
     "role: waiters forgotten": _off(
         "group.py",
-        "self._fail_proposals(NotLeader(leader))",
+        "self._fail_proposals(NotLeader(leader or self._transfer.target))",
         "pass",
         GROUP,
         IMAGES,
@@ -461,12 +464,133 @@ WIRE = {
     ),
     "hello: another incarnation": _off(
         "roster.py",
-        "if hello.incarnation != self._incarnations[hello.node]:",
+        "if hello.incarnation != member.incarnation:",
         "if False:",
         GROUP,
     ),
     "hello: other founders": _off(
-        "roster.py", "if hello.digest and hello.digest != self._digest:", "if False:", GROUP
+        "roster.py",
+        "if hello.digest and self._digest and hello.digest != self._digest:",
+        "if False:",
+        GROUP,
+    ),
+}
+
+CHANGES = {
+    "members: two changes at once": _off(
+        "changes.py",
+        "if self._queued is not None or self._change_is_uncommitted():",
+        "if self._queued is not None:",
+        THESIS,
+    ),
+    "members: before an entry of the own term": Guard(
+        "changes.py",
+        (("if members is None or self._term_is_uncommitted():", "if members is None:"),),
+        (THESIS,),
+        also=(
+            (
+                "group.py",
+                "if not (self._leads() and self._leadership.founded):\n                message",
+                "if False:\n                message",
+            ),
+        ),
+    ),
+    "members: a number used again": _off(
+        "changes.py", "if member.node <= members.highest:", "if False:", GOLDEN
+    ),
+    "members: promoted before it has caught up": _off(
+        "changes.py",
+        "if not self._is_active(node, now_ns) or lag > self._config.promote_lag_entries:",
+        "if False:",
+        THESIS,
+    ),
+    "members: a removal that leaves no quorum": _off(
+        "changes.py", "if active < len(voters) // 2 + 1:", "if False:", DIRECTED
+    ),
+    "members: the leader removed": _off(
+        "changes.py", "if node == self._node:", "if False:", THESIS
+    ),
+    "members: a learner counts": _off(
+        "bootstrap.py",
+        "frozenset(member.node for member in self.members if member.voter)",
+        "frozenset(member.node for member in self.members)",
+        DIRECTED,
+        THESIS,
+    ),
+    "members: not rolled back": _off(
+        "configurations.py",
+        "while self._above and self._above[-1][0] >= index:",
+        "while False:",
+        THESIS,
+    ),
+    "members: forgotten at a restart": _off(
+        "configurations.py",
+        "self._above.append((at, self._decode(command, at)))",
+        "pass",
+        THESIS,
+    ),
+    "members: in force when committed only": _off(
+        "_pysyncobj.py", "self._owner.core_members_appended(index, entry)", "pass", THESIS
+    ),
+    "members: an answer of a stranger": _off(
+        "receiver.py",
+        "if not state.member or not self._peers.is_current(body):",
+        "if not self._peers.is_current(body):",
+        DIRECTED,
+    ),
+    "members: a vote of a stranger": _off(
+        "receiver.py",
+        "if state.voter and body.term > state.vote_term:",
+        "if body.term > state.vote_term:",
+        DIRECTED,
+    ),
+    "members: a pre-vote of a stranger": Guard(
+        "receiver.py",
+        (("if self._peers[peer].voter and body.term", "if body.term"),),
+        (DIRECTED,),
+        also=(("elections.py", "self._granted & voters", "self._granted"),),
+    ),
+    "members: a confirmation of a stranger": Guard(
+        "receiver.py",
+        (("if voter and self._core.is_leader()", "if self._core.is_leader()"),),
+        (DIRECTED,),
+        also=(("reads.py", "round_.confirmed & voters", "round_.confirmed"),),
+    ),
+    "members: a learner stands": _off(
+        "group.py",
+        "return self._configurations.is_voter and not self._removed()",
+        "return not self._removed()",
+        DIRECTED,
+    ),
+    "members: a single voter's term not durable": _off(
+        "outbox.py", "if self._log.term_is_durable:", "if True:", DIRECTED
+    ),
+    "transfer: before the log is complete": _off(
+        "transfer.py",
+        "if target is None or self._core.match_index(target) != self._log.last_index:",
+        "if target is None:",
+        THESIS,
+    ),
+    "transfer: never given up": _off(
+        "transfer.py",
+        "if self.target is not None and now_ns >= self._deadline_ns:",
+        "if False:",
+        THESIS,
+    ),
+    "transfer: entries go on meanwhile": _off(
+        "group.py",
+        "if self._transfer.target is None:\n                self._leadership",
+        "if True:\n                self._leadership",
+        THESIS,
+    ),
+    "transfer: anybody may have a node stand": _off(
+        "receiver.py",
+        "if body.term != self._core.term() or peer != self._core.leader():",
+        "if False:",
+        THESIS,
+    ),
+    "transfer: no pre-vote ever after": _off(
+        "group.py", "        self._receiver.stand_term = 0\n", "", DIRECTED
     ),
 }
 
@@ -521,19 +645,24 @@ GUARDS: dict[str, Guard] = {
     **STATE,
     **IMAGE,
     **WIRE,
+    **CHANGES,
     **NETWORK,
 }
 
 
-def mutated(source: str, guard: Guard) -> str:
-    """Return a module's source with the guard switched off.
+def mutated(package: Path, guard: Guard) -> dict[Path, str]:
+    """Return the changed modules of a package, by path, with the guard switched off.
 
     Raises:
         ValueError: some text of the guard is not there exactly once.
     """
-    for old, new in guard.changes:
+    sources: dict[Path, str] = {}
+    changes = [(guard.module, *change) for change in guard.changes]
+    for module, old, new in (*changes, *guard.also):
+        path = package / module
+        source = sources[path] if path in sources else path.read_text()
         if source.count(old) != 1:
-            message = f"{guard.module} holds {old!r} {source.count(old)} times, not once"
+            message = f"{module} holds {old!r} {source.count(old)} times, not once"
             raise ValueError(message)
-        source = source.replace(old, new)
-    return source
+        sources[path] = source.replace(old, new)
+    return sources

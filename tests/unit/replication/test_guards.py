@@ -19,6 +19,7 @@ from nokv_replication import (
     Group,
     Identity,
     Member,
+    MembershipRefused,
     OutcomeUnknown,
     ProtocolError,
     Role,
@@ -31,8 +32,15 @@ from nokv_replication.frames import (
     FRAME_MAX_BYTES,
     Ack,
     Append,
+    Body,
     EntryKind,
+    PreVote,
+    PreVoteGranted,
+    Probe,
+    ProbeOk,
     RequestVote,
+    TimeoutNow,
+    Vote,
     encode_entry,
 )
 from nokv_replication.image_frames import (
@@ -217,6 +225,79 @@ class TestSingleVoter:
         script.propose(1, b"x")
         script.step(1)
         assert not committed(script, b"x")  # two voters: one is no majority any more
+
+
+class TestStrangers:
+    """Node 3 was removed, and its connections stand still: nothing it says counts."""
+
+    @staticmethod
+    def without_node_3() -> Script:
+        script = led()
+        script.groups[1].remove_member(3, lambda _outcome: None)
+        script.step(1)
+        script.settle(1, 2)
+        assert [member.node for member in script.groups[2].status().members] == [1, 2]
+        return script
+
+    @staticmethod
+    def says(script: Script, to: int, body: Body) -> None:
+        group = script.groups[to]
+        group._receiver.handle(3, 1 << 30, body, group._now_ns)
+        script.step(to)
+
+    def test_its_acknowledgement_commits_nothing(self) -> None:
+        script = self.without_node_3()
+        script.propose(1, b"x")
+        end = script.groups[1].status().last_index
+        self.says(script, 1, ack(script, success=True, next_index=end + 1))
+        assert script.groups[1].status().commit_index == end - 1
+
+    def test_its_confirmation_serves_no_read(self) -> None:
+        script = self.without_node_3()
+        script.read(1)
+        (probe,) = bodies(script, 1, 2, Probe)
+        assert isinstance(probe, Probe)
+        self.says(script, 1, ProbeOk(probe.term, probe.nonce))
+        assert script.reads == []
+
+    def test_its_pre_vote_is_no_majority(self) -> None:
+        script = self.without_node_3()
+        script.crash(1)
+        script.wait(2 * SECOND_NS)
+        script.step(2)
+        term, round_ = script.groups[2].status().term, script.groups[2]._pre_votes._round
+        self.says(script, 2, PreVoteGranted(term, round_))
+        assert script.role(2) == Role.FOLLOWER
+
+    def test_its_vote_is_no_majority(self) -> None:
+        script = self.without_node_3()
+        script.groups[1].transfer(2, lambda _outcome: None)
+        script.step(1)
+        script.deliver(1, 2)
+        assert script.role(2) == Role.CANDIDATE
+        self.says(script, 2, Vote(script.groups[2].status().term))
+        assert script.role(2) == Role.CANDIDATE
+
+    def test_a_removal_that_leaves_no_quorum_is_refused(self) -> None:
+        script = led()
+        script.crash(2)
+        script.wait(SECOND_NS)
+        script.settle(1, 3, rounds=60)
+        told: list[object] = []
+        script.groups[1].remove_member(3, told.append)
+        script.step(1)
+        assert isinstance(told[0], MembershipRefused)
+
+    def test_a_transfer_bypasses_the_pre_vote_once(self) -> None:
+        script = led()
+        group = script.groups[2]
+        group._receiver.handle(1, 1, TimeoutNow(1), group._now_ns)
+        group._core._SyncObj__raftElectionDeadline = 1e9  # and the timer has not fired
+        script.step(2)
+        group._core._SyncObj__raftElectionDeadline = 0.0
+        script.step(2)
+        assert script.role(2) == Role.FOLLOWER
+        assert bodies(script, 2, 1, PreVote)
 
 
 class TestFounding:
