@@ -14,34 +14,23 @@ import msgspec
 
 from nokv_replication._pysyncobj import Core
 from nokv_replication.apply import Applier
-from nokv_replication.bootstrap import MEMBERS_MAX, Identity, Member
+from nokv_replication.bootstrap import Identity
 from nokv_replication.changes import Changes
 from nokv_replication.configurations import Configurations
 from nokv_replication.elections import PreVotes
 from nokv_replication.errors import (
-    HandshakeRefused,
-    MembershipRefused,
     NotLeader,
     OutcomeUnknown,
-    ProtocolError,
-    Refused,
-    RemovedFromGroup,
     ReplicationError,
     Stopped,
-    TransferFailed,
 )
 from nokv_replication.frames import (
     Body,
-    Greeting,
-    Purpose,
-    Removed,
-    decode_frame,
-    decode_hello,
-    encode,
 )
 from nokv_replication.images import Images
 from nokv_replication.leadership import Leadership
 from nokv_replication.log import Log
+from nokv_replication.membership import Membership
 from nokv_replication.outbox import Outbox
 from nokv_replication.peers import Peers
 from nokv_replication.ports import Clock, Disk, Machine, Network
@@ -55,7 +44,6 @@ from nokv_replication.status import Picture
 from nokv_replication.transfer import Transfer
 from nokv_replication.types import (
     Applied,
-    ChangeDone,
     Counters,
     GroupConfig,
     ProposeDone,
@@ -70,7 +58,7 @@ RoleChange = Callable[[Role, int, str], None]
 """Called with a new role, the term and the reason, inside `step`."""
 
 
-class Group:
+class Group(Membership):
     """One replica. All methods on one thread; callbacks run inside `step`, and must not step.
 
     `wake` is called when something arrived that a step should handle; the owner sets it.
@@ -228,91 +216,6 @@ class Group:
         self._failed = False
         self._reconfigure()
 
-    # ------------------------------------------------------------------ connections
-
-    def hello(self, epoch: int, purpose: Purpose = Purpose.RAFT) -> bytes:
-        """Return this node's first frame on a connection with that epoch."""
-        return encode(self._roster.hello(epoch, purpose))
-
-    def greet(self, data: bytes) -> Greeting:
-        """Check a peer's first frame; return who it is, the epoch it proposes, and what for.
-
-        Raises:
-            HandshakeRefused: the peer does not belong here; tell it why and close.
-            ProtocolError: it is no hello.
-        """
-        try:
-            hello = decode_hello(data)
-        except HandshakeRefused as refusal:
-            self._roster.note_refusal(refusal)
-            self._receiver.told_removed |= isinstance(refusal, RemovedFromGroup)
-            raise
-        if hello.node not in self._peers.all and self._peers.visitors() >= MEMBERS_MAX:
-            message = "too many nodes that are no members are connected already"
-            raise HandshakeRefused(message)
-        node = self._roster.greet(hello)
-        if self._roster.founding:
-            self.wake()
-        return Greeting(node, hello.epoch, hello.purpose)
-
-    def connected(self, peer: int, epoch: int) -> None:
-        """Announce a connection that was greeted; its `epoch` was never used before."""
-        state = self._peers.admit(peer, self._roster.greeted(peer))
-        assert epoch > 0
-        assert state.epoch == 0, "the old connection must be reported as lost first"
-        state.epoch = epoch
-        state.received_sequence = 0
-        self._peers.configure(self._identity.node, self._configurations)
-        self._inbox.append((peer, 1, None))
-        self.wake()
-
-    def disconnected(self, peer: int) -> None:
-        """Announce that the connection is gone."""
-        self._peers[peer].epoch = 0
-        self._inbox.append((peer, 0, None))
-        self.wake()
-
-    def receive(self, peer: int, data: bytes) -> None:
-        """Take one frame of the present connection of a peer; it is handled by the next step.
-
-        Raises:
-            ProtocolError: close the connection; nothing else happened.
-        """
-        frame = decode_frame(data)
-        state = self._peers[peer]
-        if (frame.sender, frame.epoch) != (peer, state.epoch):
-            message = f"a frame of node {frame.sender}, epoch {frame.epoch}, from node {peer}"
-            raise ProtocolError(message)
-        if frame.sequence <= state.received_sequence:
-            message = f"node {peer} repeats frame {frame.sequence}"
-            raise ProtocolError(message)
-        state.received_sequence = frame.sequence
-        self.counters.frames_received += 1
-        self._inbox.append((peer, frame.sequence, frame.body))
-        self.wake()
-
-    def image_connected(self, peer: int, epoch: int, *, outgoing: bool) -> None:
-        """Announce an image connection that was greeted, dialed by this node or by the peer.
-
-        Its `epoch` was never used before; the old one of that direction was reported as lost.
-        """
-        self._images.connected(peer, epoch, outgoing=outgoing)
-        self.wake()
-
-    def image_disconnected(self, peer: int, *, outgoing: bool) -> None:
-        """Announce that an image connection is gone, or that dialing it failed."""
-        self._images.disconnected(peer, outgoing=outgoing)
-        self.wake()
-
-    def receive_image(self, peer: int, data: bytes, *, outgoing: bool) -> None:
-        """Take one frame of an image connection; it is handled by a later step.
-
-        Raises:
-            ProtocolError: close the connection; nothing else happened.
-        """
-        self._images.receive(peer, data, outgoing=outgoing)
-        self.wake()
-
     # ------------------------------------------------------------------ requests
 
     def propose(self, payload: bytes, done: ProposeDone) -> None:
@@ -332,47 +235,6 @@ class Group:
             self.counters.failed_not_leader += 1
             return NotLeader(self._likely_leader())
         return self._proposals.refusal(size_bytes, self._applier.waiting)
-
-    def add_member(self, member: Member, done: ChangeDone) -> None:
-        """Add a learner; its node id must be larger than any ever used. `done` is called once.
-
-        With `Committed`, with `MembershipRefused` or another `Refused`, or with `OutcomeUnknown`.
-        """
-        self._change(lambda: self._changes.add(member, done), done)
-
-    def promote_member(self, node: int, done: ChangeDone) -> None:
-        """Make a learner that has caught up a voter; `done` as for `add_member`."""
-        self._change(lambda: self._changes.promote(node, done, self._now_ns), done)
-
-    def remove_member(self, node: int, done: ChangeDone) -> None:
-        """Remove a member, not the leader itself; `done` as for `add_member`."""
-        self._change(lambda: self._changes.remove(node, done, self._now_ns), done)
-
-    def transfer(self, target: int | None, done: ChangeDone) -> None:
-        """Hand leadership to a voter, None for the most caught-up one; `done` is called once.
-
-        With `Committed` once that node leads, or with `TransferFailed` or another `Refused`.
-        """
-        self._change(lambda: self._transfer.begin(target, done, self._now_ns), done)
-
-    def _change(self, change: Callable[[], None], done: ChangeDone) -> None:
-        """Begin a change of members or leader, or say why not."""
-        try:
-            if self._stopped:
-                raise Stopped("this group was stopped")
-            if self._role != Role.LEADER:
-                raise NotLeader(self._leader)
-            if self._transfer.target is not None:
-                message = f"leadership is on its way to node {self._transfer.target}: retry there"
-                raise TransferFailed(message)
-            if not (self._leads() and self._leadership.founded):
-                message = "this leader has not committed an entry of its own yet: retry"
-                raise MembershipRefused(message)
-            change()
-        except Refused as refusal:
-            done(refusal)
-            return
-        self.wake()
 
     def read_index(self, done: ReadDone) -> None:
         """Call `done(index)` when the machine holds everything acknowledged before this call.
@@ -456,18 +318,6 @@ class Group:
         self._configurations.begin(self._log.members, self._applier.applied.index, self._log)
         self._reconfigure()
 
-    def _reconfigure(self) -> None:
-        """Follow the configuration in force: whom to reach, to replicate to, and to count."""
-        configurations, me = self._configurations, self._identity.node
-        self._peers.configure(me, configurations)
-        others = [member for member in self.members if member.node != me]
-        voters = [member.node for member in others if member.voter]
-        self._core.configure(voters, [member.node for member in others if not member.voter])
-        self._timekeeper.keep(configurations.voters)
-        self._network.set_peers(self._roster.peers())
-        self._images.sender.keep_only({member.node for member in others})
-        self._send_now = True
-
     def _replicate(self) -> None:
         core, log, applier = self._core, self._log, self._applier
         self._measure_free_bytes()
@@ -526,13 +376,6 @@ class Group:
         self._roster.open(self._log, applied)
         self._reconfigure()
         self._on_entry(applied.index)
-
-    def _tell_removed(self) -> None:
-        """Tell nodes that a committed change removed; each asks for votes in vain otherwise."""
-        if self._role == Role.LEADER:
-            for peer in self._peers.all.values():
-                if peer.epoch and self._configurations.was_removed(peer.node):
-                    self._send(peer.node, Removed(self._configurations.index))
 
     def _on_entry(self, applied_index: int) -> None:
         if self._reads.waiting_for_apply:
@@ -641,35 +484,13 @@ class Group:
                 self._send(peer, question)
         return False
 
-    def _may_stand(self) -> bool:
-        """Learners, nodes that join, and nodes that were removed never stand."""
-        return self._configurations.is_voter and not self._removed()
-
-    def _removed(self) -> bool:
-        return self._receiver.told_removed or self._roster.removed
-
     def core_make_noop(self) -> bytes:
         """Return this node's first entry as leader (`CoreOwner`)."""
         return self._leadership.make_noop(self._now_ns)
 
-    def core_members_appended(self, index: int, command: bytes) -> None:
-        """Put the configuration that was just appended in force (`CoreOwner`)."""
-        self._configurations.appended(index, command)
-        self._roster.learn_founders(self._log)
-        self._reconfigure()
-
-    def core_truncated(self, index: int) -> None:
-        """Go back to the configuration before entry `index` (`CoreOwner`)."""
-        if self._configurations.truncated(index):
-            self._reconfigure()
-
     def _may_confirm_reads(self) -> bool:
         """Rule 1 of `reads`: before its own first entry is committed a leader knows no index."""
         return self._leads()
-
-    def _leads(self) -> bool:
-        """Whether this node leads and an entry of its own term is committed."""
-        return self._role == Role.LEADER and self._core.commit_index() >= self._core.noop_index()
 
     def _likely_leader(self) -> int | None:
         """Return the leader, or who was told to take over while there is none yet."""
@@ -733,12 +554,6 @@ class Group:
         reads.expire(self._now_ns)
 
     # ------------------------------------------------------------------ status
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The configuration in force, ordered by node id; empty before one is known."""
-        members = self._roster.members
-        return () if members is None else members.members
 
     def status(self) -> Status:
         """Return a picture of this replica; call between steps."""

@@ -139,8 +139,13 @@ class ImageSender:
         elif transfer.stage == Stage.CATCHING_UP and transfer.index < self._log.base_index:
             transfer.stage, transfer.retry_ns = Stage.WAITING, now_ns
 
+    def keep_only(self, members: set[int]) -> None:
+        """End the transfers to peers that are no members any more."""
+        for peer in sorted(self._transfers.keys() - members):
+            self.forget(peer)
+
     def forget(self, peer: int) -> None:
-        """End the transfer to a peer: it was removed."""
+        """End the transfer to a peer."""
         transfer = self._transfers.pop(peer, None)
         if transfer is not None:
             self._release(transfer)

@@ -569,6 +569,78 @@ def test_installed_tells_the_sender() -> None:
     assert script.groups[1]._images.sender._transfers[3].stage == Stage.CATCHING_UP
 
 
+class TestMembers:
+    def shortened(self) -> Script:
+        """Return three nodes that lead on with a log that lacks its beginning."""
+        script = Script(3, config=SMALL)
+        script.lead(1)
+        script.settle()
+        for i in range(100):
+            script.propose(1, b"%d" % i + bytes(100))
+            script.settle(rounds=2)
+        assert script.groups[1]._log.base_index > 2
+        return script
+
+    def joined(self, script: Script, node: int = 4) -> None:
+        done: list[object] = []
+        script.groups[1].add_member(script.join(node), done.append)
+        until(script, lambda: done)
+        assert isinstance(done[0], Committed)
+
+    def test_a_new_member_begins_with_an_image(self) -> None:
+        script = self.shortened()
+        self.joined(script)
+        until(script, lambda: caught_up(script, 4))
+        assert script.groups[4].status().counters.images_installed == 1
+        listed = {member.node: member.voter for member in script.groups[4].status().members}
+        assert listed == {1: True, 2: True, 3: True, 4: False}
+        done: list[object] = []
+        script.groups[1].promote_member(4, done.append)
+        until(script, lambda: done)
+        assert isinstance(done[0], Committed)
+
+    @pytest.mark.parametrize("power", [False, True])
+    def test_a_new_member_starts_again_from_its_image(self, *, power: bool) -> None:
+        script = self.shortened()
+        self.joined(script)
+        until(script, lambda: caught_up(script, 4))
+        script.crash(4, power=power)
+        script.start(4)
+        assert len(script.groups[4].status().members) == 4
+        script.connect_all()
+        script.propose(1, b"afterwards")
+        until(script, lambda: caught_up(script, 4))
+
+    def test_a_configuration_comes_with_the_image(self) -> None:
+        """The node was away while a member was added, and the entry is dropped everywhere."""
+        script = self.shortened()
+        member = script.join(4)
+        script.isolate(3)
+        script.groups[1].add_member(member, lambda _outcome: None)
+        for i in range(100):
+            script.settle(1, 2, 4, rounds=2)
+            script.propose(1, b"away %d" % i + bytes(100))
+        script.connect_all()
+        until(script, lambda: caught_up(script, 3))
+        assert {member.node for member in script.groups[3].status().members} == {1, 2, 3, 4}
+        assert script.groups[3].status().counters.images_installed == 1
+
+    def test_who_is_removed_gets_no_more_of_it(self) -> None:
+        script = fallen_behind(nodes=5, entries=100)
+        script.connect_all()
+        to_offer(script, 5)
+        pump(script, 4, node=5)
+        assert script.groups[1].status().images
+        done: list[object] = []
+        script.groups[1].remove_member(5, done.append)
+        for _ in range(5):
+            script.step(1)
+        assert script.groups[1].status().images == ()
+        assert (1, 5) not in script.images
+        until(script, lambda: done)
+        assert isinstance(done[0], Committed)
+
+
 class Walk:
     """A random schedule over scripted nodes whose logs are dropped at once: they need images."""
 
