@@ -18,11 +18,25 @@ class Atlas:
         self._founders = founders
         self._configurations = configurations
         self.lost: dict[int, str] = {}
+        # Voters of changes that were asked for and may be on their way into the log.
+        self._planned: dict[int, frozenset[int]] = {}
+        self._token = 0
+
+    def plan(self, voters: frozenset[int]) -> int:
+        """Count on a change of members that is asked for, until it is `settled`."""
+        self._token += 1
+        self._planned[self._token] = voters
+        return self._token
+
+    def settled(self, token: int) -> None:
+        """The change is in the logs, or never will be."""
+        del self._planned[token]
 
     def voters(self) -> list[frozenset[int]]:
         """Return the voters of each configuration that may be in force."""
         configurations = self._configurations()
-        return [c.voters for c in configurations] or [self._founders]
+        known = [c.voters for c in configurations] or [self._founders]
+        return [*known, *self._planned.values()]
 
     def may_lose(self, node: int) -> bool:
         """Whether the group survives without what this node holds."""

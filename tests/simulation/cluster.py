@@ -87,11 +87,20 @@ class Simulation:
             self.start(node)
         self.faults = Faults(self)
 
-    def _new_node(self, number: int) -> Node:
+    def _new_node(self, number: int, joins: dict[int, str] | None = None) -> Node:
         drift_ppm = self.rng.randint(-self.swarm.drift_ppm, self.swarm.drift_ppm)
         clock = SimClock(self.rng.randint(-SECOND_NS, SECOND_NS), 1_000, drift_ppm)
         node = Node(number, 1000 + number, self._storage(), clock)
+        node.joins = joins or {}
         self._plug(node)
+        return node
+
+    def new_joiner(self, members: dict[int, str]) -> Node:
+        """Start a new machine that is to join these members."""
+        number = max(self.nodes) + 1
+        node = self._new_node(number, {**members, number: f"node-{number}:1"})
+        self.nodes[number] = node
+        self.start(node)
         return node
 
     def _plug(self, node: Node) -> None:
@@ -132,7 +141,7 @@ class Simulation:
     # ------------------------------------------------------------------ processes
 
     def _identity(self, node: Node) -> Identity:
-        return Identity("simulated", node.node, node.incarnation)
+        return Identity("simulated", node.node, node.incarnation, joining=bool(node.joins))
 
     def start(self, node: Node) -> bool:
         """Start a node's process; it may die of an armed fault while it opens."""
@@ -151,11 +160,10 @@ class Simulation:
             self.network, node.node, node.clock, on_call,
             partial(self._sends, node),
         )  # fmt: skip
-        self.network.dials[node.node] = frozenset(self.addresses) - {node.node}
         try:
             group = Group(
                 identity=self._identity(node),
-                addresses=self.addresses,
+                addresses=node.joins or self.addresses,
                 config=self.config,
                 machine=watched,
                 disk=disk,
@@ -246,7 +254,7 @@ class Simulation:
         While the first members are not known to all, a wiped one ends the founding for ever.
         """
         founded = all(
-            n.group is None or n.group._roster.members is not None or n.stranger
+            n.group is None or not n.group._roster.founding or n.stranger
             for n in self.nodes.values()
         )
         known = self.checker.possible_configurations()
@@ -423,17 +431,24 @@ class Simulation:
 
     def _choose_core(self) -> list[Node]:
         """Return the nodes to heal: a majority at least, of those that lost nothing."""
-        (voters, *_) = self.atlas.voters()
-        able = [
-            node
-            for node in self.nodes.values()
-            if node.node in voters and node.node not in self.atlas.lost
-        ]
-        majority = len(voters) // 2 + 1
-        assert len(able) >= majority, f"the atlas lost count: {self.atlas.lost} of {voters}"
-        if self.swarm.heals_all:
-            return able
-        return sorted(self.rng.sample(able, majority), key=lambda node: node.node)
+        configurations = self.atlas.voters()
+        members = self._members().union(*configurations)
+        able = [n for n in self.nodes.values() if n.node in members - set(self.atlas.lost)]
+        self.rng.shuffle(able)
+        core: list[Node] = []
+        for node in able:
+            has = {n.node for n in core}
+            if not self.swarm.heals_all and all(2 * len(v & has) > len(v) for v in configurations):
+                break
+            core.append(node)
+        has = {n.node for n in core}
+        assert all(2 * len(v & has) > len(v) for v in configurations), "the atlas lost count"
+        return sorted(core, key=lambda node: node.node)
+
+    def _members(self) -> frozenset[int]:
+        """Return the members of the newest configuration that is committed."""
+        (newest, *_) = self.checker.possible_configurations() or [None]
+        return frozenset() if newest is None else newest.voters | newest.learners
 
     def heal(self) -> None:
         """Make a core whole and leave the rest broken; the core must become whole and go on."""
@@ -491,8 +506,9 @@ class Simulation:
             raise Violation(message)
 
     def _converged(self, core: list[Node]) -> bool:
-        groups = [node.group for node in core]
-        if any(group is None for group in groups):
+        members = self._members()
+        groups = [node.group for node in core if node.node in members]
+        if not groups or any(group is None for group in groups):
             return False
         applied = {group._applier.applied.index for group in groups if group is not None}
         last = {group._log.last_index for group in groups if group is not None}
@@ -503,7 +519,12 @@ class Simulation:
             if self.checker.where.get(payload) != index:
                 message = f"acknowledged {payload[:12]!r} is lost"
                 raise Violation(message)
-        digests = {node.watched.digest() for node in core if node.watched is not None}
+        members = self._members()
+        digests = {
+            node.watched.digest()
+            for node in core
+            if node.watched is not None and node.node in members
+        }
         if len(digests) != 1:
             message = f"replicas differ: {digests}"
             raise Violation(message)

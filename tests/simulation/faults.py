@@ -12,6 +12,7 @@ import msgspec
 from tests.simulation.disk import CALLS, WRITING_CALLS
 from tests.simulation.network import Direction
 from tests.simulation.node import Node
+from tests.simulation.operations import Operations
 from tests.simulation.ports import MS_NS, SECOND_NS
 
 from nokv_replication import records
@@ -43,6 +44,7 @@ class Faults:
         self.simulation = simulation
         self.rng = simulation.rng
         swarm = simulation.swarm
+        operations = Operations(simulation)
         acts: list[tuple[str, Callable[[], bool]]] = [
             ("propose", self.propose),
             ("read", self.read),
@@ -64,6 +66,8 @@ class Faults:
             ("garbage", self.garbage),
             ("pause", self.pause),
             ("wall", self.wall),
+            ("transfer", operations.transfer),
+            ("member", operations.change),
         ]
         acts = [(name, act) for name, act in acts if getattr(swarm, name) > 0]
         self._acts = acts

@@ -32,6 +32,8 @@ class Node:
         """Bits of its disk were turned: it may find its log damaged."""
         self.stranger = False
         """It came back with an empty disk under its old number: nobody talks to it."""
+        self.joins: dict[int, str] = {}
+        """Addresses of the members it was made to join; a founder has none."""
         # Token of the step that is scheduled; an older one does nothing when its time comes.
         self.step_token = 0
         self.step_at_ns = 0
