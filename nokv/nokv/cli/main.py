@@ -117,6 +117,16 @@ GROUPS: Final = (
         "nokv.cli.certs",
         (("certs", "make a certificate authority, and certificates of nodes and clients"),),
     ),
+    Group(
+        "a cluster",
+        "nokv.cli.backup",
+        (("backup", "make, list, verify, delete and restore backups of a volume"),),
+    ),
+    Group(
+        "a cluster",
+        "nokv.cli.volume",
+        (("volume", "show the volume, or adopt a restored one"),),
+    ),
     Group("for developers", "nokv.cli.debug", (("debug", "show records and logs without a node"),)),
 )
 

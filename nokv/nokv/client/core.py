@@ -29,9 +29,10 @@ from nokv.objects.upload import Uploader
 from nokv.objects.volume import await_volume
 from nokv.types.commands import Op, Predicate
 from nokv.types.limits import GROUPS_MAX, SESSION_TTL_NS_DEFAULT
-from nokv.types.reads import VolumeReply
+from nokv.types.reads import Read, ReadValue, VolumeReply
 from nokv.types.results import Result
 from nokv.types.values import Caller
+from nokv.wire.rpc import Query
 
 log = logging.getLogger("nokv.client")
 
@@ -274,6 +275,15 @@ class Core:
         """The volume record."""
         assert self.router.volume is not None, "the router has started"
         return self.router.volume
+
+    async def read(self, request: Read) -> ReadValue:
+        """Read the present state, linearizably. Raises NokvError as the read failed."""
+        query = Query(self.caller, request)
+        return (await self.router.query(query, self.config.deadline_s)).value
+
+    async def object_store(self) -> ObjectStore:
+        """Return the volume's object store. Raises ForeignVolume, ObjectStoreError."""
+        return await self._open_store()
 
     async def _open_store(self) -> ObjectStore:
         if self._store is None:

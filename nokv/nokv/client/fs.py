@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from nokv.client import segments, tree
+from nokv.client.core import Core
 from nokv.client.entries import file_type
 from nokv.client.files import AsyncWriter
 from nokv.client.options import expect
@@ -85,6 +86,11 @@ class AsyncClient(ReadHandle):
     async def close(self) -> None:
         """End the session and all connections; files that are open become unusable."""
         await self._core.close()
+
+    @property
+    def core(self) -> Core:
+        """What the parts of this client share; for administration."""
+        return self._core
 
     async def __aenter__(self) -> Self:
         """Return the client."""

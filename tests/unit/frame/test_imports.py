@@ -26,12 +26,15 @@ ARROWS: dict[str, set[str]] = {
     "nokv": VOCABULARY | {"nokv.client"},
     "nokv.agent": VOCABULARY | {"nokv", "nokv.client"},
     "nokv_fuse": VOCABULARY | {"nokv", "nokv.client"},
+    # Made and managed from outside the nodes; the image format is the store's.
+    "nokv.backup": VOCABULARY
+    | {"nokv.wire", "nokv.state", "nokv.kv", "nokv.objects", "nokv.client"},
     "nokv_replication": set(),
     "nokv_model": VOCABULARY,
     # The worker process of a node talks RPC like any client, through the client's connection.
     "nokv.server": VOCABULARY
     | {"nokv._guard", "nokv.wire", "nokv.state", "nokv.kv", "nokv.objects", "nokv.client"}
-    | {"nokv_replication"},
+    | {"nokv_replication", "nokv.backup"},
 }
 # These start programs and tie parts together. The command line does so inside functions only.
 TIES = {"nokv.cli", "nokv.testing"}
@@ -40,7 +43,7 @@ EAGER_IN_CLI = {"nokv.cli", "nokv._guard", "nokv.errors", "nokv.types"}
 SERVER_PACKAGES = {
     "lmdb": {"nokv.kv"},
     "pysyncobj": {"nokv_replication"},
-    "crc32c": {"nokv_replication", "nokv.kv", "nokv.server"},
+    "crc32c": {"nokv_replication", "nokv.backup", "nokv.kv", "nokv.server"},
     "cryptography": {"nokv.server"},
     "uvloop": {"nokv.server", "nokv.testing"},
 }

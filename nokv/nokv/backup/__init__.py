@@ -1,0 +1,1 @@
+"""Backups: made, listed, verified and deleted from outside a cluster's nodes."""

@@ -1,0 +1,118 @@
+"""Backups that exist: finding, reading, verifying and ending them.
+
+Ending goes manifest first, then the marks of restored clusters are looked for, then the parts go,
+and only then, after a grace that is longer than any PUT, the hold. So a crash anywhere leaves a
+hold too many, never a backup without its hold.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Final
+
+import msgspec
+
+from nokv.backup.format import MANIFEST, MARK, Head, Manifest, pieces_of, place, place_of, read_head
+from nokv.errors import BackupDamaged, BackupGone, NotPermitted, ObjectMissing, ObjectStoreError
+from nokv.kv.errors import ImageDamaged, ImageNewer
+from nokv.kv.image import ImageInfo, verify_image
+from nokv.objects.port import DELETE_NAMES_MAX, ObjectStore
+from nokv.types.reads import BackupRow
+
+BACKUPS: Final = "backups/"
+
+
+async def names_of(store: ObjectStore, prefix: str) -> list[str]:
+    """Return the names of all objects below a prefix."""
+    found: list[str] = []
+    after = ""
+    while True:
+        page = await store.list(prefix, after)
+        found += [info.name for info in page.objects]
+        if not page.more:
+            return found
+        after = found[-1]
+
+
+async def read_manifest(store: ObjectStore, where: str) -> Manifest:
+    """Return the manifest of the backup at a place. Raises BackupGone, BackupDamaged."""
+    try:
+        data = await store.get(where + MANIFEST)
+    except ObjectMissing as error:
+        raise BackupGone(f"no complete backup is at {where}") from error
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BackupDamaged(f"{where}{MANIFEST}: {error}") from error
+
+
+async def manifests(store: ObjectStore, volume: str = "") -> list[Manifest]:
+    """Return every complete backup in a bucket, oldest first."""
+    names = await names_of(store, f"{BACKUPS}{volume}/" if volume else BACKUPS)
+    places = [name.removesuffix(MANIFEST) for name in names if name.endswith(f"/{MANIFEST}")]
+    found = [await read_manifest(store, where) for where in places]
+    return sorted(found, key=lambda one: one.head.created_ns)
+
+
+async def fetch(store: ObjectStore, manifest: Manifest, to: BinaryIO) -> None:
+    """Copy a backup's parts into a file, one in memory at a time. Raises BackupDamaged."""
+    prefix = place(manifest.head)
+    for number, length in enumerate(manifest.parts):
+        try:
+            data = await store.get(f"{prefix}part-{number:08x}")
+        except ObjectMissing as error:
+            raise BackupDamaged(f"part {number} is missing") from error
+        if len(data) != length:
+            raise BackupDamaged(f"part {number} has {len(data)} bytes instead of {length}")
+        to.write(data)
+    to.flush()
+    to.seek(0)
+
+
+async def marks_of(store: ObjectStore, where: str) -> list[str]:
+    """Return the clusters that were restored from a backup."""
+    names = await names_of(store, where + MARK)
+    return [name.removeprefix(where + MARK).removesuffix(".json") for name in names]
+
+
+def place_of_row(volume: str, row: BackupRow) -> str:
+    """Return the place of a backup that the state knows."""
+    return place_of(volume, row.name, row.cluster, row.backup)
+
+
+async def clear(
+    store: ObjectStore, where: str, *, own: str = "", gone: frozenset[str] = frozenset()
+) -> bool:
+    """Delete an ended backup's objects; return whether its hold may go.
+
+    A cluster that was restored from it, that is not `own` and was not said to be `gone`, keeps the
+    hold, whatever else is deleted. False too while anything is left to delete.
+    """
+    failed: dict[str, ObjectStoreError] = dict(await store.delete([where + MANIFEST]))
+    if failed:
+        return False
+    if set(await marks_of(store, where)) - {own} - gone:
+        return False
+    names = await names_of(store, where)
+    for start in range(0, len(names), DELETE_NAMES_MAX):
+        failed |= await store.delete(names[start : start + DELETE_NAMES_MAX])
+    return not failed
+
+
+async def check_unmarked(store: ObjectStore, where: str, gone: frozenset[str]) -> None:
+    """Raise NotPermitted if a restored cluster still needs a backup's hold."""
+    left = sorted(set(await marks_of(store, where)) - gone)
+    if left:
+        message = f"cluster {', '.join(left)} was restored from it and needs what it holds"
+        raise NotPermitted(message, hint="if it is gone for good, say --gone CLUSTER")
+
+
+def verify_stream(stream: BinaryIO) -> tuple[Head, ImageInfo]:
+    """Read all of a backup and check every digest. Raises BackupDamaged."""
+    head = read_head(stream)
+    try:
+        info = verify_image(pieces_of(stream))
+    except (ImageDamaged, ImageNewer) as error:
+        raise BackupDamaged(str(error)) from error
+    if (info.header.version, info.header.index) != (head.version, head.index):
+        raise BackupDamaged("its head is another backup's")
+    return head, info

@@ -1,0 +1,300 @@
+"""`nokv backup`: make, list, verify and delete backups, and restore one as a new cluster."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nokv.cli import output
+from nokv.cli.client import with_client
+from nokv.cli.main import EXIT_FAILED, add_cluster
+from nokv.errors import BackupDamaged, BackupGone, UsageError
+
+if TYPE_CHECKING:
+    from nokv.backup.format import Manifest
+    from nokv.client.core import Core
+    from nokv.client.fs import AsyncClient
+    from nokv.objects.port import ObjectStore
+    from nokv.types.reads import BackupRow, BackupsReply
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def duration_ns(text: str) -> int:
+    """Return what `30d`, `12h`, `5m` or `10s` means, ns; for argparse."""
+    match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h, 5m or 10s")
+    return int(match[1]) * _UNITS[match[2]] * 1_000_000_000
+
+
+def add_backup(parser: argparse.ArgumentParser) -> None:
+    """Describe `nokv backup`."""
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="hold the volume as it is and store its metadata")
+    add_cluster(create)
+    create.add_argument("--to", default="bucket", help="file:PATH, or bucket (the volume's own)")
+    create.add_argument("--name", default="", help="default: the time")
+    create.add_argument("--retention", type=duration_ns, default=duration_ns("30d"), metavar="TIME")
+    create.add_argument("--json", action="store_true")
+    create.set_defaults(run=with_client(_create))
+    listing = actions.add_parser("list", help="show the backups of a cluster")
+    add_cluster(listing)
+    listing.add_argument("--json", action="store_true", help="one JSON object a backup, a line")
+    listing.set_defaults(run=with_client(_list))
+    verify = actions.add_parser("verify", help="read a whole backup and check every digest")
+    _add_source(verify)
+    add_cluster(verify)
+    verify.set_defaults(run=_verify)
+    delete = actions.add_parser("delete", help="delete a backup; what it held may go then")
+    add_cluster(delete)
+    delete.add_argument("name")
+    delete.add_argument("--gone", action="append", default=[], metavar="CLUSTER")
+    delete.set_defaults(run=with_client(_delete))
+    restore = actions.add_parser("restore", help="make a new cluster of a backup")
+    _add_source(restore)
+    restore.add_argument("--config", type=Path, required=True, metavar="FILE")
+    restore.add_argument("--node", type=int, default=1)
+    restore.add_argument("--peer", default="", help="default: where the configuration listens")
+    restore.add_argument("--rpc", default="", help="default: where the configuration listens")
+    restore.add_argument("--join-file", type=Path, metavar="FILE")
+    restore.add_argument(
+        "--silence", type=duration_ns, default=duration_ns("30s"), metavar="TIME",
+        help="serve nothing for so long at least: the longest time to live of the original's"
+        " sessions (default 30s)",
+    )  # fmt: skip
+    restore.add_argument(
+        "--unheld", action="store_true",
+        help="go on though the original does not keep the backup: only if it is gone for good",
+    )  # fmt: skip
+    restore.add_argument("--json", action="store_true")
+    restore.set_defaults(run=_restore)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    from nokv.cli.local import add_store
+
+    parser.add_argument("source", metavar="SOURCE", help="file:PATH, or a backup's name")
+    add_store(parser)
+
+
+async def _create(fs: AsyncClient, options: argparse.Namespace) -> int:
+    from nokv.backup.create import create_backup
+
+    core = _core(fs)
+    path = _file_of(options.to)
+    if path is None and options.to != "bucket":
+        raise UsageError(f"--to {options.to}", hint="write file:PATH or bucket")
+    name = options.name or time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    store = await core.object_store()
+    manifest = await create_backup(core, store, name=name, keep_ns=options.retention, to=path)
+    fields = _fields(manifest)
+    if options.json:
+        output.line(fields)
+    else:
+        size = output.size(manifest.size_bytes)
+        print(f"backup {name} at version {manifest.head.version}, {size}, in {manifest.where}")
+    return 0
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    head = manifest.head
+    return {
+        "name": head.name,
+        "backup": head.backup,
+        "cluster": head.cluster,
+        "version": head.version,
+        "created_ns": head.created_ns,
+        "size_bytes": manifest.size_bytes,
+        "where": manifest.where,
+        "digest": manifest.digest,
+    }
+
+
+def _core(fs: AsyncClient) -> Core:
+    return fs.core
+
+
+async def _rows(fs: AsyncClient) -> BackupsReply:
+    from nokv.types.reads import BackupsReply, ListBackups
+
+    reply = await _core(fs).read(ListBackups())
+    assert isinstance(reply, BackupsReply)
+    return reply
+
+
+async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
+    from nokv.backup.manage import manifests
+
+    reply = await _rows(fs)
+    core = _core(fs)
+    there = {
+        (one.head.cluster, one.head.backup)
+        for one in await manifests(await core.object_store(), core.volume.volume)
+    }
+    for row in reply.rows:
+        state = _state(row, there, reply.cluster_ns)
+        if options.json:
+            output.line(
+                {
+                    "name": row.name,
+                    "backup": row.backup,
+                    "cluster": row.cluster,
+                    "state": state,
+                    "version": row.version,
+                    "created_ns": row.created_wall_ns,
+                    "keep_s": max(0, row.until_cluster_ns - reply.cluster_ns) / 1e9,
+                    "size_bytes": row.size_bytes,
+                    "where": row.where,
+                }
+            )
+            continue
+        age_h = max(0, time.time_ns() - row.created_wall_ns) / 3.6e12
+        size = output.size(row.size_bytes)
+        print(f"{row.name}  {state}  version {row.version}  {size}  {age_h:.1f} h  {row.where}")
+    return 0
+
+
+def _state(row: BackupRow, there: set[tuple[str, int]], cluster_ns: int) -> str:
+    if row.ended_cluster_ns:
+        return "ending"
+    if not row.complete or (row.cluster, row.backup) not in there:
+        return "incomplete"
+    return "expiring" if row.until_cluster_ns <= cluster_ns else "complete"
+
+
+async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
+    from nokv.backup.manage import check_unmarked, clear, place_of_row
+    from nokv.types.commands import EndBackup
+
+    core = _core(fs)
+    rows = [one for one in (await _rows(fs)).rows if one.name == options.name]
+    if not rows:
+        raise BackupGone(f"no backup is named {options.name}")
+    gone = frozenset(options.gone)
+    store = await core.object_store()
+    for row in rows:
+        where = place_of_row(core.volume.volume, row)
+        await check_unmarked(store, where, gone)
+        await core.propose(EndBackup(row.backup), (), options.timeout)
+        await clear(store, where, gone=gone)
+    print(f"backup {options.name} is deleted; what it held goes after the collector's grace")
+    return 0
+
+
+def _file_of(text: str) -> Path | None:
+    return Path(text.removeprefix("file:")).absolute() if text.startswith("file:") else None
+
+
+def _open_store(options: argparse.Namespace) -> ObjectStore:
+    from nokv.cli.local import parse_store
+    from nokv.objects.open import open_store
+
+    return open_store(parse_store(options.store, options.endpoint, options.region))
+
+
+async def _fetched(options: argparse.Namespace, scratch: Path) -> tuple[Path, ObjectStore | None]:
+    """Return the backup as a local file, and the store it came from if it came from one."""
+    from nokv.backup.manage import fetch, manifests
+
+    path = _file_of(options.source)
+    if path is not None:
+        return path, None
+    if not options.store:
+        raise UsageError("a backup by its name, and no store", hint="--store s3://bucket/prefix")
+    store = _open_store(options)
+    try:
+        found = [one for one in await manifests(store) if one.head.name == options.source]
+        if not found:
+            raise BackupGone(f"no complete backup is named {options.source}")
+        if not found[-1].parts:
+            raise BackupGone(f"backup {options.source} is in {found[-1].where}")
+        local = scratch / "backup"
+        with local.open("wb") as stream:
+            await fetch(store, found[-1], stream)
+    except BaseException:
+        await store.close()
+        raise
+    return local, store
+
+
+def _verify(options: argparse.Namespace) -> int:
+    return asyncio.run(_verified(options))
+
+
+async def _verified(options: argparse.Namespace) -> int:
+    from nokv.backup.manage import verify_stream
+    from nokv.cli.main import complain
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path, store = await _fetched(options, Path(scratch))
+            if store is not None:
+                await store.close()
+            with path.open("rb") as stream:
+                head, info = verify_stream(stream)
+        except BackupDamaged as error:
+            complain(error)
+            return EXIT_FAILED
+        except FileNotFoundError as error:
+            raise BackupGone(f"{options.source}: {error.strerror}") from error
+    print(f"{head.name} is whole: version {head.version}, {info.records} records")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    return asyncio.run(_restored(options))
+
+
+async def _restored(options: argparse.Namespace) -> int:
+    from nokv.backup.manage import verify_stream
+    from nokv.objects.open import open_store
+    from nokv.server.config import load
+    from nokv.server.restore import restore
+
+    config = load(options.config, {})
+    with tempfile.TemporaryDirectory() as scratch:
+        path, store = await _fetched(options, Path(scratch))
+        if not path.exists():
+            raise BackupGone(f"no file {path}")
+        if store is None:
+            with path.open("rb") as stream:
+                head, _ = verify_stream(stream)
+            store = _open_store(options) if options.store else open_store(head.volume)
+        try:
+            made = await restore(
+                path,
+                store,
+                config,
+                node=options.node,
+                peer=options.peer or config.peer.advertise or config.peer.listen,
+                rpc=options.rpc or config.rpc.advertise or config.rpc.listen,
+                silence_ns=options.silence,
+                join_file=options.join_file,
+                held=not options.unheld,
+            )
+        finally:
+            await store.close()
+    if options.json:
+        output.line(
+            {
+                "cluster": made.identity.cluster.cluster,
+                "version": made.version,
+                "files": made.files,
+                "missing": [
+                    {"inode": one.inode, "chunk": one.chunk, "object": list(one.object)}
+                    for one in made.missing
+                ],
+            }
+        )
+    else:
+        print(f"cluster {made.identity.cluster.cluster} has version {made.version} of the volume")
+        for one in made.missing:
+            print(f"missing: inode {one.inode}, chunk {one.chunk}, object {one.object}")
+        print("it deletes nothing from the bucket until: nokv volume adopt")
+    return EXIT_FAILED if made.missing else 0

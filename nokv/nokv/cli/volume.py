@@ -1,0 +1,97 @@
+"""`nokv volume`: what a cluster's volume is, and the statement that its original is gone."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from nokv.cli import output
+from nokv.cli.client import with_client
+from nokv.cli.main import add_cluster
+from nokv.errors import NotPermitted
+
+if TYPE_CHECKING:
+    from nokv.client.fs import AsyncClient
+    from nokv.types.reads import OriginReply
+
+
+def add_volume(parser: argparse.ArgumentParser) -> None:
+    """Describe `nokv volume`."""
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="show the volume, and where it was restored from")
+    add_cluster(show)
+    show.set_defaults(run=with_client(_show))
+    adopt = actions.add_parser(
+        "adopt", help="state that the original of a restored volume is gone for good"
+    )
+    add_cluster(adopt)
+    adopt.add_argument(
+        "--gone", action="append", default=[], metavar="CLUSTER",
+        help="another cluster that was restored from the same backup and is gone too",
+    )  # fmt: skip
+    adopt.add_argument(
+        "--abandon", action="store_true", help="give up the original's later backups"
+    )
+    adopt.set_defaults(run=with_client(_adopt))
+
+
+async def _origin(fs: AsyncClient) -> OriginReply:
+    from nokv.types.reads import GetOrigin, OriginReply
+
+    reply = await fs.core.read(GetOrigin())
+    assert isinstance(reply, OriginReply)
+    return reply
+
+
+async def _show(fs: AsyncClient, options: argparse.Namespace) -> int:
+    del options
+    volume, origin = fs.core.volume, await _origin(fs)
+    output.line(
+        {
+            "volume": volume.volume,
+            "kind": volume.kind,
+            "endpoint": volume.endpoint,
+            "bucket": volume.bucket,
+            "prefix": volume.prefix,
+            "region": volume.region,
+            "owner_epoch": volume.owner_epoch,
+            "restored": origin.restored,
+            "adopted": origin.adopted,
+            "restored_version": origin.version,
+            "lineage": [list(link) for link in origin.lineage],
+        }
+    )
+    return 0
+
+
+async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
+    from nokv.backup.format import MANIFEST, place
+    from nokv.backup.manage import manifests, marks_of
+    from nokv.types.commands import AdoptVolume
+    from nokv.types.reads import BackupsReply, ListBackups
+
+    core, origin = fs.core, await _origin(fs)
+    store = await core.object_store()
+    own = core.router.nodes[0].connection
+    cluster = "" if own is None else own.hello.cluster
+    others = {one for _, where in origin.lineage for one in await marks_of(store, where)}
+    left = sorted(others - {cluster} - set(options.gone))
+    if left:
+        message = f"cluster {', '.join(left)} was restored from the same backup"
+        raise NotPermitted(message, hint="if it is gone for good too, say --gone CLUSTER")
+    rows = await core.read(ListBackups())
+    assert isinstance(rows, BackupsReply)
+    known = {(row.cluster, row.backup) for row in rows.rows}
+    unknown = [
+        one
+        for one in await manifests(store, core.volume.volume)
+        if (one.head.cluster, one.head.backup) not in known
+    ]
+    if unknown and not options.abandon:
+        names = ", ".join(one.head.name for one in unknown)
+        message = f"backups {names} are later than this volume's: nobody would hold their bodies"
+        raise NotPermitted(message, hint="restore the latest instead, or say --abandon")
+    await store.delete([place(one.head) + MANIFEST for one in unknown])
+    await core.propose(AdoptVolume(), (), options.timeout)
+    print("the volume is this cluster's alone: the collector begins")
+    return 0

@@ -1,0 +1,276 @@
+"""`nokv backup restore`: a new cluster's data directory, made of a backup.
+
+The state is the backup's, under a new cluster, at a new log that begins behind it: nobody can join
+by the log alone, every further member takes an image. What makes it a restored one is a row in the
+state from the start: until an operator adopts the volume nothing of the bucket is deleted. The
+identity is written last, so a restore that was cut short serves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from nokv.backup.format import MARK, Head, Manifest, pieces_of, place, read_head
+from nokv.backup.manage import read_manifest, verify_stream
+from nokv.errors import BackupDamaged, BackupGone, DataDirectoryError, WrongCluster
+from nokv.kv.errors import ImageDamaged, ImageNewer, StoreFailed
+from nokv.kv.image import restore_image
+from nokv.kv.lmdb_store import LmdbKV
+from nokv.objects.layout import parse_name, volume_prefix
+from nokv.objects.port import ObjectStore
+from nokv.objects.volume import check_volume
+from nokv.server import init
+from nokv.server.config import NodeConfig
+from nokv.server.datadir import (
+    IDENTITY_FILE,
+    ClusterFile,
+    MemberAddress,
+    NodeFile,
+    log_path,
+    make_directory,
+    replication_identity,
+    state_path,
+    write_durably,
+)
+from nokv.state import keys
+from nokv.state.families import Family
+from nokv.state.ops_backup import backups_of, origin_of
+from nokv.state.port import KV
+from nokv.state.records import (
+    Origin,
+    Position,
+    body_of,
+    decode_chunk,
+    decode_inode,
+    decode_position,
+    decode_session,
+    encode,
+)
+from nokv_replication import DiskFailed, GroupConfig
+from nokv_replication.bootstrap import Member, Members
+from nokv_replication.disk import OsDisk
+from nokv_replication.log import Log
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """An object that a live file names and the bucket does not have."""
+
+    inode: int
+    body: int
+    chunk: int
+    object: tuple[int, int, int, int, int]
+    """Session, upload, chunk, block, piece: what the object's name says."""
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What a restore made."""
+
+    identity: NodeFile
+    version: int
+    files: int
+    missing: tuple[Missing, ...]
+
+
+async def mark(store: ObjectStore, head: Head, cluster: str, lineage: Iterable[str]) -> None:
+    """Leave the mark of a restored cluster, and see that the backup is still kept.
+
+    In this order: whoever ends the backup deletes its manifest first and looks for marks then, so
+    one of both sees the other. Raises BackupGone.
+    """
+    places = [place(head), *lineage]
+    for where in places:
+        await store.put(f"{where}{MARK}{cluster}.json", b'{"format":1}')
+    try:
+        found: Manifest = await read_manifest(store, place(head))
+    except BackupGone:
+        await store.delete([f"{where}{MARK}{cluster}.json" for where in places])
+        raise
+    if found.head != head:
+        raise BackupDamaged("the manifest beside it is another backup's")
+
+
+async def restore(
+    source: Path,
+    store: ObjectStore,
+    config: NodeConfig,
+    *,
+    node: int,
+    peer: str,
+    rpc: str,
+    silence_ns: int,
+    join_file: Path | None = None,
+    held: bool = True,
+) -> Restored:
+    """Make the data directory of `config` from the backup in the file `source`.
+
+    `held` False goes on where the cluster that made the backup does not keep it any more.
+
+    Raises:
+        BackupDamaged: nothing was made.
+        BackupGone: nobody holds what the backup shows.
+        ForeignVolume, WrongCluster: the bucket is another volume's.
+        DataDirectoryError: the directory is initialised, or not writable.
+    """
+    data_dir = Path(config.data_dir)
+    init._refuse_initialised(data_dir)  # noqa: SLF001 - one rule for both ways to begin
+    with source.open("rb") as stream:
+        head, _ = verify_stream(stream)
+    await check_volume(store, head.volume.volume)
+    identity = _identity(head, node, peer, rpc)
+    made = state_path(data_dir).with_name("state.restored")
+    make_directory(log_path(data_dir))
+    try:
+        with source.open("rb") as stream:
+            read_head(stream)
+            restore_image(pieces_of(stream), _emptied(made))
+    except (ImageDamaged, ImageNewer) as error:
+        raise BackupDamaged(str(error)) from error
+    except StoreFailed as error:
+        raise DataDirectoryError(str(error)) from error
+    kv = LmdbKV(made)
+    try:
+        lineage = _lineage(kv)
+        if held:
+            await mark(store, head, identity.cluster.cluster, [where for _, where in lineage])
+        position = _rewrite(kv, head, identity, lineage, silence_ns)
+        missing, files = await fsck(kv, store, head.volume.volume)
+    finally:
+        kv.close()
+    _found_log(data_dir, config, identity, position)
+    made.rename(state_path(data_dir))
+    if join_file is not None:
+        write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
+    write_durably(
+        data_dir / IDENTITY_FILE, msgspec.json.format(msgspec.json.encode(identity), indent=2)
+    )
+    return Restored(identity, head.version, files, tuple(missing))
+
+
+def _emptied(path: Path) -> Path:
+    """Remove what a restore that was cut short left."""
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+def _identity(head: Head, node: int, peer: str, rpc: str) -> NodeFile:
+    members = (MemberAddress(node, peer, rpc),)
+    cluster = ClusterFile(
+        cluster=secrets.token_hex(16),
+        volume=head.volume,
+        worker_token=secrets.token_hex(32),
+        members=members,
+        root_uid=os.getuid(),
+        root_gid=os.getgid(),
+    )
+    if cluster.cluster == head.cluster:
+        raise WrongCluster("a restored cluster has a name of its own")
+    return NodeFile(node=node, incarnation=secrets.randbits(62) + 1, cluster=cluster)
+
+
+def _lineage(kv: KV) -> tuple[tuple[str, str], ...]:
+    origin = origin_of(kv)
+    return () if origin is None or origin.adopted else origin.lineage
+
+
+def _rewrite(
+    kv: LmdbKV,
+    head: Head,
+    identity: NodeFile,
+    lineage: tuple[tuple[str, str], ...],
+    silence_ns: int,
+) -> Position:
+    """Turn the original's state into the new cluster's; return where it stands."""
+    row = kv.get(Family.META, keys.POSITION)
+    assert row is not None, "a backup is a command, so an entry was applied"
+    member = identity.cluster.members[0]
+    members = Members.first(
+        identity.cluster.cluster,
+        (Member(identity.node, identity.incarnation, member.peer, info=member.rpc),),
+    )
+    old = decode_position(row)
+    position = Position(old.index, old.term, msgspec.msgpack.encode(members))
+    before = origin_of(kv)
+    ttls = [
+        session.ttl_ns
+        for key, value in kv.scan(Family.SESSION, keys.pack(1), b"\xff" * 9)
+        if key[8:] == keys.RECORD and not (session := decode_session(value)).died
+    ]
+    origin = Origin(
+        identity.cluster.cluster,
+        head.version,
+        (*lineage, (head.cluster, place(head))),
+        max([silence_ns, *ttls]),
+        epochs=() if before is None else before.epochs,
+    )
+    rows: list[tuple[bytes, bytes | None]] = [
+        (keys.POSITION, encode(position)),
+        (keys.ORIGIN, encode(origin)),
+    ]
+    for number, record in list(backups_of(kv)):
+        # Whether it was completed the image can't know; the manifest in the bucket does.
+        kept = msgspec.structs.replace(record, complete=True, session=0, ended_cluster_ns=0)
+        rows.append((keys.backup(number), encode(kept)))
+    kv.write(Family.META, sorted(rows))
+    kv.commit()
+    return position
+
+
+def _found_log(data_dir: Path, config: NodeConfig, identity: NodeFile, at: Position) -> None:
+    """Make a log that begins behind the state."""
+    group = GroupConfig(segment_bytes=config.log.segment_bytes)
+    who, rng = replication_identity(identity), random.Random(secrets.randbits(128))
+    try:
+        disk = OsDisk(log_path(data_dir))
+        Log.create(disk, group, who, rng)
+        log = Log.open(disk, group, who, rng)
+        if not log.members:
+            log.set_members(at.config)
+        log.sync()
+        log.announce_install(at.index, at.term)
+        log.reset(at.index, at.term)
+        log.close()
+    except DiskFailed as error:
+        raise DataDirectoryError(f"{log_path(data_dir)}: {error}") from error
+
+
+async def fsck(kv: LmdbKV, store: ObjectStore, volume: str) -> tuple[list[Missing], int]:
+    """Compare the live files with the bucket, which is listed first; return what it lacks.
+
+    Returns the missing objects and how many files there are. Memory: a tuple for each object.
+    """
+    there: set[tuple[int, ...]] = set()
+    after = ""
+    prefix = volume_prefix(volume)
+    while True:
+        page = await store.list(prefix, after)
+        for info in page.objects:
+            name = parse_name(info.name)
+            there.add(tuple(name[2:]))
+        if not page.more:
+            break
+        after = page.objects[-1].name
+    missing: list[Missing] = []
+    files = 0
+    last = (-1, -1)
+    live = -1
+    for key, value in kv.scan(Family.CHUNK, b"", b"\xff" * 33):
+        view, inode, body, chunk = keys.chunk_parts(key)
+        if (view, inode) != last:
+            last = (view, inode)
+            row = kv.get(Family.INODE, keys.inode(view, inode))
+            live = -1 if row is None else decode_inode(body_of(row)).body
+            files += 1
+        if body != live:
+            continue
+        for one in decode_chunk(body_of(value)).objects:
+            name5 = (one.session, one.upload, one.chunk, one.block, one.piece)
+            if name5 not in there:
+                missing.append(Missing(inode, body, chunk, name5))
+    return missing, files
