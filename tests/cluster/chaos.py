@@ -25,8 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from nokv.client.admin import Admin
 from nokv.client.core import ClientConfig
+from nokv.client.routing import parse_cluster
 from nokv.errors import GenerationMismatch, NokvError
+from nokv.server.datadir import read_identity
 from nokv.testing.cluster import LocalCluster
 from nokv.testing.evidence import compare_digests
 from nokv.testing.folder import NodePorts, create
@@ -34,6 +37,7 @@ from nokv.testing.harness import Harness, harness
 from nokv.testing.ports import free_ports
 from nokv.testing.writers import Verdict, check_writers, writing
 from nokv.types.limits import INLINE_BYTES_MAX
+from nokv.wire.tls import connect_context
 from nokv_model import checkers
 from nokv_model.history import Operation, Recorder, operations
 
@@ -131,6 +135,7 @@ class Nemesis:
             (self._reorder, 5),
             (self._kill, 3),
             (self._suspend, 3),
+            (self._hand_over, 3),
         ]
 
     def run(self, until_s: float) -> None:
@@ -193,6 +198,16 @@ class Nemesis:
         self._pause(self._rng.choice([0.2, 1.5, 6.0]))
         self._cluster.start_node(node)
         self._pause(1.5)
+
+    def _hand_over(self) -> None:
+        """Have an operator hand leadership over; in the middle of faults it may fail."""
+        node = self._rng.choice(self._cluster.nodes)
+        try:
+            asyncio.run(_transfer(self._cluster, node))
+        except NokvError:
+            self.faults["transfers that failed"] += 1
+        else:
+            self.faults["transfers"] += 1
 
     def _suspend(self) -> None:
         node = self._rng.choice(self._cluster.nodes)
@@ -261,6 +276,13 @@ async def use_registers(
                     # Whatever it was, the command may be on its way.
                     recorder.unknown(process)
                     process = registers.new_process()
+
+
+async def _transfer(cluster: LocalCluster, node: int) -> None:
+    token = read_identity(cluster.folder.node_path(node) / "data").cluster.worker_token
+    addresses = parse_cluster(cluster.addresses)
+    async with Admin(addresses, token, timeout_s=2.0, tls=connect_context()) as admin:
+        await admin.transfer(node)
 
 
 async def fill(stop: asyncio.Event) -> None:
