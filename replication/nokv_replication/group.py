@@ -212,8 +212,7 @@ class Group(Membership):
         self._more_to_prepare = False
         self._keeping_log = True
         self._log_keep_bytes = config.log_keep_bytes
-        self._stopped = False
-        self._failed = False
+        self._stopped = self._failed = False
         self._reconfigure()
 
     # ------------------------------------------------------------------ requests
@@ -445,11 +444,6 @@ class Group(Membership):
         self._peers.sweep()
 
     # ------------------------------------------------------------------ frames out
-
-    def _send(self, peer: int, body: Body) -> None:
-        state = self._peers.get(peer)
-        if state is not None:
-            self._outbox.put(state, body)
 
     def core_send(self, peer: int, message: dict[str, Any]) -> None:
         """Take a message of the library for a peer (`CoreOwner`)."""

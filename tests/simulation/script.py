@@ -38,6 +38,7 @@ class Script:
         self.now_ns = SECOND_NS
         self.addresses = {n: f"node-{n}:1" for n in range(1, nodes + 1)}
         self.founders = dict(self.addresses)
+        self.joiners: set[int] = set()
         self.disks = {n: SimDisk() for n in self.addresses}
         self.storages = {n: ListStorage() for n in self.addresses}
         self.clocks = {n: SimClock(0, 0) for n in self.addresses}
@@ -67,12 +68,13 @@ class Script:
                 self.step(n)
 
     def identity(self, node: int) -> Identity:
-        joining = node not in self.founders
+        joining = node in self.joiners
         return Identity("scripted", node, self.incarnations[node], joining=joining)
 
     def join(self, node: int, incarnation: int = 0) -> Member:
         """Start a node that joins, with an empty data directory, and connect it to all."""
         self.addresses[node] = f"node-{node}:1"
+        self.joiners.add(node)
         self.disks[node], self.storages[node] = SimDisk(), ListStorage()
         self.clocks[node] = SimClock(0, 0)
         self.incarnations[node] = incarnation or 100 + node

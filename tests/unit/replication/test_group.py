@@ -570,14 +570,14 @@ class TestStart:
     def test_a_configuration_without_this_node_is_refused(self) -> None:
         script = Script(3, found=False)
         script.crash(2)
-        script.addresses = {1: "a:1", 3: "c:1"}
+        script.founders = {1: "a:1", 3: "c:1"}
         with pytest.raises(ConfigurationError, match="not among the members"):
             script.start(2)
 
     def test_a_configuration_with_other_founders_is_refused(self) -> None:
         script = leading()
         script.crash(2)
-        script.addresses = {**script.addresses, 4: "d:1"}
+        script.founders = {**script.founders, 4: "d:1"}
         with pytest.raises(StartRefused, match="founded by nodes"):
             script.start(2)
 
