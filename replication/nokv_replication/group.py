@@ -120,6 +120,24 @@ class Group(Membership):
         Core.enter(self._now_ns, rng)
         self._core = Core(identity.node, config, self._log, self)
         self._core.start_at(self._applier.applied.index)
+        self._make_consensus()
+        self._make_surroundings(machine)
+        self.wake: Callable[[], None] = lambda: None
+        self._inbox: deque[tuple[int, int, Body | None]] = deque()
+        self._role = Role.FOLLOWER
+        self._term = self._core.term()
+        self._leader: int | None = None
+        self._send_now = False
+        self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
+        self._more_to_prepare = False
+        self._keeping_log = True
+        self._log_keep_bytes = config.log_keep_bytes
+        self._stopped = self._failed = False
+        self._reconfigure()
+
+    def _make_consensus(self) -> None:
+        """Make the parts that decide: who leads, who counts, what is appended and confirmed."""
+        identity, config, clock = self._identity, self._config, self._clock
         core, log, counters = self._core, self._log, self.counters
         self._peers = Peers(core, log, config, counters)
         self._pre_votes = PreVotes(core, log, config, counters)
@@ -150,6 +168,11 @@ class Group(Membership):
             counters,
             self._send,
         )
+
+    def _make_surroundings(self, machine: Machine) -> None:
+        """Make the parts that carry: frames and images out, and the picture of it all."""
+        identity, config, clock = self._identity, self._config, self._clock
+        core, log, counters, network = self._core, self._log, self.counters, self._network
         self._outbox = Outbox(identity.node, log, network, clock, counters)
         self._transfer = Transfer(
             core,
@@ -182,7 +205,7 @@ class Group(Membership):
             clock=clock,
             config=config,
             counters=counters,
-            rng=rng,
+            rng=self._rng,
             on_installed=self._image_installed,
         )
         self._sending.too_far = self._images.sender.need
@@ -202,18 +225,6 @@ class Group(Membership):
             clock=clock,
             counters=counters,
         )
-        self.wake: Callable[[], None] = lambda: None
-        self._inbox: deque[tuple[int, int, Body | None]] = deque()
-        self._role = Role.FOLLOWER
-        self._term = self._core.term()
-        self._leader: int | None = None
-        self._send_now = False
-        self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
-        self._more_to_prepare = False
-        self._keeping_log = True
-        self._log_keep_bytes = config.log_keep_bytes
-        self._stopped = self._failed = False
-        self._reconfigure()
 
     # ------------------------------------------------------------------ requests
 
@@ -406,7 +417,8 @@ class Group(Membership):
         if core.is_leader():
             deadlines.append(core.heartbeat_deadline_ns())
             tick_ns = self._leadership.tick_due_ns()
-            if tick_ns is not None and self._leads():
+            # While leadership is being handed over nothing is appended: a due tick waits too.
+            if tick_ns is not None and transfer_ns is None and self._leads():
                 deadlines.append(tick_ns)
         elif self._may_stand():
             retry = self._pre_votes.retry_at_ns()

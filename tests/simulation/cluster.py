@@ -13,7 +13,7 @@ from random import Random
 
 import msgspec
 from tests.simulation.atlas import Atlas
-from tests.simulation.checker import Checker, Violation
+from tests.simulation.checker import Checker, Configuration, Violation
 from tests.simulation.disk import Crash, SimDisk
 from tests.simulation.faults import Faults
 from tests.simulation.machine import ListStorage
@@ -37,6 +37,9 @@ from nokv_replication import (
 HEAL_NS = 60 * SECOND_NS
 STALLED_NS = 3600 * SECOND_NS
 """A safety phase that is counted in steps ends after this long in any case."""
+
+HURRIED_STEPS_MAX = 2000
+NONE = Configuration(0, 0, frozenset(), frozenset())
 
 
 class Simulation:
@@ -337,6 +340,12 @@ class Simulation:
         )
         due = clock.world_at(group.next_deadline_ns())
         busy_until = self.now_ns + clock.spent_ns()
+        node.hurried_steps = node.hurried_steps + 1 if due <= busy_until else 0
+        if node.hurried_steps > HURRIED_STEPS_MAX:
+            message = (
+                f"node {node.node} asks for step after step and does nothing: {group.status()}"
+            )
+            raise Violation(message)
         self._schedule_step(node, max(due, busy_until, self.now_ns + 1_000))
 
     def _mind_space(self, node: Node, group: Group) -> None:
@@ -447,8 +456,8 @@ class Simulation:
 
     def _members(self) -> frozenset[int]:
         """Return the members of the newest configuration that is committed."""
-        (newest, *_) = self.checker.possible_configurations() or [None]
-        return frozenset() if newest is None else newest.voters | newest.learners
+        (newest, *_) = self.checker.possible_configurations() or [NONE]
+        return newest.voters | newest.learners
 
     def heal(self) -> None:
         """Make a core whole and leave the rest broken; the core must become whole and go on."""

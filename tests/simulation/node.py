@@ -37,3 +37,5 @@ class Node:
         # Token of the step that is scheduled; an older one does nothing when its time comes.
         self.step_token = 0
         self.step_at_ns = 0
+        self.hurried_steps = 0
+        """Steps in a row that the group wanted at once."""
