@@ -159,6 +159,17 @@ class TlsConfig(_Section, frozen=True, kw_only=True):
         return bool(self.ca)
 
 
+class BackupConfig(_Section, frozen=True, kw_only=True):
+    """Backups that the leader's worker makes by itself."""
+
+    every_ms: Annotated[int, msgspec.Meta(ge=0, le=31_536_000_000)] = 0
+    """One in each period of this length, counted from 1970; 0: none."""
+    keep_ms: Millis = 2_592_000_000
+    """Retention, in cluster time: 30 days."""
+    to: str = "bucket"
+    """'bucket', or 'file:' and a directory of the leader's machine."""
+
+
 class MemberConfig(_Section, frozen=True, kw_only=True):
     """Where one member is reached, where that differs from what `nokv init` wrote."""
 
@@ -181,6 +192,7 @@ class NodeConfig(_Section, frozen=True, kw_only=True):
     logging: LoggingConfig = LoggingConfig()
     sessions: SessionsConfig = SessionsConfig()
     worker: WorkerConfig = WorkerConfig()
+    backup: BackupConfig = BackupConfig()
     tls: TlsConfig = TlsConfig()
     members: dict[str, MemberConfig] = {}
     """By node number. Empty: the addresses that `nokv init` wrote."""

@@ -26,6 +26,7 @@ from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore
 from nokv.objects.volume import claim_volume
 from nokv.server import logs
+from nokv.server.backup_duties import BackupKeeper, make_scheduled
 from nokv.server.collector import Collector
 from nokv.server.config import NodeConfig
 from nokv.server.datadir import NodeFile, read_identity, state_path
@@ -159,6 +160,7 @@ class Worker:
         await self._claim()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._repeat("collect", worker.interval_ms, self._collect))
+            tasks.create_task(self._repeat("backups", worker.sweep_interval_ms, self._backups))
             tasks.create_task(self._repeat("sweep", worker.sweep_interval_ms, self._sweep))
 
     async def _claim(self) -> None:
@@ -205,6 +207,23 @@ class Worker:
     async def _may_delete(self) -> bool:
         """Whether this cluster alone has the volume; once it is so it stays so."""
         return (await self.client.read(GetOrigin(), OriginReply)).adopted
+
+    async def _backups(self) -> None:
+        """End backups whose time is over, let go of what ended, and make the one that is due."""
+        keeper = BackupKeeper(
+            self.client,
+            self.store,
+            volume=self.identity.cluster.volume.volume,
+            cluster=self.identity.cluster.cluster,
+            grace_ns=self.config.worker.grace_ms * _MS,
+        )
+        rows = await keeper.tidy(adopted=await self._may_delete())
+        schedule = self.config.backup
+        if schedule.every_ms:
+            now_ms = time.time_ns() // _MS
+            slot = now_ms - now_ms % schedule.every_ms
+            if not keeper.made(rows, slot):
+                await make_scheduled(self.config, self.identity, self.store, slot)
 
     async def _collect(self) -> None:
         if not await self._may_delete():

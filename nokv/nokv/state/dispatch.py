@@ -19,12 +19,12 @@ from nokv.state import (
 )
 from nokv.state.arguments import check_caller
 from nokv.state.context import Context
-from nokv.types.commands import INTERNAL_OPS, ExpireSession, InnerOp, Op, OpenSession
+from nokv.types.commands import INTERNAL_OPS, EndBackup, ExpireSession, InnerOp, Op, OpenSession
 from nokv.types.results import ResultValue
 
 __all__ = ["SESSIONLESS", "check_arguments", "check_caller", "run"]
 
-SESSIONLESS: tuple[type, ...] = (OpenSession, ExpireSession, *INTERNAL_OPS)
+SESSIONLESS: tuple[type, ...] = (OpenSession, ExpireSession, EndBackup, *INTERNAL_OPS)
 """What may come without a session."""
 
 _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {

@@ -362,6 +362,10 @@ class StateMachine:
             raise NotPermitted("the volume is not made yet")
         ops_backup.check_operator(self._txn.present, caller)
 
+    def has_backups(self) -> bool:
+        """Whether there are backups: their retention counts in cluster time."""
+        return any(True for _ in ops_backup.backups_of(self._txn.present))
+
     def origin(self) -> Origin | None:
         """Return where a restored state came from; None for all others."""
         return ops_backup.origin_of(self._txn.present)

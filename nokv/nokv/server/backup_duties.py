@@ -1,0 +1,91 @@
+"""What the leader's worker does for backups: retention, the end of holds, the schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from nokv.backup.create import create_backup
+from nokv.backup.manage import clear, marks_of, place_of_row
+from nokv.client.connect import connect
+from nokv.errors import AlreadyExists
+from nokv.objects.port import ObjectStore
+from nokv.server.collector import Node
+from nokv.server.config import NodeConfig
+from nokv.server.datadir import NodeFile
+from nokv.types.commands import EndBackup
+from nokv.types.reads import BackupRow, BackupsReply, ListBackups
+from nokv.types.values import Caller
+from nokv.wire.tls import TlsFiles
+
+log = logging.getLogger("nokv.backup")
+
+
+class BackupKeeper:
+    """Ends what is over. What it does is safe for a worker whose node was deposed meanwhile."""
+
+    def __init__(
+        self, node: Node, store: ObjectStore, *, volume: str, cluster: str, grace_ns: int
+    ) -> None:
+        self._node: Final = node
+        self._store: Final = store
+        self._volume: Final = volume
+        self._cluster: Final = cluster
+        self._grace_ns: Final = grace_ns
+
+    async def tidy(self, *, adopted: bool) -> tuple[BackupRow, ...]:
+        """Do one round; return the backups as they were before it.
+
+        Until it is adopted a restored volume leaves its original's backups alone.
+        """
+        reply = await self._node.read(ListBackups(), BackupsReply)
+        for row in reply.rows:
+            if row.cluster != self._cluster and not adopted:
+                continue
+            where = place_of_row(self._volume, row)
+            if not row.ended_cluster_ns:
+                over = row.complete and row.until_cluster_ns <= reply.cluster_ns
+                if over and not set(await marks_of(self._store, where)) - {self._cluster}:
+                    log.info("backup %s is over: its retention ended", row.name)
+                    await self._node.run(EndBackup(row.backup))
+            elif reply.cluster_ns - row.ended_cluster_ns > self._grace_ns and await clear(
+                self._store, where, own=self._cluster
+            ):
+                await self._node.run(EndBackup(row.backup, release=True))
+                log.info("backup %s is gone, and its hold", row.name)
+        return reply.rows
+
+    def made(self, rows: Sequence[BackupRow], slot: int) -> bool:
+        """Return whether this cluster made, or is making, the backup of a slot."""
+        return any(row.slot >= slot and row.cluster == self._cluster for row in rows)
+
+
+async def make_scheduled(
+    config: NodeConfig,
+    identity: NodeFile,
+    store: ObjectStore,
+    slot: int,
+) -> None:
+    """Make the backup of a slot (ms since 1970 of its period's start), as any client would.
+
+    Raises NokvError as `create_backup`.
+    """
+    schedule = config.backup
+    name = f"scheduled-{slot}"
+    to = None
+    if schedule.to != "bucket":
+        to = Path(schedule.to.removeprefix("file:")) / f"{name}.nokv"
+    cluster = identity.cluster.cluster
+    tls = None
+    if config.tls.enabled:
+        tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key)
+    async with connect(config.rpc.listen, caller=Caller(), cluster_id=cluster, tls=tls) as fs:
+        try:
+            made = await create_backup(
+                fs.core, store, name=name, keep_ns=schedule.keep_ms * 1_000_000, to=to, slot=slot
+            )
+        except AlreadyExists:
+            return
+    log.info("backup %s made at version %d", name, made.head.version)
