@@ -95,6 +95,8 @@ class Checker:
         self.leaders: dict[int, int] = {}
         # Index to term, of every entry any node ever held to be committed.
         self.committed: dict[int, int] = {}
+        # Index to the term it was committed in: leaders of later terms must hold it.
+        self.committed_in: dict[int, int] = {}
         self.max_committed = 0
         self.written: dict[tuple[int, int], Written] = {}
         self.configurations: dict[tuple[int, int], Configuration] = {}
@@ -174,7 +176,7 @@ class Checker:
         replica.applied, replica.durable = applied, durable
         if core.is_leader() and replica.led_term != core.term():
             self._elected(node, group)
-            replica.led_term = core.term()
+        replica.led_term = core.term() if core.is_leader() else 0
 
     # ------------------------------------------------------------------ logs
 
@@ -256,9 +258,11 @@ class Checker:
     def _commits(self, replica: Replica, node: int, group: Group, commit: int) -> None:
         log, core, committed = group._log, group._core, self.committed
         start = max(replica.commit, log.base_index)
-        if core.is_leader():
+        # A leader may commit and lose its office in one step.
+        led = core.term() if core.is_leader() else replica.led_term
+        if core.is_leader() or (led and log.term_at(commit) == led):
             alone = len(self.replicas) == 1
-            self._has_quorum(node, commit, log.term_at(commit), core.term(), group_of_one=alone)
+            self._has_quorum(node, commit, log.term_at(commit), led, group_of_one=alone)
         else:
             require(
                 commit <= self.max_committed,
@@ -267,6 +271,8 @@ class Checker:
             )
         for index in range(start + 1, commit + 1):
             term = log.term_at(index)
+            if index not in committed:
+                self.committed_in[index] = led or core.term()
             known = committed.setdefault(index, term)
             if known != term:
                 message = f"node {node} commits term {term} at {index}, another {known}"
@@ -302,7 +308,7 @@ class Checker:
         require(other == node, f"nodes {other} and {node} both lead term {term}")
         for index in range(log.first_index, self.max_committed + 1):
             known = self.committed.get(index)
-            if known is not None:
+            if known is not None and self.committed_in[index] < term:
                 held = index <= log.last_index and log.term_at(index) == known
                 require(held, f"leader {node} of term {term} lacks committed entry {index}")
 
