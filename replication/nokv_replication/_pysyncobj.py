@@ -16,7 +16,9 @@ Names used, all of `SyncObj`, each here and nowhere else:
 - attributes read: `__raftState`, `__raftCurrentTerm`, `__raftLeader`, `__raftCommitIndex`,
   `__noopIDx`, `__raftNextIndex`, `__raftMatchIndex`, `__raftElectionDeadline`,
   `__newAppendEntriesTime`;
-- attributes written: `__raftLeader` (a newer term was learnt), `__raftNextIndex` (repairs),
+- attributes written: `__otherNodes` (peers that count), `__readonlyNodes` (peers that are sent to
+  and do not count), `__raftMatchIndex`, `__lastResponseTime` (of members that come and go: the
+  quorum check looks at it), `__raftLeader` (a newer term was learnt), `__raftNextIndex` (repairs),
   `__raftLastApplied` (it logs by it), `__newAppendEntriesTime` (send now), `__serializer`
   (replaced), `_poller` (replaced);
 - module globals replaced: `createJournal`, `monotonicTime`, `random`.
@@ -58,6 +60,59 @@ with _hidden("cryptography"):
 SUPPORTED_VERSION = "0.3.17"
 if VERSION != SUPPORTED_VERSION:
     _message = f"nokv_replication is written for pysyncobj {SUPPORTED_VERSION}, not {VERSION}"
+    raise ImportError(_message)
+
+_METHODS = (
+    "__connectedToAnyone",
+    "__applyLogEntries",
+    "__tryLogCompaction",
+    "__loadDumpFile",
+    "__doApplyCommand",
+    "__parseChangeClusterRequest",
+    "__changeCluster",
+    "__setCurrentTerm",
+    "__setState",
+    "__sendAppendEntries",
+    "__onMessageReceived",
+    "_applyCommand",
+    "_checkCommandsToApply",
+    "doTick",
+)
+_ATTRIBUTES = (
+    "__raftState",
+    "__raftCurrentTerm",
+    "__raftLeader",
+    "__raftCommitIndex",
+    "__noopIDx",
+    "__raftNextIndex",
+    "__raftMatchIndex",
+    "__raftElectionDeadline",
+    "__newAppendEntriesTime",
+    "__raftLastApplied",
+    "__serializer",
+    "__otherNodes",
+    "__readonlyNodes",
+    "__lastResponseTime",
+    "_poller",
+)
+
+
+def missing_names(cls: type) -> list[str]:
+    """Return the private names this module relies on that a class `SyncObj` does not have.
+
+    Methods are looked up; attributes must be among the names that its constructor assigns.
+    """
+    assigned = cls.__init__.__code__.co_names  # type: ignore[misc]
+
+    def mangled(name: str) -> str:
+        return f"_SyncObj{name}" if name.startswith("__") else name
+
+    methods = [name for name in _METHODS if not hasattr(cls, mangled(name))]
+    return methods + [name for name in _ATTRIBUTES if mangled(name) not in assigned]
+
+
+if _missing := missing_names(library.SyncObj):
+    _message = f"pysyncobj {VERSION} is not as released: its SyncObj lacks {', '.join(_missing)}"
     raise ImportError(_message)
 
 _NOOP = bytes([1])

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from pysyncobj.syncobj import SyncObj
 from tests.simulation.checker import Checker
 from tests.simulation.ports import MS_NS, SECOND_NS
 from tests.simulation.script import CONFIG, Script
@@ -16,6 +17,7 @@ from nokv_replication import (
     Role,
     Stopped,
 )
+from nokv_replication._pysyncobj import missing_names
 from nokv_replication.errors import RemovedFromGroup
 from nokv_replication.frames import ProbeOk
 
@@ -392,3 +394,15 @@ class TestStrangers:
             script.deliver(4, 1)
         assert script.role(1) == Role.FOLLOWER
         assert script.groups[4].status().term == 0
+
+
+def test_a_library_without_a_name_that_is_relied_on_is_refused() -> None:
+    class Changed:
+        def __init__(self) -> None:
+            self._SyncObj__raftState = 0
+
+    missing = missing_names(Changed)
+    assert "__otherNodes" in missing
+    assert "__sendAppendEntries" in missing
+    assert "__raftState" not in missing
+    assert missing_names(SyncObj) == []
