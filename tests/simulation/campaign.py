@@ -126,7 +126,8 @@ def run(options: Options, first: int, seeds: int, jobs: int, file: Path | None) 
     starts = [s for s in range(first, first + seeds, BATCH_SEEDS) if s not in done]
     batches = [(s, min(BATCH_SEEDS, first + seeds - s)) for s in starts]
     totals = Totals(commit=mark, first=first, steps_a_seed=options.steps or 0)
-    with multiprocessing.Pool(jobs, initializer=coverage.install) as pool:
+    coverage.install()  # before the fork: a guard that is gone ends the run at once
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
         for batch, reports in pool.imap_unordered(partial(_batch, options), batches):
             batch.commit = mark
             totals.add(batch)

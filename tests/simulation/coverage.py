@@ -100,6 +100,8 @@ def install() -> None:
 
 
 def _wrap(owner: Any, attribute: str, wrapper: Callable[[Any], Any]) -> None:
+    # Where it is defined: a class may inherit what it guards by.
+    owner = next(o for o in getattr(owner, "__mro__", (owner,)) if attribute in vars(o))
     original = vars(owner)[attribute]
     if isinstance(original, staticmethod):
         setattr(owner, attribute, staticmethod(wrapper(original.__func__)))
