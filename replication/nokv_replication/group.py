@@ -397,7 +397,9 @@ class Group(Membership):
 
     def _next_deadline_ns(self) -> int:
         now, core, applier = self._now_ns, self._core, self._applier
-        waits = self._proposals or self._changes
+        # Without a quorum's clocks nothing is stamped; the acknowledgement that brings one wakes.
+        may_append = self._timekeeper.hears(self._configurations.quorum)
+        waits = may_append and (self._proposals or self._changes)
         transfer_ns = self._transfer.deadline_ns()
         if self._inbox or (
             waits and transfer_ns is None and self._leadership.founded and self._leads()
@@ -418,7 +420,7 @@ class Group(Membership):
             deadlines.append(core.heartbeat_deadline_ns())
             tick_ns = self._leadership.tick_due_ns()
             # While leadership is being handed over nothing is appended: a due tick waits too.
-            if tick_ns is not None and transfer_ns is None and self._leads():
+            if tick_ns is not None and may_append and transfer_ns is None and self._leads():
                 deadlines.append(tick_ns)
         elif self._may_stand():
             retry = self._pre_votes.retry_at_ns()

@@ -69,12 +69,16 @@ class Timekeeper:
         heard = self._heard.get(peer)
         return 0 if heard is None else heard[0] + now_ns - heard[1] - wall_ns
 
+    def hears(self, quorum: int) -> bool:
+        """Whether the clocks of `quorum` nodes are known, this one's included."""
+        return len(self._heard) + 1 >= quorum
+
     def stamp(self, wall_ns: int, now_ns: int, quorum: int) -> Times | None:
         """Return the times of a new entry, None while fewer than `quorum` clocks are known."""
+        if not self.hears(quorum):
+            return None
         clocks = [wall_ns]
         clocks.extend(wall + now_ns - at for wall, at in self._heard.values())
-        if len(clocks) < quorum:
-            return None
         median = sorted(clocks)[(len(clocks) - 1) // 2]
         self._median_ns = median
         clamped = min(max(wall_ns, median - WALL_CLAMP_NS), median + WALL_CLAMP_NS)

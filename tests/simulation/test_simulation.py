@@ -29,6 +29,7 @@ ONCE_FOUND = {
     36: "a log opened after a kill between rename and fsync_dir lost its newest segment's name",
     2: "a single voter's commit index runs ahead of its own sync",
     23: "a leader with a due tick that hands over asked for step after step",
+    2038: "a leader whose quorum's clocks left with removed members asked for step after step",
     0: "two votes of two terms in one step, both durable",
 }
 
