@@ -194,21 +194,24 @@ ELECTIONS = {
         MEMBERS,
         GOLDEN,
     ),
-    "founding: votes before the list": _off(
+    "founding: votes before the list": Guard(
         "group.py",
-        "if not self._roster.founding:\n                    self._receiver",
-        "if True:\n                    self._receiver",
-        DIRECTED,
-        GROUP,
-        RANDOM,
+        (
+            (
+                "if not self._roster.founding:\n                    self._receiver",
+                "if True:\n                    self._receiver",
+            ),
+        ),
+        (DIRECTED,),
+        also=(("receiver.py", "return self._configurations.in_force is not None", "return True"),),
     ),
 }
 
 READS = {
     "read rule 1: own entry committed": _off(
         "group.py",
-        "return self._leads()\n\n    def _leads",
-        "return self._role == Role.LEADER\n\n    def _leads",
+        "return self._leads()\n\n    def _likely_leader",
+        "return self._role == Role.LEADER\n\n    def _likely_leader",
         THESIS,
     ),
     "read rule 2: index of the present": _off(
@@ -447,10 +450,10 @@ IMAGE = {
 
 WIRE = {
     "frame: comes twice": _off(
-        "group.py", "if frame.sequence <= state.received_sequence:", "if False:", FIGURE2
+        "endpoint.py", "if frame.sequence <= state.received_sequence:", "if False:", FIGURE2
     ),
     "frame: of another connection": _off(
-        "group.py",
+        "endpoint.py",
         "if (frame.sender, frame.epoch) != (peer, state.epoch):",
         "if False:",
         FIGURE2,
@@ -489,7 +492,7 @@ CHANGES = {
         (THESIS,),
         also=(
             (
-                "group.py",
+                "membership.py",
                 "if not (self._leads() and self._leadership.founded):\n                message",
                 "if False:\n                message",
             ),
@@ -557,7 +560,7 @@ CHANGES = {
         also=(("reads.py", "round_.confirmed & voters", "round_.confirmed"),),
     ),
     "members: a learner stands": _off(
-        "group.py",
+        "membership.py",
         "return self._configurations.is_voter and not self._removed()",
         "return not self._removed()",
         DIRECTED,
