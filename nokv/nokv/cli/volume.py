@@ -72,8 +72,7 @@ async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
 
     core, origin = fs.core, await _origin(fs)
     store = await core.object_store()
-    own = core.router.nodes[0].connection
-    cluster = "" if own is None else own.hello.cluster
+    cluster = (await core.router.find_leader(options.timeout)).hello.cluster
     others = {one for _, where in origin.lineage for one in await marks_of(store, where)}
     left = sorted(others - {cluster} - set(options.gone))
     if left:
