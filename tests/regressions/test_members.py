@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
-from tests.regressions.group import bodies, led, replay
+from tests.regressions.group import bodies, committed, led, replay
 from tests.regressions.stock import StockCluster, library
 from tests.simulation.ports import MS_NS, SECOND_NS
 
-from nokv_replication import Role
+from nokv_replication import Member, MembershipRefused, Role
 from nokv_replication.frames import Ack
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+def learner(node: int) -> Member:
+    return Member(node, 100 + node, f"node-{node}:1", voter=False)
 
 
 class TestTwoChangesAtOnceSplitTheCluster:
@@ -40,6 +44,22 @@ class TestTwoChangesAtOnceSplitTheCluster:
         assert cluster["A"].applied == ["left"]
         assert cluster["B"].applied == ["right"]
 
+    def test_group(self) -> None:
+        script = led()
+        script.isolate(1)
+        told: list[object] = []
+        for node in (4, 5):
+            script.groups[1].add_member(learner(node), told.append)
+            script.step(1)
+        assert [type(outcome) for outcome in told] == [MembershipRefused]
+        script.propose(1, b"left")
+        script.elect(2, 3)
+        script.settle(2, 3)
+        script.propose(2, b"right")
+        script.settle(2, 3)
+        assert committed(script, b"right")
+        assert not committed(script, b"left")
+
 
 class TestConfigurationInTheLogIsForgottenAtARestart:
     """After a restart an uncommitted configuration of the log is not in force."""
@@ -54,6 +74,17 @@ class TestConfigurationInTheLogIsForgottenAtARestart:
         again = cluster.start("B")
         cluster.tick("B")
         assert {node.id for node in again.otherNodes} == {"A", "C"}
+
+    def test_group(self) -> None:
+        script = led()
+        script.groups[1].add_member(learner(4), lambda _outcome: None)
+        script.step(1)
+        script.deliver(1, 2)
+        script.crash(2, power=True)
+        script.start(2)
+        script.step(2)
+        assert script.groups[2].status().commit_index == 2
+        assert [member.node for member in script.groups[2].status().members] == [1, 2, 3, 4]
 
 
 class TestOlderConfigurationUndoesANewerOne:
@@ -70,6 +101,23 @@ class TestOlderConfigurationUndoesANewerOne:
         leader.set_private("raftCommitIndex", leader.log()[-2][0])
         leader._SyncObj__applyLogEntries()
         assert {node.id for node in leader.otherNodes} == {"B"}
+
+    def test_group(self) -> None:
+        """Applying only settles what has been in force since it was appended."""
+        script = led()
+        script.groups[1].remove_member(3, lambda _outcome: None)
+        script.step(1)
+        script.settle(1, 2)
+        script.groups[1].add_member(learner(4), lambda _outcome: None)
+        script.step(1)
+        script.settle(1, 2)
+        script.crash(2)
+        script.start(2)  # it applies both again
+        script.connect(1, 2)
+        script.settle(1, 2)
+        for node in (1, 2):
+            members = script.groups[node].status().members
+            assert [(m.node, m.voter) for m in members] == [(1, True), (2, True), (4, False)]
 
 
 class TestReturningNodeDeposesAHealthyLeader:
