@@ -56,10 +56,6 @@ class Timekeeper:
         for node in [node for node in self._heard if node not in nodes]:
             del self._heard[node]
 
-    def can_stamp(self, quorum: int) -> bool:
-        """Whether the clocks of a quorum are known."""
-        return len(self._heard) + 1 >= quorum
-
     def is_near(self, peer: int, now_ns: int) -> bool:
         """Whether a peer's clock lies in the bounds of the last stamp that was clamped."""
         heard = self._heard.get(peer)
