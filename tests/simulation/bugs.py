@@ -11,6 +11,7 @@ from tests.simulation.disk import SimDisk
 
 from nokv_replication import Role
 from nokv_replication.appends import AppendFilter
+from nokv_replication.changes import Changes
 from nokv_replication.group import Group
 from nokv_replication.log import Log
 from nokv_replication.outbox import Outbox
@@ -124,6 +125,11 @@ def _log_cut_too_early() -> Patch:
     return Log, "drop_to", drop_to
 
 
+def _two_changes() -> Patch:
+    """A change of members begins while another is not committed."""
+    return Changes, "_change_is_uncommitted", lambda self: self._queued is not None
+
+
 BUGS: dict[str, Callable[[], Patch]] = {
     "no fdatasync": _no_fdatasync,
     "answers before sync": _answers_before_sync,
@@ -138,6 +144,7 @@ BUGS: dict[str, Callable[[], Patch]] = {
     "votes counted twice": _votes_counted_twice,
     "vote forgotten": _vote_forgotten,
     "log cut too early": _log_cut_too_early,
+    "two changes at once": _two_changes,
 }
 
 
