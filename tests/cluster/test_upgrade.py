@@ -85,6 +85,20 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+async def a_new_member_of_the_old_build(cluster: LocalCluster) -> None:
+    """It could not apply what is in the log: whoever it connects to says so."""
+    ports = NodePorts(4, *free_ports(3, random.Random()))
+    incarnation = cluster.folder.add(ports, FAST)
+    await in_thread(cluster.start_node, 4)
+    async with cluster.admin() as admin:
+        await admin.add(4, incarnation, ports.peer_address, ports.rpc_address)
+        refusal = "upgrade node 4 to the build of the other members"
+        await in_thread(until, lambda: refusal in cluster.folder.log_tail(4))
+        await admin.remove(4)
+    cluster.kill(4)
+    cluster.folder.drop(4)
+
+
 def test_a_rolling_upgrade_to_the_next_state_format(tmp_path: Path) -> None:
     following = make_next_build(tmp_path / "next")
 
@@ -105,6 +119,7 @@ def test_a_rolling_upgrade_to_the_next_state_format(tmp_path: Path) -> None:
 
     with LocalCluster.start(settings=FAST) as cluster:
         asyncio.run(upgrade(cluster))
+        asyncio.run(a_new_member_of_the_old_build(cluster))
         node = cluster.followers()[0]
         data_dir = cluster.folder.node_path(node) / "data"
         assert cluster.stop(node) == 0
