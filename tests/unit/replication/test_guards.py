@@ -138,7 +138,8 @@ class TestApplying:
         with pytest.raises(Fatal, match="time falls"):
             script.deliver(2, 1)
 
-    def test_entries_are_applied_a_step_after_they_were_synced(self) -> None:
+    def test_a_follower_applies_nothing_that_it_has_not_synced(self) -> None:
+        """Entries that come with a commit index that covers them are synced first."""
         script = led()
         script.isolate(3)
         script.propose(1, b"x")
@@ -146,11 +147,24 @@ class TestApplying:
         script.deliver(2, 1)
         script.connect(1, 3)
         script.step(1)
-        script.deliver(1, 3)
-        status = script.groups[3].status()
-        assert (status.last_index, status.commit_index, status.applied_index) == (3, 3, 2)
-        script.step(3)
-        assert script.groups[3].status().applied_index == 3
+        script.disks[3].crash_at("fdatasync", 1, after=False)
+        with pytest.raises(Crash):
+            script.deliver(1, 3)
+        assert script.machines[3].applied.index == 2
+        script.crash(3)
+        script.start(3)
+        script.connect_all()
+        script.settle(rounds=10)
+        assert script.machines[3].items == [b"x"]
+
+    def test_a_single_voter_applies_nothing_that_it_has_not_synced(self) -> None:
+        """Its own copy is a majority at once, and durable only after the sync."""
+        script = Script(1)
+        script.wait(2 * SECOND_NS)
+        script.disks[1].crash_at("fdatasync", 1, after=False)
+        with pytest.raises(Crash):
+            script.step(1)
+        assert script.machines[1].applied.index == 0
 
 
 class Joined(Script):
