@@ -18,12 +18,14 @@ from tests.unit.state.shard import Shard
 from nokv.state import keys, records
 from nokv.state.families import Family
 from nokv.state.records import (
+    Backup,
     Counters,
     Dentry,
     Drop,
     EventRecord,
     Inode,
     Job,
+    Origin,
     Pin,
     Position,
     Session,
@@ -56,6 +58,8 @@ RECORDS: dict[str, msgspec.Struct] = {
     "drop of objects": Drop(0, 5, 2, 3, 4, 5, (OBJECT,), b"history"),
     "job": Job(1, 0, 5, 6),
     "events": EventRecord(123, ((5, 1), (1,)), (EVENT,)),
+    "backup": Backup("b", "c", 9, "bucket", 2, 2**32 + 1, 3, 4, True, 5, 6, b"\x04" * 16, 7),
+    "origin": Origin("c", 9, (("c1", "backups/x/"),), 5, True, True, (1, 2)),
     "position": Position(10, 2, b"config", ((7, 1, 0xE3069283),)),
     "chunk": StoredChunk(
         (OBJECT,), (StoredExtent(0, 5, 0, 10, 3), StoredExtent(5, 1, -1, 0, 4, b"x"))
@@ -76,6 +80,7 @@ KEYS: dict[str, bytes] = {
     "key consumed": keys.consumed(2**32 + 1, 8),
     "key nonce": keys.nonce(b"\x04" * 16),
     "key job": keys.job(9),
+    "key backup": keys.backup(9),
     "key history": keys.history(Family.DENTRY, DENTRY, 10),
     "key reclaim": keys.reclaim(8, 7, Family.DENTRY, DENTRY, 10),
     "key touched": keys.touched(8, Family.DENTRY, DENTRY),
