@@ -37,6 +37,7 @@ from nokv.server.datadir import (
     make_directory,
     replication_identity,
     state_path,
+    sync_directory,
     write_durably,
 )
 from nokv.state import keys
@@ -145,6 +146,7 @@ async def restore(
         kv.close()
     _found_log(data_dir, config, identity, position)
     made.rename(state_path(data_dir))
+    sync_directory(state_path(data_dir).parent)
     if join_file is not None:
         write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
     write_durably(
