@@ -70,8 +70,12 @@ class Changes:
         if len(members.voters()) >= NODES_MAX:
             message = f"a group has at most {NODES_MAX} voters: remove one first"
             raise MembershipRefused(message)
-        lag = self._core.commit_index() - self._core.match_index(node)
-        if not self._is_active(node, now_ns) or lag > self._config.promote_lag_entries:
+        match = self._core.match_index(node)
+        lag = self._core.commit_index() - match
+        # One that does not even hold the list it is in would not vote: the group could be stuck.
+        unaware = match < self._configurations.index
+        behind = unaware or lag > self._config.promote_lag_entries
+        if behind or not self._is_active(node, now_ns):
             message = (
                 f"node {node} has not caught up: it lacks {lag} entries, or is not connected. As a"
                 " voter it would delay every commit; wait until it has"

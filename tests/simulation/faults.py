@@ -247,7 +247,8 @@ class Faults:
                 network.break_connection(frozenset((one, other)))
         words = " ".join(f"{one}>{other}" for one, other in directions)
         self.simulation.note(0, f"cut {words}")
-        self.simulation.at(self._later_ns(50, high_ms), partial(network.unblock, directions))
+        end = partial(network.unblock, directions, network.era)
+        self.simulation.at(self._later_ns(50, high_ms), end)
         return True
 
     def cut(self) -> bool:

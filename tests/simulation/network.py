@@ -68,6 +68,7 @@ class SimNetwork:
         self.connections: dict[frozenset[int], Connection] = {}
         # A direction is blocked as often as faults block it.
         self.blocked: dict[Direction, int] = {}
+        self.era = 0
         self.clogged_until_ns: dict[Direction, int] = {}
         self.recorded: dict[Direction, Recorder] = {}
         self.is_awake: Callable[[int], bool] = lambda _node: True
@@ -226,18 +227,19 @@ class SimNetwork:
         for direction in directions:
             self.blocked[direction] = self.blocked.get(direction, 0) + 1
 
-    def unblock(self, directions: list[Direction]) -> None:
-        """End what `block` began: what was sent meanwhile is lost, so its connection ends too."""
+    def unblock(self, directions: list[Direction], era: int) -> None:
+        """End what `block` began in that era: what was sent is lost, so connections end too."""
+        if era != self.era:
+            return  # all was healed meanwhile
         for direction in directions:
-            if direction not in self.blocked:
-                continue  # all was healed meanwhile
             self.blocked[direction] -= 1
             if not self.blocked[direction]:
                 del self.blocked[direction]
                 self.break_connection(frozenset(direction))
 
     def heal(self) -> None:
-        """End every block and clog."""
+        """End every block and clog, and with them an era."""
+        self.era += 1
         for direction in sorted(self.blocked):
             self.break_connection(frozenset(direction))
         self.blocked.clear()

@@ -30,6 +30,7 @@ ONCE_FOUND = {
     2: "a single voter's commit index runs ahead of its own sync",
     23: "a leader with a due tick that hands over asked for step after step",
     2038: "a leader whose quorum's clocks left with removed members asked for step after step",
+    3014: "a learner that held nothing was promoted; it did not vote, and the group was stuck",
     0: "two votes of two terms in one step, both durable",
 }
 

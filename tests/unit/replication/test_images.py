@@ -594,8 +594,11 @@ class TestMembers:
         assert script.groups[4].status().counters.images_installed == 1
         listed = {member.node: member.voter for member in script.groups[4].status().members}
         assert listed == {1: True, 2: True, 3: True, 4: False}
+        # The leader promotes what has acknowledged the list it is in, no sooner.
+        leader = script.groups[1]
+        until(script, lambda: leader._core.match_index(4) == leader._log.last_index)
         done: list[object] = []
-        script.groups[1].promote_member(4, done.append)
+        leader.promote_member(4, done.append)
         until(script, lambda: done)
         assert isinstance(done[0], Committed)
 
