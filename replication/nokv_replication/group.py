@@ -340,12 +340,7 @@ class Group(Membership):
             self._timekeeper.advance(self._now_ns)
             self._reads.repeat_lost(self._peers.voters(), self._now_ns)
         # Before this step's own entries: what is counted as held here was synced by a step before.
-        limit = min(core.commit_index(), log.synced_index)
-        applier.run(limit, self._on_entry)
-        core.set_applied(applier.applied.index)
-        self._proposals.applied(applier.applied.index)
-        if self._configurations.applied(applier.applied.index):
-            self._tell_removed()
+        commit_index = core.commit_index()
         self._transfer.expire(self._now_ns)
         if self._leads():
             self._transfer.hand_over_if_unfit(self._now_ns)
@@ -358,8 +353,10 @@ class Group(Membership):
             core.send_appends()
             self._peers.restore_held()
         self._outbox.release_appends()
-        applier.deliver()
-        self._changes.applied(applier.applied.index)
+        if self._role != Role.LEADER:
+            # The leader waits for this acknowledgement; it need not wait for apply as well.
+            self._outbox.sync_and_release()
+        self._apply(min(commit_index, log.synced_index))
         self._outbox.sync_and_release()
         if applier.between_entries:
             self._reads.finish(applier.applied.index)
@@ -379,6 +376,18 @@ class Group(Membership):
         # Before an entry of its own term is committed too: a quorum may need the image for that.
         leads = self._role == Role.LEADER
         self._images.step(self._now_ns, leads=leads, log_bytes_max=log_bytes_max)
+
+    def _apply(self, limit_index: int) -> None:
+        """Apply what is committed and synced here, for one slice, and tell the results."""
+        applier = self._applier
+        applier.run(limit_index, self._on_entry)
+        index = applier.applied.index
+        self._core.set_applied(index)
+        self._proposals.applied(index)
+        if self._configurations.applied(index):
+            self._tell_removed()
+        applier.deliver()
+        self._changes.applied(index)
 
     def _image_installed(self, applied: Applied) -> None:
         """Go on from an image, which holds the configuration that is in force there."""

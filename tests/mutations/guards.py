@@ -254,8 +254,8 @@ DURABILITY = {
         "group.py",
         (
             (
-                "limit = min(core.commit_index(), log.synced_index)\n        applier",
-                "limit = core.commit_index()\n        applier",
+                "self._apply(min(commit_index, log.synced_index))",
+                "self._apply(commit_index)",
             ),
         ),
         (DIRECTED, RANDOM, LOG),
