@@ -80,6 +80,8 @@ class Replica:
         self.terms: dict[int, int] = {}
         self.last = 0
         self.last_term = 0
+        # `last` at the look before.
+        self.looked = 0
         self.base = 0
         self.synced = 0
         self.durable_term = 0
@@ -154,6 +156,7 @@ class Checker:
         log, core = group._log, group._core
         replica = self.replicas[node]
         last_index, last_term = log.last_index, log.last_term
+        replica.looked = replica.last
         if last_index != replica.last or last_term != replica.last_term:
             self._mirror(replica, node, group)
         replica.synced = min(log.synced_index, last_index)
@@ -283,7 +286,11 @@ class Checker:
         self, node: int, commit: int, term: int, leads: int, *, group_of_one: bool
     ) -> None:
         """A leader commits entries of its own term that a majority of the voters has synced."""
-        configuration = self.configuration_of(node, self.replicas[node].last)
+        # What a step commits it commits before it appends, perhaps a change of members.
+        configuration = self.configuration_of(node, commit)
+        newest = self.configuration_of(node, self.replicas[node].last)
+        if newest is not None and newest.at <= self.replicas[node].looked:
+            configuration = newest
         alone = configuration is not None and configuration.voters == {node}
         holds = term == leads or alone or group_of_one
         require(holds, f"leader {node} of term {leads} commits {commit} of term {term}")
