@@ -503,7 +503,7 @@ CHANGES = {
     ),
     "members: promoted before it has caught up": _off(
         "changes.py",
-        "if not self._is_active(node, now_ns) or lag > self._config.promote_lag_entries:",
+        "if behind or not self._is_active(node, now_ns):",
         "if False:",
         THESIS,
     ),
