@@ -84,9 +84,11 @@ def test_the_same_names() -> None:
         return {name for name in dir(cls) if not name.startswith("_")}
 
     assert names(ReadHandle) == names(SyncReadHandle)
-    assert names(AsyncClient) == names(Client)
+    # What an administration tool builds on belongs to the loop of its owner.
+    assert names(AsyncClient) - {"core"} == names(Client)
     assert names(PinnedView) == names(SyncPinnedView)
     for name in names(AsyncClient) - {
+        "core",
         "open",
         "pinned",
         "volume",
