@@ -86,10 +86,10 @@ def _init(options: argparse.Namespace) -> int:
         print(f"node {made.node} of cluster {made.cluster.cluster} is initialised")
         if made.node not in {member.node for member in made.cluster.members}:
             here = init.added_as(options.config, overrides)
-            print("start it with nokv serve, and add it where a node of the cluster runs:")
+            print("start it with nokv serve, and add it with the node.toml of a node that belongs:")
             print(
                 f"nokv member add {made.node} --incarnation {made.incarnation}"
-                f" --peer {here.peer} --rpc {here.rpc} --wait"
+                f" --peer {here.peer} --rpc {here.rpc} --wait --config NODE.TOML"
             )
         return 0
     if not options.store:

@@ -299,9 +299,15 @@ def _tell(options: argparse.Namespace, fields: dict[str, Any]) -> None:
             f" {fields['term']}; the state stands at {fields['applied_index']}"
         )
         for cut in fields["torn"]:
+            # With a state ahead of the log it was synced after all: the problem below says so.
+            meaning = (
+                " never synced: nothing in it was acknowledged, and the next start cuts it"
+                if not fields["problem"]
+                else " which look as if they were never synced"
+            )
             print(
                 f"{cut['file']}+{cut['offset_bytes']}: torn tail of {cut['size_bytes']} bytes,"
-                " never synced: nothing in it was acknowledged, and the next start cuts it"
+                f"{meaning}"
             )
     if fields["problem"]:
         where = f"{fields['file']}+{fields['offset_bytes']}: " if fields.get("file") else ""
