@@ -54,6 +54,10 @@ class Replica:
 
     def session_dead(self, session: int) -> None: ...
 
+    def state_replaced(self) -> None: ...
+
+    def backup(self, backup: int, node: int) -> None: ...
+
     def checkpoint(self, number: int, applied_index: int, version: int) -> None:
         self.digests.reached(number, applied_index, version)
 
