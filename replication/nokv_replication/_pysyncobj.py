@@ -344,6 +344,8 @@ class Core(library.SyncObj):  # type: ignore[misc]
         counts votes, matches and answers; the maps hold every member while this node leads.
         """
         others = {self._node(peer) for peer in voters}
+        # Votes are counted as a number: one given under another configuration must never be in it.
+        assert self.role() != Role.CANDIDATE, "a candidate's configuration changes"
         readonly = {self._node(peer) for peer in learners}
         members = others | readonly
         next_index, match_index = self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex
@@ -369,6 +371,7 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def start_at(self, applied_index: int) -> None:
         """Begin from a machine that has applied up to `applied_index`: all of it is committed."""
+        assert self.role() == Role.FOLLOWER
         self._SyncObj__raftLastApplied = applied_index
         self._SyncObj__raftCommitIndex = applied_index
 
@@ -456,6 +459,11 @@ class Core(library.SyncObj):  # type: ignore[misc]
         self._SyncObj__setCurrentTerm(term, None)
         self._SyncObj__setState(0)
         self._SyncObj__raftLeader = None
+
+    def stand_down(self) -> None:
+        """Become a follower if this node is a candidate; its term and its own vote stay."""
+        if self.role() == Role.CANDIDATE:
+            self._SyncObj__setState(0)
 
     # ------------------------------------------------------------------ overrides
 
