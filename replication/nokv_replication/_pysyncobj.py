@@ -10,9 +10,10 @@ Names used, all of `SyncObj`, each here and nowhere else:
 
 - overridden methods: `__connectedToAnyone` (asked only when the election timer fired: pre-vote),
   `__applyLogEntries` (apply is ours), `__tryLogCompaction`, `__loadDumpFile` (no dumps),
-  `__doApplyCommand`, `__parseChangeClusterRequest`, `__changeCluster` (they unpickle);
+  `__doApplyCommand`, `__parseChangeClusterRequest`, `__changeCluster` (they unpickle),
+  `_checkCommandsToApply` (entries are appended at once, nothing is queued);
 - called methods: `__setCurrentTerm`, `__setState`, `__sendAppendEntries`, `__onMessageReceived`
-  (through the transport's callback), `_applyCommand`, `_checkCommandsToApply`, `doTick`;
+  (through the transport's callback), `doTick`;
 - attributes read: `__raftState`, `__raftCurrentTerm`, `__raftLeader`, `__raftCommitIndex`,
   `__noopIDx`, `__raftNextIndex`, `__raftMatchIndex`, `__raftElectionDeadline`,
   `__newAppendEntriesTime`;
@@ -70,12 +71,11 @@ _METHODS = (
     "__doApplyCommand",
     "__parseChangeClusterRequest",
     "__changeCluster",
+    "_checkCommandsToApply",
     "__setCurrentTerm",
     "__setState",
     "__sendAppendEntries",
     "__onMessageReceived",
-    "_applyCommand",
-    "_checkCommandsToApply",
     "doTick",
 )
 _ATTRIBUTES = (
@@ -116,6 +116,7 @@ if _missing := missing_names(library.SyncObj):
     raise ImportError(_message)
 
 _NOOP = bytes([1])
+_ROLES = tuple(Role)
 _SECOND_NS = 1_000_000_000
 # Larger than any entry, so that the library never cuts one in pieces (its flag for the last piece
 # is wrong). What one frame may hold is decided by whoever sends it.
@@ -379,7 +380,7 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def role(self) -> Role:
         """Part in the current term."""
-        return Role(self._SyncObj__raftState)
+        return _ROLES[self._SyncObj__raftState]
 
     def is_leader(self) -> bool:
         """Whether this node leads its term; it may have been deposed without knowing."""
@@ -387,7 +388,8 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def term(self) -> int:
         """Current term."""
-        return int(self._SyncObj__raftCurrentTerm)
+        term: int = self._SyncObj__raftCurrentTerm
+        return term
 
     def leader(self) -> int | None:
         """Node believed to lead the current term."""
@@ -396,11 +398,13 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def commit_index(self) -> int:
         """Largest index known to be committed."""
-        return int(self._SyncObj__raftCommitIndex)
+        index: int = self._SyncObj__raftCommitIndex
+        return index
 
     def noop_index(self) -> int:
         """Index of the first entry of this node's last term as leader."""
-        return int(self._SyncObj__noopIDx or 0)
+        index: int | None = self._SyncObj__noopIDx
+        return index or 0
 
     def next_index(self, peer: int) -> int:
         """Next index to send to a peer; 0 before this node ever led."""
@@ -438,12 +442,14 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def tick(self) -> None:
         """Let timers fire, elections run, and the commit index move."""
+        if self._SyncObj__raftState != 2 and self._SyncObj__raftElectionDeadline >= _ambient.now_s:
+            return  # only a leader does more than to look at its election timer
         self.doTick(0.0)
 
     def append(self, command: bytes) -> None:
         """Append an entry as leader; it is sent by the next `send_appends`."""
-        self._applyCommand(command, None)
-        self._checkCommandsToApply()
+        assert self.is_leader()
+        self._journal.add(command, self._journal.last_index + 1, self.term())
 
     def send_appends(self) -> None:
         """Send each peer what it lacks, or a heartbeat."""
@@ -469,6 +475,9 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
         return self._owner.core_may_stand()
+
+    def _checkCommandsToApply(self) -> None:  # noqa: N802
+        """Nothing is queued: `append` appends at once."""
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
         return False

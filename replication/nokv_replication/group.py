@@ -129,6 +129,8 @@ class Group(Membership):
         self._leader: int | None = None
         self._send_now = False
         self._free_bytes_ns = -_FREE_BYTES_PERIOD_NS
+        # Applied index whose consequences were drawn.
+        self._applied_index = -1
         self._more_to_prepare = False
         self._keeping_log = True
         self._log_keep_bytes = config.log_keep_bytes
@@ -338,7 +340,8 @@ class Group(Membership):
         self._note_role()
         if self._role == Role.LEADER:
             self._timekeeper.advance(self._now_ns)
-            self._reads.repeat_lost(self._peers.voters(), self._now_ns)
+            if not self._reads.idle:
+                self._reads.repeat_lost(self._peers.voters(), self._now_ns)
         # Before this step's own entries: what is counted as held here was synced by a step before.
         commit_index = core.commit_index()
         self._transfer.expire(self._now_ns)
@@ -347,7 +350,8 @@ class Group(Membership):
             if self._transfer.target is None:
                 self._leadership.append(self._now_ns)
             self._transfer.pursue(self._now_ns)
-        self._route_reads()
+        if not self._reads.idle:
+            self._route_reads()
         if self._role == Role.LEADER and (self._send_now or self._peers.has_unsent()):
             self._send_now = False
             core.send_appends()
@@ -382,12 +386,16 @@ class Group(Membership):
         applier = self._applier
         applier.run(limit_index, self._on_entry)
         index = applier.applied.index
-        self._core.set_applied(index)
-        self._proposals.applied(index)
-        if self._configurations.applied(index):
-            self._tell_removed()
+        moved = index != self._applied_index
+        if moved:
+            self._applied_index = index
+            self._core.set_applied(index)
+            self._proposals.applied(index)
+            if self._configurations.applied(index):
+                self._tell_removed()
         applier.deliver()
-        self._changes.applied(index)
+        if moved:
+            self._changes.applied(index)
 
     def _image_installed(self, applied: Applied) -> None:
         """Go on from an image, which holds the configuration that is in force there."""
@@ -424,25 +432,27 @@ class Group(Membership):
             return now
         if self._more_to_prepare:
             return now + self._config.heartbeat_ns // 10
-        deadlines = [now + self._config.election_max_ns]
+        first_ns = now + self._config.election_max_ns
+        tick_ns = None
         if core.is_leader():
-            deadlines.append(core.heartbeat_deadline_ns())
-            tick_ns = self._leadership.tick_due_ns()
+            first_ns = min(first_ns, core.heartbeat_deadline_ns())
             # While leadership is being handed over nothing is appended: a due tick waits too.
-            if tick_ns is not None and may_append and transfer_ns is None and self._leads():
-                deadlines.append(tick_ns)
+            if may_append and transfer_ns is None and self._leads():
+                tick_ns = self._leadership.tick_due_ns()
         elif self._may_stand():
             retry = self._pre_votes.retry_at_ns()
             deadline = core.election_deadline_ns()
-            deadlines.append(deadline if retry is None else max(deadline, retry))
-        maybe = (
+            first_ns = min(first_ns, deadline if retry is None else max(deadline, retry))
+        for due_ns in (
+            tick_ns,
             self._reads.next_deadline_ns(),
             self._commit_due_ns(),
             self._images.next_deadline_ns(now),
             transfer_ns,
-        )
-        deadlines.extend(due for due in maybe if due is not None)
-        return max(now, min(deadlines))
+        ):
+            if due_ns is not None and due_ns < first_ns:
+                first_ns = due_ns
+        return max(now, first_ns)
 
     def _commit_due_ns(self) -> int | None:
         due = self._applier.commit_due_ns()
@@ -520,7 +530,7 @@ class Group(Membership):
             self._leader = leader
             self.counters.leader_changes += leader is not None
             self._transfer.note_leader(leader, self._identity.node)
-        if (role, term) == (self._role, self._term):
+        if role == self._role and term == self._term:
             return
         was, newer_term = self._role, term > self._term
         self._role, self._term = role, term

@@ -414,7 +414,9 @@ class ImageSender:
 
     def next_deadline_ns(self) -> int | None:
         """Return when `step` has work to do, None for never."""
-        return min(map(self._due_ns, self._transfers.values()), default=None)
+        if not self._transfers:
+            return None
+        return min(map(self._due_ns, self._transfers.values()))
 
     def _due_ns(self, transfer: Transfer) -> int:
         if transfer.stage == Stage.WAITING:

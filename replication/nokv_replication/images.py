@@ -212,8 +212,10 @@ class Images:
         """Return when `step` has work to do, None for never."""
         if self._inbox:
             return now_ns
-        deadlines = (self.sender.next_deadline_ns(), self.receiver.next_deadline_ns())
-        return min((due for due in deadlines if due is not None), default=None)
+        sends_ns, receives_ns = self.sender.next_deadline_ns(), self.receiver.next_deadline_ns()
+        if sends_ns is None or receives_ns is None:
+            return receives_ns if sends_ns is None else sends_ns
+        return min(sends_ns, receives_ns)
 
     def pictures(self) -> tuple[ImageStatus, ...]:
         """Return all images on their way."""

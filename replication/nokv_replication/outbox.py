@@ -52,8 +52,10 @@ class Outbox:
             DiskFailed: nothing that depends on the sync was sent.
         """
         self.sync()
-        self._flush(self._early)
-        self._flush(self._late)
+        if self._early:
+            self._flush(self._early)
+        if self._late:
+            self._flush(self._late)
 
     def sync(self) -> None:
         """Sync the log if it is dirty, and time it."""
@@ -79,8 +81,11 @@ class Outbox:
         recent = self._recent_syncs_ns
         if not recent:
             return False
+        longest_ns = max(recent)
+        if longest_ns >= config.election_min_ns or longest_ns < config.heartbeat_ns:
+            return longest_ns >= config.election_min_ns
         slow = sum(took_ns >= config.heartbeat_ns for took_ns in recent)
-        return max(recent) >= config.election_min_ns or 2 * slow >= _RECENT_SYNCS
+        return 2 * slow >= _RECENT_SYNCS
 
     def _flush(self, frames: list[tuple[Peer, Body]]) -> None:
         for peer, body in frames:

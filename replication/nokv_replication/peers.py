@@ -197,14 +197,12 @@ class Peers:
 
     def has_unsent(self) -> bool:
         """Whether a connected peer with room in its window lacks entries."""
-        last, limit = self._log.last_index, self._config.inflight_bytes
-        return any(
-            peer.member
-            and peer.epoch
-            and peer.inflight_bytes < limit
-            and self._core.next_index(peer.node) <= last
-            for peer in self.all.values()
-        )
+        core, last, limit = self._core, self._log.last_index, self._config.inflight_bytes
+        for peer in self.all.values():
+            reachable = peer.member and peer.epoch and peer.inflight_bytes < limit
+            if reachable and core.next_index(peer.node) <= last:
+                return True
+        return False
 
     # ------------------------------------------------------------------ answers
 

@@ -59,6 +59,11 @@ class Reads:
         return bool(self._arrived or self._arrived_remote)
 
     @property
+    def idle(self) -> bool:
+        """Whether no read has arrived, is being probed or is being asked for."""
+        return not (self._arrived or self._arrived_remote or self._rounds or self._asked)
+
+    @property
     def waiting_for_apply(self) -> bool:
         """Whether a confirmed read waits for apply."""
         return bool(self._confirmed)
@@ -159,6 +164,8 @@ class Reads:
 
     def next_deadline_ns(self) -> int | None:
         """Return when `expire` or `repeat_lost` has work to do, None for never."""
+        if not self._asked and not self._rounds:
+            return None
         deadlines = [
             asked.started_ns + self._config.election_max_ns for asked in self._asked.values()
         ]

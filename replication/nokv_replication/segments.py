@@ -1,8 +1,6 @@
 """Files of the log: their names, their headers, and what is wrong with them."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 
 import msgspec
 
@@ -30,17 +28,21 @@ def segment_sequences(names: list[str]) -> list[int]:
     return sorted(int(match[1], 16) for match in matches if match)
 
 
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
+class disk_errors:  # noqa: N801 - a context manager; a class, for each sync enters one
     """Turn an `OSError` of the disk into `DiskFailed`."""
-    try:
-        yield
-    except OSError as error:
-        message = (
-            f"the log's disk failed: {error}; restart the process, it reads the log again"
-            " (repair or free the disk first)"
-        )
-        raise DiskFailed(message) from error
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError):
+            message = (
+                f"the log's disk failed: {error}; restart the process, it reads the log again"
+                " (repair or free the disk first)"
+            )
+            raise DiskFailed(message) from error
 
 
 class Segment(msgspec.Struct):
