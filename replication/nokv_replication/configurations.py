@@ -30,6 +30,7 @@ class Configurations:
         self._skips = skips
         self._settled: Members | None = None
         self._settled_index = 0
+        self._applied_index = 0
         # Configurations above the settled one, by growing index.
         self._above: list[tuple[int, Members]] = []
         self.voters: frozenset[int] = frozenset()
@@ -42,7 +43,10 @@ class Configurations:
 
     @property
     def index(self) -> int:
-        """Index of the entry with the configuration in force, or one behind which it is settled."""
+        """Index of the entry with the configuration in force.
+
+        After a start or an image, where that entry may not be in the log, the position of the state.
+        """
         return self._above[-1][0] if self._above else self._settled_index
 
     @property
@@ -67,7 +71,7 @@ class Configurations:
             LogDamaged: an entry is not readable.
         """
         self._settled = msgspec.msgpack.decode(settled, type=Members) if settled else None
-        self._settled_index = index
+        self._settled_index = self._applied_index = index
         self._above = []
         for at in range(max(index, log.base_index) + 1, log.last_index + 1):
             command = log.entry(at)
@@ -77,7 +81,7 @@ class Configurations:
 
     def appended(self, index: int, command: bytes) -> None:
         """Put the configuration of an entry that was just appended in force."""
-        assert index > self.index
+        assert index > max(self.index, self._applied_index)
         if self._skips.at(index) is not None:
             return
         self._above.append((index, self._decode(command, index)))
@@ -85,7 +89,7 @@ class Configurations:
 
     def truncated(self, index: int) -> bool:
         """Entries from `index` on are void; return whether the configuration changed."""
-        assert index > self._settled_index
+        assert index > self._applied_index
         before = len(self._above)
         while self._above and self._above[-1][0] >= index:
             self._above.pop()
@@ -96,9 +100,9 @@ class Configurations:
         """Everything up to `index` is applied; return whether a configuration was settled."""
         settled = False
         while self._above and self._above[0][0] <= index:
-            _, self._settled = self._above.pop(0)
+            self._settled_index, self._settled = self._above.pop(0)
             settled = True
-        self._settled_index = max(index, self._settled_index)
+        self._applied_index = max(index, self._applied_index)
         return settled
 
     def _decode(self, command: bytes, index: int) -> Members:

@@ -214,7 +214,7 @@ class ImageReceiver:
         if not self._may_install(incoming.applied):
             self._give_up(ImageRefusal.COVERED, "")
             return
-        # Its configuration is in force at once. A candidate's votes were given under the one before,
+        # Its configuration is in force at once. A candidate's votes were given under the one before
         # and are a number in the library: they must not count towards the new majority.
         self._core.stand_down()
         # First the state, then the log: a start in between finds a log that ends before the state,

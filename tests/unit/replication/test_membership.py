@@ -191,6 +191,35 @@ class TestPromotion:
         script.settle()
         assert voters(script, 1) == {1, 2, 3, 4}
 
+    def test_one_that_answers_a_step_late_is_promoted_under_load(self) -> None:
+        """The learner holds the list it is in; entries that came since may be on their way."""
+        script = with_learner()
+        script.settle()
+        script.propose(1, b"now")
+        for node in (2, 3):
+            script.deliver(1, node)
+            script.deliver(node, 1)
+        script.step(1)
+        group = script.groups[1]
+        assert group._core.match_index(4) < group._applier.applied.index
+        outcomes = promote(script, 4)
+        script.settle()
+        assert isinstance(outcomes[0], Committed)
+
+    def test_one_that_lacks_the_list_it_is_in_is_refused(self) -> None:
+        script = Script(3)
+        script.lead(1)
+        script.settle()
+        joiner = script.join(4)
+        script.isolate(4)
+        add(script, joiner)
+        script.settle(1, 2, 3)
+        script.propose(1, b"x")
+        script.settle(1, 2, 3)
+        script.connect(1, 4)
+        script.groups[1]._peers[4].heard_ns = script.groups[1]._now_ns  # as if it had answered
+        assert "caught up" in refused(promote(script, 4))
+
     def test_only_learners_are_promoted(self) -> None:
         script = with_learner()
         assert "a voter already" in refused(promote(script, 2))
