@@ -151,6 +151,7 @@ class Simulation:
         if node.group is not None or node.dead:
             return True
         node.lives += 1
+        node.clock.restart()
         node.clock.enter(self.now_ns)
         disk = node.disk
         machine = node.storage.machine(lambda name: disk.on_call(f"machine.{name}"))
@@ -297,6 +298,9 @@ class Simulation:
             self._schedule_step(node, self.now_ns + 1_000 + int(99_000 * self.rng.random()))
 
     def _schedule_step(self, node: Node, time_ns: int) -> None:
+        # A process in a slow sync sees nothing that wakes it. Were it stepped all the same, its
+        # clock would run ahead of the world, and then stand still for as long.
+        time_ns = max(time_ns, node.clock.free_at_ns())
         if node.step_at_ns > self.now_ns and node.step_at_ns <= time_ns and node.step_token:
             return
         node.step_token += 1

@@ -38,6 +38,14 @@ class SimClock:
         """Return what the node's work took since it entered."""
         return max(0, self._own_ns - self._entered_ns)
 
+    def free_at_ns(self) -> int:
+        """Return the world's time at which the node's work so far is done."""
+        return self.world_at(self._own_ns)
+
+    def restart(self) -> None:
+        """Begin anew: what kept the process before busy ended with it."""
+        self._own_ns = 0
+
     def world_at(self, monotonic_ns: int) -> int:
         """Return the world's time at which this clock shows `monotonic_ns`, or a little later."""
         return monotonic_ns * 1_000_000 // (1_000_000 + self._drift_ppm) + 1
