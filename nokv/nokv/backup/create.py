@@ -1,8 +1,12 @@
-"""Making a backup: hold, pull the image piece by piece, store it, and say so last."""
+"""Making a backup: hold, pull the image piece by piece, store it, and say so last.
+
+A replica that fails while it is read costs its attempt: the hold goes, and another one is asked.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -20,18 +24,36 @@ from nokv.backup.format import (
     place,
     place_of,
 )
+from nokv.backup.manage import clear
 from nokv.client.core import Core
-from nokv.errors import BackupDamaged, NokvError, NotReady, Unavailable
+from nokv.errors import BackupDamaged, DeadlineExceeded, NokvError, NotReady, Unavailable
 from nokv.kv.errors import ImageDamaged
 from nokv.kv.image import ImageChecker
 from nokv.objects.port import ObjectStore
 from nokv.types.commands import CreateBackup, EndBackup, FinishBackup
+from nokv.types.reads import VolumeReply
 from nokv.types.values import Volume
 from nokv.wire.connection import RpcConnection
-from nokv.wire.rpc import BackupOpened, BackupPieces, CloseBackup, OpenBackup, ReadBackup
+from nokv.wire.rpc import (
+    BackupOpened,
+    BackupPieces,
+    CloseBackup,
+    OpenBackup,
+    ReadBackup,
+    RequestBody,
+    ResponseBody,
+    Status,
+    StatusReply,
+)
+
+log = logging.getLogger("nokv.backup")
 
 BUCKET: Final = "bucket"
 OPEN_PAUSE_S: Final = 0.05
+TRIES_MAX: Final = 3
+"""Replicas that are asked for one backup."""
+LAG_ENTRIES_MAX: Final = 10_000
+"""A replica that lacks more than these is asked last: it may be far from the backup's entry."""
 
 
 class Sink(Protocol):
@@ -46,7 +68,7 @@ class Sink(Protocol):
         ...
 
     async def abort(self) -> None:
-        """Leave nothing behind."""
+        """Leave no file behind; what is in the bucket goes with the manifest (`clear`)."""
         ...
 
 
@@ -56,6 +78,7 @@ class FileSink:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._made = path.with_name(f".{path.name}.new")
+        self._finished = False
         self._fd = os.open(self._made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     async def write(self, data: bytes) -> None:
@@ -70,6 +93,7 @@ class FileSink:
         os.close(self._fd)
         self._fd = -1
         self._made.replace(self._path)
+        self._finished = True
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -82,7 +106,7 @@ class FileSink:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._made.unlink(missing_ok=True)
+        (self._path if self._finished else self._made).unlink(missing_ok=True)
 
 
 class BucketSink:
@@ -112,122 +136,203 @@ class BucketSink:
         return tuple(self._parts)
 
     async def abort(self) -> None:
-        """Delete what was stored; the worker sweeps what is left."""
-        names = [f"{self._prefix}part-{number:08x}" for number in range(len(self._parts) + 1)]
-        for start in range(0, len(names), 1000):
-            await self._store.delete(names[start : start + 1000])
+        """Leave it to `clear`, which lists."""
+
+
+class _ReaderFailed(Exception):
+    """The replica could not be read; another one may be."""
+
+    def __init__(self, error: NokvError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 async def create_backup(
     core: Core, store: ObjectStore, *, name: str, keep_ns: int, to: Path | None, slot: int = 0
 ) -> Manifest:
-    """Make a backup of the cluster that `core` is connected to; return its manifest.
+    """Make a backup of the cluster that `core` is connected to, with its token.
 
-    The hold is the session's until the manifest is stored: whatever fails before, it goes.
+    A replica that dies, or falls behind, is given up for another, at most TRIES_MAX. The hold is
+    the session's until the manifest is stored: whatever fails before, it goes.
 
     Raises:
-        NokvError: AlreadyExists for a name or slot that is taken; BackupGone if the node that read
-            the image stopped; OSError of the file.
+        NokvError: AlreadyExists for a name or slot that is taken; Forbidden without the token; what
+            the last replica failed with: Unavailable, BackupGone, DeadlineExceeded, BackupDamaged.
+        OSError: of the file.
     """
-    connection = await _reader(core)
-    node, cluster = connection.hello.node, connection.hello.cluster
-    where = BUCKET if to is None else f"file:{to}"
-    op = CreateBackup(name, node, keep_ns, where, cluster, slot)
-    result = await core.propose(op, (), core.config.deadline_s)
-    backup = result.version
-    prefix = place_of(core.volume.volume, name, cluster, backup)
-    sink: Sink | None = None
-    try:
-        opened = await _opened(core, connection, backup)
-        sink = BucketSink(store, prefix) if to is None else FileSink(to)
-        v = core.volume
-        volume = Volume(
-            v.volume,
-            v.kind,
-            v.endpoint,
-            v.bucket,
-            v.prefix,
-            v.region,
-            v.inline_max,
-            v.chunk_bytes,
-            v.block_bytes,
-        )
-        head = Head(
-            cluster=cluster,
-            volume=volume,
-            name=name,
-            backup=backup,
-            version=opened.version,
-            index=opened.index,
-            created_ns=time.time_ns(),
-        )
-        assert place(head) == prefix, "a backup has one place"
-        size, digest = await _copy(core, connection, head, sink)
-        parts = await sink.finish()
-        manifest = Manifest(
-            head=head, where=where, size_bytes=size, digest=digest.hex(), parts=parts
-        )
-        await store.put(prefix + MANIFEST, msgspec.json.encode(manifest))
-        await core.propose(FinishBackup(backup, size, digest), (), core.config.deadline_s)
-    except BaseException:
-        if sink is not None:
-            await sink.abort()
-        await core.propose(EndBackup(backup), (), core.config.deadline_s)
-        raise
-    return manifest
-
-
-async def _reader(core: Core) -> RpcConnection:
-    """Return a connection to a replica that does not lead, or to the only one."""
-    leader = await core.router.find_leader(core.config.deadline_s)
-    for node in core.router.nodes:
+    tried: set[int] = set()
+    failure: NokvError | None = None
+    while len(tried) < TRIES_MAX:
+        connection = await _reader(core, tried)
+        if connection is None:
+            break
+        tried.add(connection.hello.node)
         try:
-            connection = await core.router.connection(node)
-        except NokvError:
-            continue
-        if connection.hello.node != leader.hello.node:
-            return connection
-    return leader
+            return await _Attempt(core, store, connection).run(name, keep_ns, to, slot)
+        except _ReaderFailed as failed:
+            failure = failed.error
+            log.warning("backup %s at node %d: %s", name, connection.hello.node, failure)
+    raise failure or Unavailable("no replica can be read")
 
 
-async def _opened(core: Core, connection: RpcConnection, backup: int) -> BackupOpened:
-    """Wait until the replica has come to the backup's entry."""
-    async with asyncio.timeout(core.config.deadline_s):
+async def _reader(core: Core, tried: set[int]) -> RpcConnection | None:
+    """Return a connection to a replica that was not tried: of those that the leader reaches.
+
+    Learners come first, which nobody waits for, and the leader last; None if none is left.
+    """
+    status = await _leaders_status(core)
+    peers = {peer.node: peer for peer in status.peers if peer.connected}
+    ready = [
+        (peers[member.node].lag_entries > LAG_ENTRIES_MAX, member.voter, member.node)
+        for member in status.members
+        if member.node in peers
+    ]
+    for node in [*(node for *_, node in sorted(ready)), status.node]:
+        if node not in tried:
+            try:
+                return await core.router.connection(core.router.find_node(node))
+            except NokvError as error:
+                log.info("node %d is not asked for the backup: %s", node, error)
+    return None
+
+
+async def _leaders_status(core: Core) -> StatusReply:
+    try:
+        async with asyncio.timeout(core.config.deadline_s):
+            while True:
+                reply = await core.router.call_leader(Status(), core.config.deadline_s)
+                if isinstance(reply, StatusReply) and reply.role == "leader":
+                    return reply
+                core.router.doubt_leader()
+                await asyncio.sleep(OPEN_PAUSE_S)
+    except TimeoutError:
+        raise Unavailable(f"no node leads after {core.config.deadline_s:g} s") from None
+
+
+class _Attempt:
+    """One backup read from one replica."""
+
+    def __init__(self, core: Core, store: ObjectStore, connection: RpcConnection) -> None:
+        self._core = core
+        self._store = store
+        self._connection = connection
+        self._deadline_s = core.config.deadline_s
+
+    async def run(self, name: str, keep_ns: int, to: Path | None, slot: int) -> Manifest:
+        """Make it; or leave neither bytes nor, if the cluster can be told, a hold."""
+        node, cluster = self._connection.hello.node, self._connection.hello.cluster
+        where = BUCKET if to is None else f"file:{to}"
+        op = CreateBackup(name, node, keep_ns, where, cluster, slot)
+        backup = (await self._core.propose(op, (), self._deadline_s)).version
+        prefix = place_of(self._core.volume.volume, name, cluster, backup)
+        sink: Sink | None = None
+        try:
+            opened = await self._opened(backup)
+            sink = BucketSink(self._store, prefix) if to is None else FileSink(to)
+            head = Head(
+                cluster=cluster,
+                volume=_volume(self._core.volume),
+                name=name,
+                backup=backup,
+                version=opened.version,
+                index=opened.index,
+                created_ns=time.time_ns(),
+            )
+            assert place(head) == prefix, "a backup has one place"
+            size, digest = await self._copy(head, sink)
+            parts = await sink.finish()
+            manifest = Manifest(
+                head=head, where=where, size_bytes=size, digest=digest.hex(), parts=parts
+            )
+            await self._store.put(prefix + MANIFEST, msgspec.json.encode(manifest))
+            finish = FinishBackup(backup, size, digest)
+            await self._core.propose(finish, (), self._deadline_s)
+        except BaseException:
+            await self._give_up(backup, prefix, sink)
+            raise
+        return manifest
+
+    async def _give_up(self, backup: int, prefix: str, sink: Sink | None) -> None:
+        """Undo what can be: the rest goes with the session, and with the worker's next round."""
+        try:
+            await self._core.propose(EndBackup(backup), (), self._deadline_s)
+        except NokvError as error:
+            log.warning("backup %d could not be given up: %s", backup, error)
+        try:
+            if sink is not None:
+                await sink.abort()
+                await clear(self._store, prefix)
+        except NokvError as error:
+            log.warning("%s could not be cleared: %s", prefix, error)
+
+    async def _call(self, body: RequestBody) -> ResponseBody:
+        try:
+            return await self._connection.call(body, timeout_s=self._deadline_s)
+        except NotReady:
+            raise
+        except NokvError as error:
+            raise _ReaderFailed(error) from error
+
+    async def _opened(self, backup: int) -> BackupOpened:
+        """Wait until the replica has come to the backup's entry."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                while True:
+                    try:
+                        reply = await self._call(OpenBackup(backup))
+                    except NotReady:
+                        await asyncio.sleep(OPEN_PAUSE_S)
+                        continue
+                    assert isinstance(reply, BackupOpened), reply
+                    return reply
+        except TimeoutError:
+            message = f"node {self._connection.hello.node} did not come to the backup in time"
+            raise _ReaderFailed(DeadlineExceeded(message)) from None
+
+    async def _copy(self, head: Head, sink: Sink) -> tuple[int, bytes]:
+        """Copy the image; return the backup's length and the state digest."""
+        checker = ImageChecker()
+        data = encode_head(head)
+        size = len(data)
+        await sink.write(data)
+        try:
+            async for piece in self._pulled(head.backup):
+                checker.take(piece)
+                size += len(piece)
+                await sink.write(piece)
+            return size, checker.finish().digest
+        except ImageDamaged as error:
+            damaged = BackupDamaged(f"the node sent what is no image: {error}")
+            raise _ReaderFailed(damaged) from error
+
+    async def _pulled(self, backup: int) -> AsyncIterator[bytes]:
+        offset = 0
         while True:
             try:
-                reply = await connection.call(OpenBackup(core.caller, backup))
-            except NotReady:
-                await asyncio.sleep(OPEN_PAUSE_S)
-                continue
-            if isinstance(reply, BackupOpened):
-                return reply
-            raise Unavailable(f"the node answered {reply!r:.100}")
+                reply = await self._call(ReadBackup(backup, offset))
+            except NotReady as error:
+                raise _ReaderFailed(error) from error
+            assert isinstance(reply, BackupPieces), reply
+            if not reply.pieces:
+                break
+            for piece in reply.pieces:
+                offset += len(piece)
+                yield piece
+        try:
+            await self._connection.call(CloseBackup(backup), timeout_s=self._deadline_s)
+        except NokvError as error:
+            log.info("backup %d stays open until nobody asked for a while: %s", backup, error)
 
 
-async def _copy(core: Core, connection: RpcConnection, head: Head, sink: Sink) -> tuple[int, bytes]:
-    """Copy the image; return the backup's length and the state digest."""
-    checker = ImageChecker()
-    data = encode_head(head)
-    size = len(data)
-    await sink.write(data)
-    try:
-        async for piece in _pulled(core, connection, head.backup):
-            checker.take(piece)
-            size += len(piece)
-            await sink.write(piece)
-        return size, checker.finish().digest
-    except ImageDamaged as error:
-        raise BackupDamaged(f"the node sent what is no image: {error}") from error
-
-
-async def _pulled(core: Core, connection: RpcConnection, backup: int) -> AsyncIterator[bytes]:
-    offset = 0
-    while True:
-        reply = await connection.call(ReadBackup(core.caller, backup, offset))
-        assert isinstance(reply, BackupPieces), reply
-        if not reply.pieces:
-            break
-        for piece in reply.pieces:
-            offset += len(piece)
-            yield piece
-    await connection.call(CloseBackup(core.caller, backup))
+def _volume(reply: VolumeReply) -> Volume:
+    return Volume(
+        reply.volume,
+        reply.kind,
+        reply.endpoint,
+        reply.bucket,
+        reply.prefix,
+        reply.region,
+        reply.inline_max,
+        reply.chunk_bytes,
+        reply.block_bytes,
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nokv.cli import output
-from nokv.cli.client import with_client
+from nokv.cli.client import add_config, with_client
 from nokv.cli.main import EXIT_FAILED, add_cluster
 from nokv.errors import BackupDamaged, BackupGone, UsageError
 
@@ -38,11 +38,12 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     create = actions.add_parser("create", help="hold the volume as it is and store its metadata")
     add_cluster(create)
+    add_config(create)
     create.add_argument("--to", default="bucket", help="file:PATH, or bucket (the volume's own)")
     create.add_argument("--name", default="", help="default: the time")
     create.add_argument("--retention", type=duration_ns, default=duration_ns("30d"), metavar="TIME")
     create.add_argument("--json", action="store_true")
-    create.set_defaults(run=with_client(_create))
+    create.set_defaults(run=with_client(_create, operator=True))
     listing = actions.add_parser("list", help="show the backups of a cluster")
     add_cluster(listing)
     listing.add_argument("--json", action="store_true", help="one JSON object a backup, a line")
@@ -53,9 +54,10 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(run=_verify)
     delete = actions.add_parser("delete", help="delete a backup; what it held may go then")
     add_cluster(delete)
+    add_config(delete)
     delete.add_argument("name")
     delete.add_argument("--gone", action="append", default=[], metavar="CLUSTER")
-    delete.set_defaults(run=with_client(_delete))
+    delete.set_defaults(run=with_client(_delete, operator=True))
     restore = actions.add_parser("restore", help="make a new cluster of a backup")
     _add_source(restore)
     restore.add_argument("--config", type=Path, required=True, metavar="FILE")

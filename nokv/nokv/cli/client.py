@@ -7,6 +7,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nokv.cli.main import EXIT_FAILED, complain
@@ -40,21 +41,71 @@ def cluster_of(options: argparse.Namespace) -> str:
         raise ConfigError(message, hint=hint) from None
 
 
-def with_client(work: Work) -> Callable[[argparse.Namespace], int]:
-    """Return what runs `work` with a connected client."""
+# ---------------------------------------------------------------- the token
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add whose data directory has the cluster's token."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="a node's settings: its data directory has the cluster's token (default: node.toml, "
+        "or the cluster that nokv up started)",
+    )
+
+
+def config_path(named: Path | None) -> Path:
+    """Return the settings of a node of the cluster: as named, node.toml here, or of `nokv up`."""
+    if named is not None:
+        return named
+    if Path("node.toml").exists():
+        return Path("node.toml")
+    from nokv.cli.local import default_folder
+    from nokv.testing.folder import ClusterFolder
+
+    try:
+        folder = ClusterFolder(default_folder())
+    except DataDirectoryError:
+        message = "no node of the cluster is named, whose node.json would have its token"
+        raise ConfigError(message, hint="name its settings: --config /etc/nokv/node.toml") from None
+    return folder.node_path(folder.members[0].node) / "node.toml"
+
+
+def cluster_token(named: Path | None) -> str:
+    """Return the token of the cluster whose node the settings are of.
+
+    Raises ConfigError, DataDirectoryError.
+    """
+    from nokv.server.config import load
+    from nokv.server.datadir import read_identity
+
+    return read_identity(Path(load(config_path(named)).data_dir)).cluster.worker_token
+
+
+# ---------------------------------------------------------------- running
+
+
+def with_client(work: Work, *, operator: bool = False) -> Callable[[argparse.Namespace], int]:
+    """Return what runs `work` with a connected client.
+
+    `operator`: with the cluster's token, for what not every client may (see `add_config`).
+    """
 
     def run(options: argparse.Namespace) -> int:
-        return asyncio.run(_connected(work, options))
+        token = cluster_token(options.config) if operator else ""
+        return asyncio.run(_connected(work, options, token))
 
     return run
 
 
-async def _connected(work: Work, options: argparse.Namespace) -> int:
+async def _connected(work: Work, options: argparse.Namespace, token: str) -> int:
     from nokv.client.connect import connect
     from nokv.client.core import ClientConfig
 
     config = ClientConfig(deadline_s=options.timeout, agent=f"nokv-cli:{os.getpid()}")
-    async with connect(cluster_of(options), config=config) as fs:
+    async with connect(cluster_of(options), config=config, token=token) as fs:
         return await work(fs, options)
 
 

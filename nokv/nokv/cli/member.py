@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
-from nokv.cli.client import cluster_of
+from nokv.cli.client import add_config, cluster_of, cluster_token, config_path
 from nokv.cli.main import add_cluster
-from nokv.errors import ConfigError, DataDirectoryError
 
 if TYPE_CHECKING:
     from nokv.client.admin import Admin
@@ -62,7 +61,7 @@ def add_member(parser: argparse.ArgumentParser) -> None:
 
     join_file = actions.add_parser("join-file", help="write what a new node is initialised from")
     join_file.add_argument("file", type=Path, metavar="FILE", help="a secret; remove it afterwards")
-    _add_config(join_file)
+    add_config(join_file)
     join_file.set_defaults(run=_join_file)
 
 
@@ -71,19 +70,8 @@ Work = Callable[["Admin", argparse.Namespace], Awaitable[int]]
 
 def _change(parser: argparse.ArgumentParser, work: Work) -> None:
     add_cluster(parser)
-    _add_config(parser)
+    add_config(parser)
     parser.set_defaults(run=_admin(work))
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="a node's settings: its data directory has the cluster's token (default: node.toml, "
-        "or the cluster that nokv up started)",
-    )
 
 
 def _admin(work: Work) -> Callable[[argparse.Namespace], int]:
@@ -100,43 +88,16 @@ async def _connected(work: Work, options: argparse.Namespace) -> int:
     from nokv.client.routing import parse_cluster
     from nokv.wire.tls import connect_context
 
-    token = _token(options.config) if work is not _list else ""
+    token = cluster_token(options.config) if work is not _list else ""
     addresses = parse_cluster(cluster_of(options))
     async with Admin(addresses, token, timeout_s=options.timeout, tls=connect_context()) as admin:
         return await work(admin, options)
 
 
-# ---------------------------------------------------------------- the token
-
-
-def _config_path(named: Path | None) -> Path:
-    """Return the settings of a node of the cluster: as named, node.toml here, or of `nokv up`."""
-    if named is not None:
-        return named
-    if Path("node.toml").exists():
-        return Path("node.toml")
-    from nokv.cli.local import default_folder
-    from nokv.testing.folder import ClusterFolder
-
-    try:
-        folder = ClusterFolder(default_folder())
-    except DataDirectoryError:
-        message = "no node of the cluster is named, whose node.json would have its token"
-        raise ConfigError(message, hint="name its settings: --config /etc/nokv/node.toml") from None
-    return folder.node_path(folder.members[0].node) / "node.toml"
-
-
-def _token(named: Path | None) -> str:
-    from nokv.server.config import load
-    from nokv.server.datadir import read_identity
-
-    return read_identity(Path(load(_config_path(named)).data_dir)).cluster.worker_token
-
-
 def _join_file(options: argparse.Namespace) -> int:
     from nokv.server.init import export_join_file
 
-    identity = export_join_file(_config_path(options.config), options.file)
+    identity = export_join_file(config_path(options.config), options.file)
     print(f"carry {options.file} to a new machine, and remove it there and here afterwards:")
     print(f"nokv init --config node.toml --join {options.file.name} --node NUMBER")
     print(f"it has the token of cluster {identity.cluster.cluster}")

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nokv.cli import output
-from nokv.cli.client import with_client
+from nokv.cli.client import add_config, with_client
 from nokv.cli.main import add_cluster
 from nokv.errors import NotPermitted
 
@@ -25,6 +25,7 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
         "adopt", help="state that the original of a restored volume is gone for good"
     )
     add_cluster(adopt)
+    add_config(adopt)
     adopt.add_argument(
         "--gone", action="append", default=[], metavar="CLUSTER",
         help="another cluster that was restored from the same backup and is gone too",
@@ -32,7 +33,7 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
     adopt.add_argument(
         "--abandon", action="store_true", help="give up the original's later backups"
     )
-    adopt.set_defaults(run=with_client(_adopt))
+    adopt.set_defaults(run=with_client(_adopt, operator=True))
 
 
 async def _origin(fs: AsyncClient) -> OriginReply:

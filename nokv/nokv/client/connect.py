@@ -27,6 +27,7 @@ class Connecting:
         caller: Caller,
         cluster_id: str,
         tls: TlsFiles | None,
+        token: str,
         store: ObjectStore | None,
         fault_point: FaultPoint | None,
         rng: random.Random | None,
@@ -36,6 +37,7 @@ class Connecting:
         self._caller = caller
         self._cluster_id = cluster_id
         self._tls = tls
+        self._token = token
         self._store = store
         self._fault_point = fault_point
         self._rng = rng
@@ -48,6 +50,7 @@ class Connecting:
             agent=self._config.agent,
             rng=self._rng,
             tls=connect_context(self._tls),
+            token=self._token.encode(),
         )
         core = Core(
             router,
@@ -91,6 +94,7 @@ def connect(
     caller: Caller | None = None,
     cluster_id: str = "",
     tls: TlsFiles | None = None,
+    token: str = "",
     store: ObjectStore | None = None,
     fault_point: FaultPoint | None = None,
     rng: random.Random | None = None,
@@ -105,6 +109,7 @@ def connect(
         cluster_id: refuse nodes of any other cluster.
         tls: the client's certificate, its key and whom to trust; None takes them from NOKV_TLS_CA,
             NOKV_TLS_CERT and NOKV_TLS_KEY, and speaks no TLS where these are not set.
+        token: the cluster's, of an operator's tool that makes or ends backups; else empty.
         store: the object store; None makes it from what the volume says, with the credentials of
             this process.
         fault_point: called at named points (`nokv.client.core.FaultPoint`), for tests.
@@ -117,7 +122,7 @@ def connect(
     addresses = addresses_of(cluster)
     config = config or ClientConfig()
     who = caller or own_caller()
-    return Connecting(addresses, config, who, cluster_id, tls, store, fault_point, rng)
+    return Connecting(addresses, config, who, cluster_id, tls, token, store, fault_point, rng)
 
 
 def addresses_of(cluster: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ class BackupKeeper:
 
     def made(self, rows: Sequence[BackupRow], slot: int) -> bool:
         """Return whether this cluster made, or is making, the backup of a slot."""
-        return any(row.slot >= slot and row.cluster == self._cluster for row in rows)
+        kept = (row for row in rows if row.complete or not row.ended_cluster_ns)
+        return any(row.slot >= slot and row.cluster == self._cluster for row in kept)
 
 
 async def make_scheduled(
@@ -81,7 +82,10 @@ async def make_scheduled(
     tls = None
     if config.tls.enabled:
         tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key)
-    async with connect(config.rpc.listen, caller=Caller(), cluster_id=cluster, tls=tls) as fs:
+    token = identity.cluster.worker_token
+    async with connect(
+        config.rpc.listen, caller=Caller(), cluster_id=cluster, tls=tls, token=token
+    ) as fs:
         try:
             made = await create_backup(
                 fs.core, store, name=name, keep_ns=schedule.keep_ms * 1_000_000, to=to, slot=slot

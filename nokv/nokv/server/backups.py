@@ -118,5 +118,5 @@ class BackupImages:
             return found
         if backup > applied_version:
             raise NotReady(f"backup {backup} is not applied here yet")
-        reason = self._missed.get(backup, "it was read to its end, or the node was started again")
+        reason = self._missed.get(backup, "it was read to its end, the node was started again, or it took an image")
         raise BackupGone(f"backup {backup} is not open here: {reason}")

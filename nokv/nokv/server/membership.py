@@ -42,6 +42,14 @@ INCARNATION_MAX: Final = (1 << 63) - 1
 ADDRESS_CHARACTERS_MAX: Final = 255
 
 
+def for_operators(what: str) -> Forbidden:
+    """Return the refusal of what needs the cluster's token."""
+    return Forbidden(
+        f"{what} is for the cluster's operators",
+        hint="run it where a node's node.json can be read: it holds the cluster's token",
+    )
+
+
 def configured_members(
     identity: NodeFile, config: NodeConfig
 ) -> tuple[dict[int, MemberAddress], frozenset[int]]:
@@ -147,10 +155,7 @@ class Membership:
     def handle(self, call: Call, change: Change, *, leads: bool, leader: str) -> None:
         """Take a change. Raises Forbidden, NotLeader, InvalidArgument, ChangeRefused."""
         if call.role != Role.ADMIN:
-            raise Forbidden(
-                f"{type(change).__name__} is for the cluster's operators",
-                hint="run it where a node's node.json can be read: it holds the cluster's token",
-            )
+            raise for_operators(type(change).__name__)
         if not leads:
             call.fail(NotLeader("this node does not lead"), leader)
             return

@@ -29,10 +29,17 @@ from nokv.server.digests import Digests
 from nokv.server.leader import LeaderDuties
 from nokv.server.machine import MachinePort
 from nokv.server.mapping import proposal_error, read_error
-from nokv.server.membership import Change, Membership
+from nokv.server.membership import Change, Membership, for_operators
 from nokv.server.rpc import Call, error_reply
 from nokv.server.sessions import SessionAges
-from nokv.types.commands import INTERNAL_OPS, SHRINKING_OPS, Command, ExpireSession, RaiseFormat
+from nokv.types.commands import (
+    INTERNAL_OPS,
+    OPERATOR_OPS,
+    SHRINKING_OPS,
+    Command,
+    ExpireSession,
+    RaiseFormat,
+)
 from nokv.types.formats import STATE_FORMAT, needed_format
 from nokv.types.limits import BATCH_MAX, LEASES_MAX, UINT63_MAX
 from nokv.types.values import Marks
@@ -246,9 +253,10 @@ class Service:
     # ------------------------------------------------------------ backups
 
     def _backup(self, call: Call, body: OpenBackup | ReadBackup | CloseBackup) -> None:
+        if call.role == Role.CLIENT:
+            raise for_operators(type(body).__name__)
         if not self._port.between_entries:
             raise NotReady("an entry is being applied")
-        self._machine.check_operator(body.caller)
         version = self._machine.version
         if isinstance(body, OpenBackup):
             call.answer(self.backups.open(body.backup, version))
@@ -309,6 +317,8 @@ class Service:
                 raise Forbidden(f"{type(op).__name__} is for the cluster itself")
             if isinstance(op, ExpireSession) and not command.session:
                 raise Forbidden("a session is ended by itself, or by the cluster")
+        if call.role == Role.CLIENT and isinstance(op, OPERATOR_OPS):
+            raise for_operators(type(op).__name__)
         space = self._space
         if space.exhausted:
             self.no_space_total += 1

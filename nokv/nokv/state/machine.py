@@ -16,7 +16,6 @@ from nokv.errors import (
     Internal,
     InvalidArgument,
     NokvError,
-    NotPermitted,
     SequenceReused,
     SessionExpired,
     TooLarge,
@@ -355,12 +354,6 @@ class StateMachine:
     def initialised(self) -> bool:
         """Whether the volume record exists: the first command was applied."""
         return self._kv.get(_META, keys.VOLUME) is not None
-
-    def check_operator(self, caller: Caller) -> None:
-        """Raise NotPermitted unless the caller is the volume's owner or root."""
-        if not self.initialised():
-            raise NotPermitted("the volume is not made yet")
-        ops_backup.check_operator(self._txn.present, caller)
 
     def has_backups(self) -> bool:
         """Whether there are backups: their retention counts in cluster time."""

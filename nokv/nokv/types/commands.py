@@ -291,7 +291,7 @@ class UnpinView(Strict, frozen=True, tag=39):
 class CreateBackup(Strict, frozen=True, tag=40):
     """Hold the volume as it is after this command's entry. Result: Done; its version is the id.
 
-    Given up when its session ends before `FinishBackup`. For the volume's owner.
+    Given up when its session ends before `FinishBackup`.
     """
 
     name: str
@@ -302,7 +302,8 @@ class CreateBackup(Strict, frozen=True, tag=40):
     where: str
     cluster: str
     slot: int = 0
-    """Of a scheduled one: AlreadyExists unless it is above all slots so far."""
+    """Of a scheduled one: AlreadyExists unless it is above the slots of all that were not given up
+    half made."""
 
 
 class FinishBackup(Strict, frozen=True, tag=41):
@@ -447,6 +448,9 @@ INTERNAL_OPS: tuple[type[Strict], ...] = (
     RestoreVolume,
 )
 """Accepted from the node itself and its worker only."""
+
+OPERATOR_OPS: tuple[type[Strict], ...] = (CreateBackup, FinishBackup, EndBackup, AdoptVolume)
+"""Accepted from whoever proves himself by the cluster's token."""
 
 SHRINKING_OPS: tuple[type[Strict], ...] = (
     Unlink,

@@ -23,8 +23,9 @@ class Role(IntEnum):
     WORKER = 1
     """A node's own worker: may send internal commands; proves itself by the cluster's token."""
     ADMIN = 2
-    """An operator's tool: may change members and the leader. Proves itself by the same token: who
-    holds it could already send internal commands, and a caller's user id is only a claim."""
+    """An operator's tool: may change members and the leader, make, read and end backups, adopt a
+    volume. Proves itself by the same token: who holds it could already send internal commands, and
+    a caller's user id is only a claim."""
 
 
 class Consistency(IntEnum):
@@ -122,17 +123,16 @@ class TransferLeadership(Strict, frozen=True, tag=11):
 class OpenBackup(Strict, frozen=True, tag=12):
     """What a backup's image is, at the replica that the backup names. Reply: BackupOpened.
 
-    NotReady while its entry is not applied there; BackupGone once nobody can read it any more.
+    NotReady while its entry is not applied there; BackupGone once nobody can read it any more. This
+    and the next two show everything, so they need the cluster's token: Forbidden for Role.CLIENT.
     """
 
-    caller: Caller
     backup: int
 
 
 class ReadBackup(Strict, frozen=True, tag=13):
     """The next pieces of an open backup's image. Reply: BackupPieces."""
 
-    caller: Caller
     backup: int
     offset: int
     """Bytes taken so far; the request before may be repeated."""
@@ -141,7 +141,6 @@ class ReadBackup(Strict, frozen=True, tag=13):
 class CloseBackup(Strict, frozen=True, tag=14):
     """Lets go of an open backup's image. Reply: Pong."""
 
-    caller: Caller
     backup: int
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.state.bodies import Files, stored
-from tests.unit.state.shard import ALICE, at
+from tests.unit.state.shard import at
 
 from nokv.errors import (
     AlreadyExists,
@@ -122,15 +122,15 @@ def test_bad_arguments(files: Files, op: CreateBackup) -> None:
     assert files.fails(op) is InvalidArgument
 
 
-def test_only_the_owner(files: Files) -> None:
-    assert files.fails(create(), ALICE) is NotPermitted
-    assert files.fails(AdoptVolume(), ALICE) is NotPermitted
-    files.do(create())
-    (row,) = rows(files)
-    assert files.fails(EndBackup(row.backup), ALICE) is NotPermitted
-    assert files.fails(FinishBackup(row.backup, 1, DIGEST), ALICE) is NotPermitted
-    with pytest.raises(NotPermitted):
-        files.machine.check_operator(ALICE)
+def test_a_slot_whose_maker_died_may_be_made_again(files: Files) -> None:
+    files.do(create("half", slot=7))
+    (half,) = rows(files)
+    files.do(EndBackup(half.backup))
+    files.do(create("half", slot=7))
+    whole = rows(files)[1]
+    files.do(FinishBackup(whole.backup, 1, DIGEST))
+    files.do(EndBackup(whole.backup))
+    assert files.fails(create("half", slot=7)) is AlreadyExists, "it was made"
 
 
 def test_ends_and_finishes_may_come_again(files: Files) -> None:

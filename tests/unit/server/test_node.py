@@ -20,6 +20,7 @@ import pytest
 from tests.unit.server.nodes import DEADLINE_S, RUN, Caller1, Nodes, connect, leader, until
 
 from nokv.errors import (
+    BackupGone,
     BadRequest,
     ChangeRefused,
     Forbidden,
@@ -35,10 +36,14 @@ from nokv.errors import (
 from nokv.server.datadir import read_identity
 from nokv.types.commands import (
     COMMAND_FORMAT,
+    AdoptVolume,
     BulkCreate,
     Command,
     Create,
+    CreateBackup,
+    EndBackup,
     ExpireSession,
+    FinishBackup,
     Mkdir,
     OpenSession,
     RaiseFormat,
@@ -51,13 +56,16 @@ from nokv.wire.codec import encode_command, result_codec
 from nokv.wire.connection import RpcConnection
 from nokv.wire.rpc import (
     PROTOCOL,
+    CloseBackup,
     Consistency,
     DigestReply,
     Hello,
     MakeDigest,
     MemberChanged,
+    OpenBackup,
     Propose,
     Query,
+    ReadBackup,
     RemoveMember,
     Renew,
     RenewReply,
@@ -174,8 +182,22 @@ async def refusals(client: Caller1, address: str, nodes: Nodes) -> None:
         await Caller1(admin).raw(0, 0, Reap(1))
     with pytest.raises(ChangeRefused, match="leads"):
         await admin.call(RemoveMember(1))
+    await backups_are_for_operators(client, admin)
     assert await admin.call(TransferLeadership(1)) == MemberChanged(1)
     await admin.close()
+
+
+async def backups_are_for_operators(client: Caller1, admin: RpcConnection) -> None:
+    for request in (OpenBackup(1), ReadBackup(1, 0), CloseBackup(1)):
+        with pytest.raises(Forbidden, match="operators"):
+            await client.connection.call(request)
+    with pytest.raises(BackupGone):
+        await admin.call(OpenBackup(1))
+    create = CreateBackup("b", 1, 10**12, "bucket", "c")
+    for op in (create, FinishBackup(1, 1, bytes(16)), EndBackup(1), AdoptVolume()):
+        with pytest.raises(Forbidden, match="operators"):
+            await client.raw(client.session, client.seq + 1, op)
+    await Caller1(admin).raw(0, 0, EndBackup(1))
 
 
 async def batches(client: Caller1) -> None:
