@@ -45,7 +45,7 @@ class Configurations:
     def index(self) -> int:
         """Index of the entry with the configuration in force.
 
-        After a start or an image, where that entry may not be in the log, the position of the state.
+        After a start or an image, where that entry may not be in the log, the state's position.
         """
         return self._above[-1][0] if self._above else self._settled_index
 

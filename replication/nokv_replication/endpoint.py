@@ -23,6 +23,11 @@ from nokv_replication.receiver import Receiver
 from nokv_replication.roster import Roster
 from nokv_replication.types import Counters
 
+INBOX_MAX_BYTES = 64 << 20
+"""Frames of one peer that wait for the next step, at most: a few windows of entries."""
+# A short frame takes more memory once it is decoded.
+_FRAME_BYTES = 512
+
 
 class Endpoint:
     """The side of a group that faces its network."""
@@ -35,8 +40,10 @@ class Endpoint:
     _peers: Peers
     _receiver: Receiver
     _images: Images
-    # (peer, 1, None) for a connection, (peer, 0, None) for its end, else a frame.
-    _inbox: deque[tuple[int, int, Body | None]]
+    # (peer, epoch, sequence, body); without a body sequence 1 is a connection, 0 its end.
+    _inbox: deque[tuple[int, int, int, Body | None]]
+    # Peer to what its frames in the inbox take.
+    _inbox_bytes: dict[int, int]
 
     def hello(self, epoch: int, purpose: Purpose = Purpose.RAFT) -> bytes:
         """Return this node's first frame on a connection with that epoch."""
@@ -71,13 +78,13 @@ class Endpoint:
         state.epoch = epoch
         state.received_sequence = 0
         self._peers.configure(self._identity.node, self._configurations)
-        self._inbox.append((peer, 1, None))
+        self._inbox.append((peer, epoch, 1, None))
         self.wake()
 
     def disconnected(self, peer: int) -> None:
         """Announce that the connection is gone."""
         self._peers[peer].epoch = 0
-        self._inbox.append((peer, 0, None))
+        self._inbox.append((peer, 0, 0, None))
         self.wake()
 
     def receive(self, peer: int, data: bytes) -> None:
@@ -94,9 +101,14 @@ class Endpoint:
         if frame.sequence <= state.received_sequence:
             message = f"node {peer} repeats frame {frame.sequence}"
             raise ProtocolError(message)
+        waiting = self._inbox_bytes.get(peer, 0) + len(data) + _FRAME_BYTES
+        if waiting > INBOX_MAX_BYTES:
+            message = f"node {peer} sends faster than its frames are handled"
+            raise ProtocolError(message)
+        self._inbox_bytes[peer] = waiting
         state.received_sequence = frame.sequence
         self.counters.frames_received += 1
-        self._inbox.append((peer, frame.sequence, frame.body))
+        self._inbox.append((peer, frame.epoch, frame.sequence, frame.body))
         self.wake()
 
     def image_connected(self, peer: int, epoch: int, *, outgoing: bool) -> None:

@@ -123,7 +123,8 @@ class Group(Membership):
         self._make_consensus()
         self._make_surroundings(machine)
         self.wake: Callable[[], None] = lambda: None
-        self._inbox: deque[tuple[int, int, Body | None]] = deque()
+        self._inbox: deque[tuple[int, int, int, Body | None]] = deque()
+        self._inbox_bytes: dict[int, int] = {}
         self._role = Role.FOLLOWER
         self._term = self._core.term()
         self._leader: int | None = None
@@ -463,10 +464,11 @@ class Group(Membership):
     def _drain(self) -> None:
         inbox = self._inbox
         while inbox:
-            peer, sequence, body = inbox.popleft()
+            peer, epoch, sequence, body = inbox.popleft()
             if body is not None:
-                # Before the list is synced this node neither votes nor stores.
-                if not self._roster.founding:
+                # Who sent it is known of the present connection only; what came over an older one
+                # is lost with it. Before the list is synced this node neither votes nor stores.
+                if epoch == self._peers[peer].epoch and not self._roster.founding:
                     self._receiver.handle(peer, sequence, body, self._now_ns)
             elif sequence:
                 self._core.connected(peer)
@@ -474,6 +476,7 @@ class Group(Membership):
             else:
                 self._core.disconnected(peer)
                 self._peers[peer].forget_inflight()
+        self._inbox_bytes.clear()
         self._peers.sweep()
 
     # ------------------------------------------------------------------ frames out

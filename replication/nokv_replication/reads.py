@@ -47,6 +47,8 @@ class Reads:
         self._nonce = 0
         self._arrived: list[ReadDone] = []
         self._arrived_remote: list[tuple[int, int]] = []
+        # Followers' questions, arrived or in a round.
+        self._remote_count = 0
         self._rounds: dict[int, _Round] = {}
         self._asked: dict[int, _Asked] = {}
         # (read index, reads) in order of index as confirmed; served once applied.
@@ -77,10 +79,13 @@ class Reads:
         self._count += 1
         self._arrived.append(done)
 
-    def add_remote(self, peer: int, nonce: int) -> None:
-        """Take a follower's question."""
-        if len(self._arrived_remote) < self._config.reads_max:
-            self._arrived_remote.append((peer, nonce))
+    def add_remote(self, peer: int, nonce: int) -> bool:
+        """Take a follower's question; return whether there is room for it."""
+        if self._remote_count >= self._config.reads_max:
+            return False
+        self._remote_count += 1
+        self._arrived_remote.append((peer, nonce))
+        return True
 
     # ------------------------------------------------------------------ leader
 
@@ -126,6 +131,7 @@ class Reads:
             assert round_.term == term
             if round_.local:
                 self._confirmed.append((round_.index, round_.local))
+            self._remote_count -= len(round_.remote)
             for peer, asked in round_.remote:
                 self._send(peer, ReadAnswer(term, asked, ok=True, index=round_.index))
                 answered = max(answered, round_.index)
@@ -197,8 +203,7 @@ class Reads:
         """Fail what needed this node's leadership."""
         for round_ in self._rounds.values():
             self._fail(round_.local, NotLeader(leader))
-            for peer, nonce in round_.remote:
-                self._send(peer, ReadAnswer(round_.term, nonce, ok=False, index=0))
+            self._refuse(round_.remote, round_.term)
         self._rounds.clear()
 
     def refuse_arrived(self, leader: int | None, term: int) -> None:
@@ -210,6 +215,10 @@ class Reads:
     def refuse_remote(self, term: int) -> None:
         """Refuse followers' questions that arrived while this node does not lead."""
         remote, self._arrived_remote = self._arrived_remote, []
+        self._refuse(remote, term)
+
+    def _refuse(self, remote: list[tuple[int, int]], term: int) -> None:
+        self._remote_count -= len(remote)
         for peer, nonce in remote:
             self._send(peer, ReadAnswer(term, nonce, ok=False, index=0))
 

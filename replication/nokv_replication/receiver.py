@@ -167,9 +167,8 @@ class Receiver:
             self._reads.on_probe_ok(peer, body.term, body.nonce)
 
     def _on_read_ask(self, peer: int, _sequence: int, body: ReadAsk) -> None:
-        if self._core.is_leader() and body.term == self._core.term():
-            self._reads.add_remote(peer, body.nonce)
-        else:
+        leads = self._core.is_leader() and body.term == self._core.term()
+        if not (leads and self._reads.add_remote(peer, body.nonce)):
             self._send(peer, ReadAnswer(body.term, body.nonce, ok=False, index=0))
 
     def _on_read_answer(self, peer: int, _sequence: int, body: ReadAnswer) -> None:

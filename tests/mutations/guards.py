@@ -199,8 +199,8 @@ ELECTIONS = {
         "group.py",
         (
             (
-                "if not self._roster.founding:\n                    self._receiver",
-                "if True:\n                    self._receiver",
+                "if epoch == self._peers[peer].epoch and not self._roster.founding:",
+                "if epoch == self._peers[peer].epoch:",
             ),
         ),
         (DIRECTED,),
@@ -501,6 +501,18 @@ CHANGES = {
                 "if False:\n                message",
             ),
         ),
+    ),
+    "inbox: without bound": _off(
+        "endpoint.py", "if waiting > INBOX_MAX_BYTES:", "if False:", DIRECTED
+    ),
+    "inbox: frames of a lost connection": _off(
+        "group.py",
+        "if epoch == self._peers[peer].epoch and not self._roster.founding:",
+        "if not self._roster.founding:",
+        DIRECTED,
+    ),
+    "read: questions without bound": _off(
+        "reads.py", "if self._remote_count >= self._config.reads_max:", "if False:", DIRECTED
     ),
     "members: a number used again": _off(
         "changes.py", "if member.node <= members.highest:", "if False:", GOLDEN

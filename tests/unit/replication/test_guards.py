@@ -24,6 +24,7 @@ from nokv_replication import (
     ProtocolError,
     Role,
     Times,
+    endpoint,
     initialise,
     records,
 )
@@ -34,13 +35,18 @@ from nokv_replication.frames import (
     Append,
     Body,
     EntryKind,
+    Frame,
     PreVote,
     PreVoteGranted,
     Probe,
     ProbeOk,
+    ReadAnswer,
+    ReadAsk,
     RequestVote,
+    Stale,
     TimeoutNow,
     Vote,
+    encode,
     encode_entry,
 )
 from nokv_replication.image_frames import (
@@ -312,6 +318,57 @@ class TestStrangers:
         script.step(2)
         assert script.role(2) == Role.FOLLOWER
         assert bodies(script, 2, 1, PreVote)
+
+
+class TestInbox:
+    """What a peer sends between two steps."""
+
+    @staticmethod
+    def send(script: Script, sender: int, receiver: int, body: Body) -> None:
+        peer = script.groups[receiver]._peers[sender]
+        frame = Frame(sender, peer.epoch, peer.received_sequence + 1, body)
+        script.groups[receiver].receive(sender, encode(frame))
+
+    def flood(self, script: Script, count: int) -> None:
+        for _ in range(count):
+            self.send(script, 2, 1, ReadAsk(1, 1))
+
+    def test_it_is_bounded_for_each_peer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(endpoint, "INBOX_MAX_BYTES", 8192)
+        script = led()
+        for _ in range(2):  # a step makes room again
+            self.flood(script, 8)
+            with pytest.raises(ProtocolError, match="faster"):
+                self.flood(script, 8)
+            self.send(script, 3, 1, ReadAsk(1, 1))
+            script.step(1)
+
+    def test_questions_of_followers_are_bounded_and_refused_beyond(self) -> None:
+        script = Script(3, config=msgspec.structs.replace(CONFIG, reads_max=4))
+        script.lead(1)
+        script.settle()
+        term = script.groups[1].status().term
+        for _ in range(3):  # of several steps together: no round is confirmed
+            for nonce in (1, 2, 3):
+                self.send(script, 2, 1, ReadAsk(term, nonce))
+            script.step(1)
+        answers = bodies(script, 1, 2, ReadAnswer)
+        assert [answer.ok for answer in answers if isinstance(answer, ReadAnswer)] == [False] * 5
+        script.deliver(1, 3)
+        script.deliver(3, 1)  # four are confirmed: there is room again
+        self.send(script, 2, 1, ReadAsk(term, 9))
+        script.step(1)
+        answers = bodies(script, 1, 2, ReadAnswer)[5:]
+        assert [answer.ok for answer in answers if isinstance(answer, ReadAnswer)] == [True] * 4
+
+    def test_frames_of_a_lost_connection_are_lost(self) -> None:
+        """Who said it was known of that connection; the next may be another incarnation's."""
+        script = led()
+        self.send(script, 2, 3, Stale(99))
+        script.cut(2, 3)
+        script.connect(2, 3)
+        script.step(3)
+        assert script.groups[3].status().term == 1
 
 
 class TestFounding:
