@@ -152,20 +152,12 @@ library.random = _ambient
 library.createJournal = lambda journal: journal
 
 
-class Peer(Node):  # type: ignore[misc]
-    """An interned node with an integer identity, so that sets of nodes iterate the same everywhere.
+class Peer(int, Node):  # type: ignore[misc]
+    """An interned node that is its number, so that sets of nodes iterate the same everywhere.
 
-    One object per peer and group: identity is equality, which also is most of a node's cost.
+    Hash and equality are those of integers: most of a node's cost, and the library's maps of nodes
+    can be asked by number.
     """
-
-    def __hash__(self) -> int:
-        return int(self._id)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __ne__(self, other: object) -> bool:
-        return self is not other
 
 
 class _Journal:
@@ -408,7 +400,8 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def next_index(self, peer: int) -> int:
         """Next index to send to a peer; 0 before this node ever led."""
-        return int(self._SyncObj__raftNextIndex.get(self._node(peer), 0))
+        index: int = self._SyncObj__raftNextIndex.get(peer, 0)
+        return index
 
     def set_next_index(self, peer: int, index: int) -> None:
         """Repair the next index to send to a peer."""
@@ -416,7 +409,8 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def match_index(self, peer: int) -> int:
         """Largest index a peer acknowledged in this term."""
-        return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0))
+        index: int = self._SyncObj__raftMatchIndex.get(peer, 0)
+        return index
 
     def election_deadline_ns(self) -> int:
         """When the election timer fires."""

@@ -35,6 +35,8 @@ class Configurations:
         self._above: list[tuple[int, Members]] = []
         self.voters: frozenset[int] = frozenset()
         """Who counts, this node included if it does."""
+        self.quorum = 1
+        """How many of them are a majority."""
 
     @property
     def in_force(self) -> Members | None:
@@ -53,11 +55,6 @@ class Configurations:
     def settled(self) -> Members | None:
         """The newest configuration that is applied here: committed for good."""
         return self._settled
-
-    @property
-    def quorum(self) -> int:
-        """How many voters are a majority of the configuration in force."""
-        return len(self.voters) // 2 + 1
 
     @property
     def is_voter(self) -> bool:
@@ -116,6 +113,7 @@ class Configurations:
     def _count(self) -> None:
         members = self.in_force
         self.voters = frozenset() if members is None else members.voters()
+        self.quorum = len(self.voters) // 2 + 1
 
     def member(self, node: int, incarnation: int) -> bool:
         """Whether that incarnation of a node is a member now."""

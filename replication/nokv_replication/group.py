@@ -332,33 +332,35 @@ class Group(Membership):
         self._reconfigure()
 
     def _replicate(self) -> None:
-        core, log, applier = self._core, self._log, self._applier
-        self._measure_free_bytes()
+        core, log, applier, now_ns = self._core, self._log, self._applier, self._now_ns
+        if now_ns - self._free_bytes_ns >= _FREE_BYTES_PERIOD_NS:
+            self._measure_free_bytes()
         self._note_role()
         core.tick()
         self._receiver.stand_term = 0
         self._peers.restore_held()
         self._note_role()
-        if self._role == Role.LEADER:
-            self._timekeeper.advance(self._now_ns)
+        leads = self._role == Role.LEADER
+        if leads:
+            self._timekeeper.advance(now_ns)
             if not self._reads.idle:
-                self._reads.repeat_lost(self._peers.voters(), self._now_ns)
+                self._reads.repeat_lost(self._peers.voters(), now_ns)
         # Before this step's own entries: what is counted as held here was synced by a step before.
         commit_index = core.commit_index()
-        self._transfer.expire(self._now_ns)
-        if self._leads():
-            self._transfer.hand_over_if_unfit(self._now_ns)
+        self._transfer.expire(now_ns)
+        if leads and self._leads():
+            self._transfer.hand_over_if_unfit(now_ns)
             if self._transfer.target is None:
-                self._leadership.append(self._now_ns)
-            self._transfer.pursue(self._now_ns)
+                self._leadership.append(now_ns)
+            self._transfer.pursue(now_ns)
         if not self._reads.idle:
             self._route_reads()
-        if self._role == Role.LEADER and (self._send_now or self._peers.has_unsent()):
+        if leads and (self._send_now or self._peers.has_unsent()):
             self._send_now = False
             core.send_appends()
             self._peers.restore_held()
         self._outbox.release_appends()
-        if self._role != Role.LEADER:
+        if not leads:
             # The leader waits for this acknowledgement; it need not wait for apply as well.
             self._outbox.sync_and_release()
         self._apply(min(commit_index, log.synced_index))
@@ -379,8 +381,7 @@ class Group(Membership):
             # What is kept for slow followers anyway is there for images too.
             log_bytes_max = max(self._config.image_log_bytes, self._log_keep_bytes)
         # Before an entry of its own term is committed too: a quorum may need the image for that.
-        leads = self._role == Role.LEADER
-        self._images.step(self._now_ns, leads=leads, log_bytes_max=log_bytes_max)
+        self._images.step(now_ns, leads=leads, log_bytes_max=log_bytes_max)
 
     def _apply(self, limit_index: int) -> None:
         """Apply what is committed and synced here, for one slice, and tell the results."""
@@ -415,21 +416,20 @@ class Group(Membership):
 
     def _next_deadline_ns(self) -> int:
         now, core, applier = self._now_ns, self._core, self._applier
-        # Without a quorum's clocks nothing is stamped; the acknowledgement that brings one wakes.
-        may_append = self._timekeeper.hears(self._configurations.quorum)
-        waits = may_append and (self._proposals or self._changes)
-        transfer_ns = self._transfer.deadline_ns()
-        if self._inbox or (
-            waits and transfer_ns is None and self._leadership.founded and self._leads()
-        ):
+        if self._inbox:
             return now
         if self._roster.founding:
             return now + self._config.heartbeat_ns
-        limit = min(core.commit_index(), self._log.synced_index)
-        if not applier.between_entries or applier.applied.index < limit:
+        quorum, transfer_ns = self._configurations.quorum, self._transfer.deadline_ns()
+        # Without a quorum's clocks nothing is stamped; the acknowledgement that brings one wakes.
+        # While leadership is being handed over nothing is appended either.
+        may_append = transfer_ns is None and self._leads() and self._timekeeper.hears(quorum)
+        if may_append and (self._proposals or self._changes) and self._leadership.founded:
             return now
-        alone = self._configurations.quorum == 1 and core.is_leader()
-        if alone and core.commit_index() < self._log.synced_index:
+        commit_index, synced_index = core.commit_index(), self._log.synced_index
+        if not applier.between_entries or applier.applied.index < min(commit_index, synced_index):
+            return now
+        if quorum == 1 and commit_index < synced_index and core.is_leader():
             return now
         if self._more_to_prepare:
             return now + self._config.heartbeat_ns // 10
@@ -437,8 +437,7 @@ class Group(Membership):
         tick_ns = None
         if core.is_leader():
             first_ns = min(first_ns, core.heartbeat_deadline_ns())
-            # While leadership is being handed over nothing is appended: a due tick waits too.
-            if may_append and transfer_ns is None and self._leads():
+            if may_append:
                 tick_ns = self._leadership.tick_due_ns()
         elif self._may_stand():
             retry = self._pre_votes.retry_at_ns()
@@ -486,13 +485,12 @@ class Group(Membership):
         self._sending.message(peer, message)
 
     def _measure_free_bytes(self) -> None:
-        if self._now_ns - self._free_bytes_ns >= _FREE_BYTES_PERIOD_NS:
-            self._free_bytes_ns = self._now_ns
-            if self._free_bytes_source is not None:
-                self._sending.free_bytes = self._free_bytes_source()
-            else:
-                droppable = self._log.droppable_bytes(self._applier.durable_index)
-                self._sending.free_bytes = self._disk.free_bytes() + droppable
+        self._free_bytes_ns = self._now_ns
+        if self._free_bytes_source is not None:
+            self._sending.free_bytes = self._free_bytes_source()
+        else:
+            droppable = self._log.droppable_bytes(self._applier.durable_index)
+            self._sending.free_bytes = self._disk.free_bytes() + droppable
 
     # ------------------------------------------------------------------ leading
 

@@ -51,7 +51,8 @@ class Outbox:
         Raises:
             DiskFailed: nothing that depends on the sync was sent.
         """
-        self.sync()
+        if self._log.dirty:
+            self.sync()
         if self._early:
             self._flush(self._early)
         if self._late:

@@ -97,8 +97,9 @@ class Peers:
 
     def sweep(self) -> None:
         """Forget visitors that are gone; only while nothing of them waits in the inbox."""
-        for node in [n for n, peer in self.all.items() if not peer.member and not peer.epoch]:
-            del self.all[node]
+        for node, peer in tuple(self.all.items()):
+            if not peer.member and not peer.epoch:
+                del self.all[node]
 
     def visitors(self) -> int:
         """Return how many connected peers are no members."""
