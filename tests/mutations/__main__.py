@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.mutations.guards import GUARDS, Guard, mutated
+from tests.mutations.guard import Guard, mutated
+from tests.mutations.guards import GUARDS
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.mutations.guards import GUARDS, mutated
+from tests.mutations.guard import mutated
+from tests.mutations.guards import GUARDS
 
 ROOT = Path(__file__).parents[2]
 
