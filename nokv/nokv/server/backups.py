@@ -118,5 +118,6 @@ class BackupImages:
             return found
         if backup > applied_version:
             raise NotReady(f"backup {backup} is not applied here yet")
-        reason = self._missed.get(backup, "it was read to its end, the node was started again, or it took an image")
+        else_reason = "it was read to its end, or the node was started again or took an image"
+        reason = self._missed.get(backup, else_reason)
         raise BackupGone(f"backup {backup} is not open here: {reason}")

@@ -2,8 +2,11 @@
 
 The state is the backup's, under a new cluster, at a new log that begins behind it: nobody can join
 by the log alone, every further member takes an image. What makes it a restored one is a row in the
-state from the start: until an operator adopts the volume nothing of the bucket is deleted. The
-identity is written last, so a restore that was cut short serves nothing.
+state from the start: until an operator adopts the volume nothing of the bucket is deleted.
+
+The identity is drawn and written first, under another name, and renamed last: a restore that was
+cut short serves nothing, and one that is repeated is the same cluster, with the same mark in the
+bucket.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -23,7 +27,6 @@ from nokv.errors import BackupDamaged, BackupGone, DataDirectoryError, WrongClus
 from nokv.kv.errors import ImageDamaged, ImageNewer, StoreFailed
 from nokv.kv.image import restore_image
 from nokv.kv.lmdb_store import LmdbKV
-from nokv.objects.layout import parse_name, volume_prefix
 from nokv.objects.port import ObjectStore
 from nokv.objects.volume import check_volume
 from nokv.server import init
@@ -40,6 +43,7 @@ from nokv.server.datadir import (
     sync_directory,
     write_durably,
 )
+from nokv.server.fsck import Missing, fsck
 from nokv.state import keys
 from nokv.state.families import Family
 from nokv.state.ops_backup import backups_of, origin_of
@@ -47,9 +51,6 @@ from nokv.state.port import KV
 from nokv.state.records import (
     Origin,
     Position,
-    body_of,
-    decode_chunk,
-    decode_inode,
     decode_position,
     decode_session,
     encode,
@@ -59,15 +60,10 @@ from nokv_replication.bootstrap import Member, Members
 from nokv_replication.disk import OsDisk
 from nokv_replication.log import Log
 
-
-class Missing(msgspec.Struct, frozen=True):
-    """An object that a live file names and the bucket does not have."""
-
-    inode: int
-    body: int
-    chunk: int
-    object: tuple[int, int, int, int, int]
-    """Session, upload, chunk, block, piece: what the object's name says."""
+RESTORING_FILE: Final = f"{IDENTITY_FILE}.restoring"
+"""The identity of a restore that has not ended."""
+MADE: Final = "state.restored"
+"""The state until it is whole, beside its final name."""
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -120,60 +116,92 @@ async def restore(
         DataDirectoryError: the directory is initialised, or not writable.
     """
     data_dir = Path(config.data_dir)
+    before = _cut_short(data_dir)
     init._refuse_initialised(data_dir)  # noqa: SLF001 - one rule for both ways to begin
     with source.open("rb") as stream:
         head, _ = verify_stream(stream)
     await check_volume(store, head.volume.volume)
-    identity = _identity(head, node, peer, rpc)
-    made = state_path(data_dir).with_name("state.restored")
+    identity = _identity(head, before, MemberAddress(node, peer, rpc))
+    made = state_path(data_dir).with_name(MADE)
     make_directory(log_path(data_dir))
-    try:
-        with source.open("rb") as stream:
-            read_head(stream)
-            restore_image(pieces_of(stream), _emptied(made))
-    except (ImageDamaged, ImageNewer) as error:
-        raise BackupDamaged(str(error)) from error
-    except StoreFailed as error:
-        raise DataDirectoryError(str(error)) from error
+    encoded = msgspec.json.format(msgspec.json.encode(identity), indent=2)
+    write_durably(data_dir / RESTORING_FILE, encoded)
+    _receive(source, made)
     kv = LmdbKV(made)
     try:
         lineage = _lineage(kv)
         if held:
             await mark(store, head, identity.cluster.cluster, [where for _, where in lineage])
         position = _rewrite(kv, head, identity, lineage, silence_ns)
-        missing, files = await fsck(kv, store, head.volume.volume)
+        missing, files = await fsck(kv, store, head.volume.volume, made.with_name("fsck"))
     finally:
         kv.close()
     _found_log(data_dir, config, identity, position)
-    made.rename(state_path(data_dir))
-    sync_directory(state_path(data_dir).parent)
+    _rename(made, state_path(data_dir))
     if join_file is not None:
         write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
-    write_durably(
-        data_dir / IDENTITY_FILE, msgspec.json.format(msgspec.json.encode(identity), indent=2)
-    )
+    _rename(data_dir / RESTORING_FILE, data_dir / IDENTITY_FILE)
     return Restored(identity, head.version, files, tuple(missing))
 
 
-def _emptied(path: Path) -> Path:
-    """Remove what a restore that was cut short left."""
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+def _cut_short(data_dir: Path) -> NodeFile | None:
+    """Return the identity of a restore that did not end; what it left makes room for another.
+
+    A state under its final name is only taken away if it is that restore's own and never served.
+    """
+    try:
+        before = msgspec.json.decode((data_dir / RESTORING_FILE).read_bytes(), type=NodeFile)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    state = state_path(data_dir)
+    if state.exists() and not (data_dir / IDENTITY_FILE).exists():
+        kv = LmdbKV(state)
+        try:
+            origin = origin_of(kv)
+        finally:
+            kv.close()
+        if origin is not None and origin.cluster == before.cluster.cluster and not origin.ready:
+            shutil.rmtree(state.with_name(MADE), ignore_errors=True)
+            _rename(state, state.with_name(MADE))
+    return before
 
 
-def _identity(head: Head, node: int, peer: str, rpc: str) -> NodeFile:
-    members = (MemberAddress(node, peer, rpc),)
+def _rename(made: Path, to: Path) -> None:
+    """Give a file or folder its final name, durably. Raises DataDirectoryError."""
+    try:
+        made.rename(to)
+        sync_directory(to.parent)
+    except OSError as error:
+        raise DataDirectoryError(f"{to}: {error.strerror}") from error
+
+
+def _receive(source: Path, made: Path) -> None:
+    """Make a store of the backup's image, in the place of what a restore before left there."""
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        with source.open("rb") as stream:
+            read_head(stream)
+            restore_image(pieces_of(stream), made)
+    except (ImageDamaged, ImageNewer) as error:
+        raise BackupDamaged(str(error)) from error
+    except StoreFailed as error:
+        raise DataDirectoryError(str(error)) from error
+
+
+def _identity(head: Head, before: NodeFile | None, member: MemberAddress) -> NodeFile:
+    """Return who the new cluster's first node is: as `before`, if a restore was cut short."""
     cluster = ClusterFile(
-        cluster=secrets.token_hex(16),
+        cluster=before.cluster.cluster if before else secrets.token_hex(16),
         volume=head.volume,
-        worker_token=secrets.token_hex(32),
-        members=members,
+        worker_token=before.cluster.worker_token if before else secrets.token_hex(32),
+        members=(member,),
         root_uid=os.getuid(),
         root_gid=os.getgid(),
     )
     if cluster.cluster == head.cluster:
         raise WrongCluster("a restored cluster has a name of its own")
-    return NodeFile(node=node, incarnation=secrets.randbits(62) + 1, cluster=cluster)
+    incarnation = before.incarnation if before else secrets.randbits(62) + 1
+    return NodeFile(node=member.node, incarnation=incarnation, cluster=cluster)
 
 
 def _lineage(kv: KV) -> tuple[tuple[str, str], ...]:
@@ -240,39 +268,3 @@ def _found_log(data_dir: Path, config: NodeConfig, identity: NodeFile, at: Posit
         log.close()
     except DiskFailed as error:
         raise DataDirectoryError(f"{log_path(data_dir)}: {error}") from error
-
-
-async def fsck(kv: LmdbKV, store: ObjectStore, volume: str) -> tuple[list[Missing], int]:
-    """Compare the live files with the bucket, which is listed first; return what it lacks.
-
-    Returns the missing objects and how many files there are. Memory: a tuple for each object.
-    """
-    there: set[tuple[int, ...]] = set()
-    after = ""
-    prefix = volume_prefix(volume)
-    while True:
-        page = await store.list(prefix, after)
-        for info in page.objects:
-            name = parse_name(info.name)
-            there.add(tuple(name[2:]))
-        if not page.more:
-            break
-        after = page.objects[-1].name
-    missing: list[Missing] = []
-    files = 0
-    last = (-1, -1)
-    live = -1
-    for key, value in kv.scan(Family.CHUNK, b"", b"\xff" * 33):
-        view, inode, body, chunk = keys.chunk_parts(key)
-        if (view, inode) != last:
-            last = (view, inode)
-            row = kv.get(Family.INODE, keys.inode(view, inode))
-            live = -1 if row is None else decode_inode(body_of(row)).body
-            files += 1
-        if body != live:
-            continue
-        for one in decode_chunk(body_of(value)).objects:
-            name5 = (one.session, one.upload, one.chunk, one.block, one.piece)
-            if name5 not in there:
-                missing.append(Missing(inode, body, chunk, name5))
-    return missing, files

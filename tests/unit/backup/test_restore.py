@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
+import itertools
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -35,10 +39,16 @@ def config(tmp_path: Path) -> NodeConfig:
 
 
 def run(
-    source: Path, config: NodeConfig, *, manifest: bool = True, volume: str = VOLUME.volume
+    source: Path,
+    config: NodeConfig,
+    *,
+    manifest: bool = True,
+    volume: str = VOLUME.volume,
+    store: MemoryStore | None = None,
 ) -> tuple[Restored, MemoryStore]:
+    store = store or MemoryStore()
+
     async def work() -> tuple[Restored, MemoryStore]:
-        store = MemoryStore()
         await claim_volume(store, volume)
         if manifest:
             kept = Manifest(head=head(), where="bucket", size_bytes=1, digest="")
@@ -102,17 +112,71 @@ def test_another_volumes_bucket_is_refused(source: Path, config: NodeConfig) -> 
         run(source, config, volume="f" * 32)
 
 
-@pytest.mark.parametrize("step", ["restore_image", "mark", "_rewrite", "fsck", "_found_log"])
+STEPS = ("write_durably", "restore_image", "mark", "_rewrite", "fsck", "_found_log", "_rename")
+
+
+@pytest.mark.parametrize("passes", [0, 1])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("step", STEPS)
 def test_one_that_was_cut_short_may_be_repeated(
-    source: Path, config: NodeConfig, monkeypatch: pytest.MonkeyPatch, step: str
+    source: Path,
+    config: NodeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    *,
+    before: bool,
+    passes: int,
 ) -> None:
-    def dies(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    """Cut before or after a step, or the step's second call: it is the same cluster that comes."""
+    own, calls, store = getattr(restoring, step), itertools.count(), MemoryStore()
+
+    def cut(*, now: bool) -> None:
+        if now:
+            raise KeyboardInterrupt
+
+    async def awaited(*args: Any, **named: Any) -> Any:
+        last = next(calls) == passes
+        cut(now=last and before)
+        done = await own(*args, **named)
+        cut(now=last)
+        return done
+
+    def called(*args: Any, **named: Any) -> Any:
+        last = next(calls) == passes
+        cut(now=last and before)
+        done = own(*args, **named)
+        cut(now=last)
+        return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(restoring, step, dies)
-        with pytest.raises(KeyboardInterrupt):
-            run(source, config)
-    with pytest.raises(DataDirectoryError):
-        read_identity(Path(config.data_dir))
-    run(source, config)
+        patch.setattr(restoring, step, awaited if inspect.iscoroutinefunction(own) else called)
+        with contextlib.suppress(KeyboardInterrupt):
+            run(source, config, store=store)
+    data_dir = Path(config.data_dir)
+    if (data_dir / "node.json").exists():
+        read_identity(data_dir)  # the cut came behind the last step, or there was none
+        return
+    drawn = data_dir / restoring.RESTORING_FILE
+    name = msgspec.json.decode(drawn.read_bytes())["cluster"]["cluster"] if drawn.exists() else ""
+    made, _ = run(source, config, store=store)
+    assert name in {"", made.identity.cluster.cluster}
+    assert not drawn.exists()
+    assert sorted(one.name for one in (data_dir / "shard-0").iterdir()) == ["log", "state"]
+
+
+def test_a_state_of_somebody_else_is_not_taken_away(source: Path, config: NodeConfig) -> None:
+    made, store = run(source, config)
+    data_dir = Path(config.data_dir)
+    identity = data_dir / "node.json"
+    other = msgspec.json.decode(identity.read_bytes())
+    other["cluster"]["cluster"] = "f" * 32
+    for content in (msgspec.json.encode(other), b"{"):
+        identity.unlink(missing_ok=True)
+        (data_dir / restoring.RESTORING_FILE).write_bytes(content)
+        with pytest.raises(DataDirectoryError, match="a state but no identity"):
+            run(source, config, store=store)
+    kv = LmdbKV(state_path(data_dir))
+    origin = origin_of(kv)
+    kv.close()
+    assert origin is not None
+    assert origin.cluster == made.identity.cluster.cluster

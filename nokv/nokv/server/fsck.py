@@ -1,0 +1,110 @@
+"""Which objects a restored volume's live files name and its bucket does not have.
+
+The names are collected into a scratch store on disk, the bucket is listed, and what is listed is
+struck off: what stays is missing. Memory is a page of the listing and a transaction, whatever the
+volume's size, and a record for each object that is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nokv.errors import InvalidArgument
+from nokv.kv.lmdb_store import LmdbKV
+from nokv.objects.layout import ObjectName, parse_name, volume_prefix
+from nokv.objects.port import ObjectStore
+from nokv.state import keys
+from nokv.state.families import Family
+from nokv.state.port import KV
+from nokv.state.records import body_of, decode_chunk, decode_inode
+
+DIRTY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""The scratch store's open transaction."""
+_NAME: Final = struct.Struct(">QQIHH")
+"""Session, upload, chunk, block, piece."""
+_USER: Final = struct.Struct(">QQQ")
+"""Inode, body, chunk."""
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """An object that a live file names and the bucket does not have."""
+
+    inode: int
+    body: int
+    chunk: int
+    object: tuple[int, int, int, int, int]
+    """Session, upload, chunk, block, piece: what the object's name says."""
+
+
+async def fsck(
+    state: KV, store: ObjectStore, volume: str, scratch: Path
+) -> tuple[list[Missing], int]:
+    """Return the objects that the bucket lacks, ordered by name, and how many files have objects.
+
+    `scratch` is the folder of the scratch store, removed before and afterwards. Raises
+    ObjectStoreError, StoreFailed.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    named = LmdbKV(scratch)
+    try:
+        files = _collect(state, named)
+        await _strike(named, store, volume)
+        missing = []
+        for key, _ in named.scan(Family.META, b"", b"\xff" * _NAME.size):
+            inode, body, chunk = _USER.unpack(key[_NAME.size :])
+            missing.append(Missing(inode, body, chunk, _NAME.unpack(key[: _NAME.size])))
+    finally:
+        named.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return missing, files
+
+
+def _collect(state: KV, named: LmdbKV) -> int:
+    """Put what each live body names into the scratch store; return how many files were seen."""
+    files = 0
+    last, live = (-1, -1), -1
+    for key, value in state.scan(Family.CHUNK, b"", b"\xff" * 33):
+        view, inode, body, chunk = keys.chunk_parts(key)
+        if (view, inode) != last:
+            last = (view, inode)
+            row = state.get(Family.INODE, keys.inode(view, inode))
+            live = -1 if row is None else decode_inode(body_of(row)).body
+            files += 1
+        if body == live:
+            user = _USER.pack(inode, body, chunk)
+            objects = decode_chunk(body_of(value)).objects
+            names = (_NAME.pack(o.session, o.upload, o.chunk, o.block, o.piece) for o in objects)
+            named.write(Family.META, [(name + user, b"") for name in names])
+            _settle(named)
+    return files
+
+
+async def _strike(named: LmdbKV, store: ObjectStore, volume: str) -> None:
+    """Remove what the bucket has from the scratch store."""
+    prefix, after = volume_prefix(volume), ""
+    while True:
+        page = await store.list(prefix, after)
+        found: list[tuple[bytes, bytes | None]] = []
+        for info in page.objects:
+            try:
+                name: ObjectName = parse_name(info.name)
+            except InvalidArgument:
+                continue  # nobody's object
+            start = _NAME.pack(*name[2:])
+            users = named.scan(Family.META, start, start + b"\xff" * _USER.size)
+            found += [(key, None) for key, _ in users]
+        named.write(Family.META, found)
+        _settle(named)
+        if not page.more:
+            return
+        after = page.objects[-1].name
+
+
+def _settle(named: LmdbKV) -> None:
+    if named.dirty_bytes >= DIRTY_BYTES_MAX:
+        named.commit()
