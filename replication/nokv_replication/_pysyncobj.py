@@ -13,14 +13,15 @@ Names used, all of `SyncObj`, each here and nowhere else:
   `__doApplyCommand`, `__parseChangeClusterRequest`, `__changeCluster` (they unpickle),
   `_checkCommandsToApply` (entries are appended at once, nothing is queued);
 - called methods: `__setCurrentTerm`, `__setState`, `__sendAppendEntries`, `__onMessageReceived`
-  (through the transport's callback), `doTick`;
+  (through the transport's callback), `__generateRaftTimeout`, `doTick`;
 - attributes read: `__raftState`, `__raftCurrentTerm`, `__raftLeader`, `__raftCommitIndex`,
   `__noopIDx`, `__raftNextIndex`, `__raftMatchIndex`, `__raftElectionDeadline`,
   `__newAppendEntriesTime`;
 - attributes written: `__otherNodes` (peers that count), `__readonlyNodes` (peers that are sent to
   and do not count), `__raftMatchIndex`, `__lastResponseTime` (of members that come and go: the
   quorum check looks at it), `__raftLeader` (a newer term was learnt), `__raftNextIndex` (repairs),
-  `__raftLastApplied` (it logs by it), `__newAppendEntriesTime` (send now), `__serializer`
+  `__raftLastApplied` (it logs by it), `__newAppendEntriesTime` (send now),
+  `__transferInProgress` and `__raftElectionDeadline` (a request to stand is over), `__serializer`
   (replaced), `_poller` (replaced);
 - module globals replaced: `createJournal`, `monotonicTime`, `random`.
 """
@@ -76,6 +77,7 @@ _METHODS = (
     "__setState",
     "__sendAppendEntries",
     "__onMessageReceived",
+    "__generateRaftTimeout",
     "doTick",
 )
 _ATTRIBUTES = (
@@ -93,6 +95,7 @@ _ATTRIBUTES = (
     "__otherNodes",
     "__readonlyNodes",
     "__lastResponseTime",
+    "__transferInProgress",
     "_poller",
 )
 
@@ -416,6 +419,10 @@ class Core(library.SyncObj):  # type: ignore[misc]
         """When the election timer fires."""
         return int(self._SyncObj__raftElectionDeadline * _SECOND_NS) + 1_000
 
+    def expire_election(self, at_ns: int = 0) -> None:
+        """Let the election timer fire at the first tick after `at_ns`: for tests and scripts."""
+        self._SyncObj__raftElectionDeadline = at_ns / _SECOND_NS
+
     def heartbeat_deadline_ns(self) -> int:
         """When a leader sends its next heartbeat."""
         return int(self._SyncObj__newAppendEntriesTime * _SECOND_NS) + 1_000
@@ -464,6 +471,17 @@ class Core(library.SyncObj):  # type: ignore[misc]
         """Become a follower if this node is a candidate; its term and its own vote stay."""
         if self.role() == Role.CANDIDATE:
             self._SyncObj__setState(0)
+
+    def end_stand(self) -> None:
+        """Take back a leader's request to stand at once; this node stood, or its term is over.
+
+        The library does so only where it stands. Else it would let no heartbeat of the next leader
+        put the election off.
+        """
+        self._SyncObj__transferInProgress = False
+        if not self._SyncObj__raftElectionDeadline:  # it did not stand
+            timeout_s = self._SyncObj__generateRaftTimeout()
+            self._SyncObj__raftElectionDeadline = _ambient.now_s + timeout_s
 
     # ------------------------------------------------------------------ overrides
 

@@ -337,7 +337,9 @@ class Group(Membership):
             self._measure_free_bytes()
         self._note_role()
         core.tick()
-        self._receiver.stand_term = 0
+        if self._receiver.stand_term:
+            self._receiver.stand_term = 0
+            core.end_stand()
         self._peers.restore_held()
         self._note_role()
         leads = self._role == Role.LEADER

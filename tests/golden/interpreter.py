@@ -164,7 +164,7 @@ class Interpreter:
     # ------------------------------------------------------------------ time
 
     def do_campaign(self, node: str) -> None:
-        self.script.groups[int(node)]._core._SyncObj__raftElectionDeadline = 0.0
+        self.script.groups[int(node)]._core.expire_election()
         self.script.step(int(node))
 
     def do_wait(self, duration_ms: str) -> None:

@@ -271,7 +271,7 @@ class Script:
             if other != node:
                 # Time passes for the voters too, or they would still believe in a leader.
                 self.clocks[other].enter(self.now_ns)
-        self.groups[node]._core._SyncObj__raftElectionDeadline = 0.0
+        self.groups[node]._core.expire_election()
         self.step(node)  # asks for pre-votes
         for _ in range(2):  # pre-votes, then votes
             for voter in voters:

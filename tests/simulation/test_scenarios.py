@@ -136,7 +136,7 @@ def forgotten_vote() -> None:
     script = Script()
     for node in (1, 2):
         script.wait(2 * SECOND_NS)
-        script.groups[node]._core._SyncObj__raftElectionDeadline = 0.0
+        script.groups[node]._core.expire_election()
     script.step(1)
     script.deliver(1, 3)
     script.deliver(3, 1)

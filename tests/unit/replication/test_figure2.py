@@ -41,7 +41,7 @@ def commit_of(script: Script, node: int) -> int:
 def candidate(script: Script, node: int) -> None:
     """Bring a node to stand, with the pre-votes of all, its requests still on their way."""
     script.wait(700 * MS_NS)
-    script.groups[node]._core._SyncObj__raftElectionDeadline = 0.0
+    script.groups[node]._core.expire_election()
     script.step(node)
     others = [peer for peer in script.groups if peer != node]
     for peer in others:

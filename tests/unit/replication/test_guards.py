@@ -312,12 +312,27 @@ class TestStrangers:
         script = led()
         group = script.groups[2]
         group._receiver.handle(1, 1, TimeoutNow(1), group._now_ns)
-        group._core._SyncObj__raftElectionDeadline = 1e9  # and the timer has not fired
+        group._core.expire_election(script.now_ns + 10 * SECOND_NS)  # and the timer has not fired
         script.step(2)
-        group._core._SyncObj__raftElectionDeadline = 0.0
+        group._core.expire_election()
         script.step(2)
         assert script.role(2) == Role.FOLLOWER
         assert bodies(script, 2, 1, PreVote)
+
+    def test_a_request_to_stand_that_came_too_late_is_forgotten(self) -> None:
+        """Another candidate of the next term was faster; its heartbeats put elections off."""
+        script = led()
+        script.groups[3]._receiver.handle(1, 1, TimeoutNow(1), script.groups[3]._now_ns)
+        script.step(3)
+        script.groups[2]._receiver.handle(1, 1, TimeoutNow(1), script.groups[2]._now_ns)
+        script.deliver(3, 2)
+        script.deliver(2, 3)
+        assert (script.role(3), script.groups[3].status().term) == (Role.LEADER, 2)
+        script.settle(rounds=4)
+        before = script.groups[2].counters.pre_votes_started
+        script.settle(rounds=100)
+        assert script.groups[2].counters.pre_votes_started == before
+        assert script.role(3) == Role.LEADER
 
 
 class TestInbox:

@@ -33,7 +33,7 @@ from nokv_replication.frames import (
 
 def campaign(script: Script, node: int) -> None:
     """Let a node's election timer fire."""
-    script.groups[node]._core._SyncObj__raftElectionDeadline = 0.0
+    script.groups[node]._core.expire_election()
     script.step(node)
 
 
