@@ -187,6 +187,8 @@ async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
         await check_unmarked(store, where, gone)
         await core.propose(EndBackup(row.backup), (), options.timeout)
         await clear(store, where, gone=gone)
+        if row.where.startswith("file:"):
+            print(f"its bytes stay where they were stored: {row.where}")
     print(f"backup {options.name} is deleted; what it held goes after the collector's grace")
     return 0
 

@@ -134,6 +134,8 @@ async def restore(
             await mark(store, head, identity.cluster.cluster, [where for _, where in lineage])
         position = _rewrite(kv, head, identity, lineage, silence_ns)
         missing, files = await fsck(kv, store, head.volume.volume, made.with_name("fsck"))
+    except StoreFailed as error:
+        raise DataDirectoryError(str(error)) from error
     finally:
         kv.close()
     _found_log(data_dir, config, identity, position)
