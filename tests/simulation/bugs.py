@@ -7,20 +7,30 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 from tests.simulation.disk import SimDisk
+from tests.simulation.machine import ListSink
 
 from nokv_replication import Role
+from nokv_replication._pysyncobj import Core
 from nokv_replication.appends import AppendFilter
+from nokv_replication.bootstrap import Member, Members
 from nokv_replication.changes import Changes
+from nokv_replication.configurations import Configurations
+from nokv_replication.frames import Hello
 from nokv_replication.group import Group
+from nokv_replication.image_receiver import ImageReceiver
 from nokv_replication.log import Log
 from nokv_replication.outbox import Outbox
 from nokv_replication.peers import Peers
 from nokv_replication.reads import Reads
 from nokv_replication.receiver import Receiver
 from nokv_replication.records import HardState
+from nokv_replication.roster import Roster
+from nokv_replication.skips import Skips
 
 Patch = tuple[type, str, Any]
+"""A class, the name of one of its attributes, and what takes its place."""
 
 
 def _no_fdatasync() -> Patch:
@@ -130,7 +140,90 @@ def _two_changes() -> Patch:
     return Changes, "_change_is_uncommitted", lambda self: self._queued is not None
 
 
-BUGS: dict[str, Callable[[], Patch]] = {
+def _learner_counted() -> Patch:
+    """A learner's acknowledgements, votes and confirmations count."""
+    return Members, "voters", lambda self: frozenset(m.node for m in self.members)
+
+
+def _stranger_accepted() -> tuple[Patch, ...]:
+    """A wiped node comes back under its number and counts as before."""
+    check = Roster._check
+
+    def no_check(self: Any, hello: Hello) -> None:
+        settled = self._configurations.settled
+        member: Member | None = settled.get(hello.node) if settled is not None else None
+        if member is not None:
+            hello = msgspec.structs.replace(hello, incarnation=member.incarnation)
+        check(self, hello)
+
+    def is_member(self: Configurations, node: int, _incarnation: int) -> bool:
+        members = self.in_force
+        return members is not None and members.get(node) is not None
+
+    return (Roster, "_check", no_check), (Configurations, "member", is_member)
+
+
+def _pre_vote_never_again() -> Patch:
+    """Once told to take over, a node never asks before it stands."""
+
+    def may_stand(self: Any) -> bool:
+        self._told_once = getattr(self, "_told_once", False) or self._receiver.stand_term > 0
+        return bool(self._told_once or asks(self))
+
+    asks = Group.core_may_stand
+    return Group, "core_may_stand", may_stand
+
+
+def _old_image_installed() -> Patch:
+    """An image takes the state's place whatever state and log hold already."""
+    return ImageReceiver, "_is_covered", lambda _self, _applied: False
+
+
+def _candidate_installs() -> tuple[Patch, ...]:
+    """A candidate goes on counting the votes that it had before an image changed the members."""
+
+    def start_at(self: Core, applied_index: int) -> None:
+        self._SyncObj__raftLastApplied = applied_index
+        self._SyncObj__raftCommitIndex = applied_index
+
+    def configure(self: Core, voters: list[int], learners: list[int]) -> None:
+        role, self._SyncObj__raftState = self._SyncObj__raftState, 0
+        configured(self, voters, learners)
+        self._SyncObj__raftState = role
+
+    configured = Core.configure
+    return (
+        (Core, "stand_down", lambda _self: None),
+        (Core, "start_at", start_at),
+        (Core, "configure", configure),
+    )
+
+
+def _digest_not_checked() -> Patch:
+    """An image is taken as it came."""
+
+    def finish(self: ListSink) -> None:
+        self.finished = True
+
+    return ListSink, "finish", finish
+
+
+def _log_not_reset() -> Patch:
+    """After an image the log goes on where it was."""
+    return Log, "reset", lambda _self, _index, _term: None
+
+
+def _any_entry_skipped() -> Patch:
+    """An entry is skipped by its index, whichever it is."""
+    return Skips, "check", lambda _self, _skip, _term, _command: None
+
+
+def _skip_lists_differ() -> Patch:
+    """Nodes with different lists of skipped entries talk to each other."""
+    return Roster, "_may_take_list", lambda _self, _hello: True
+
+
+BUGS: dict[str, Callable[[], Patch | tuple[Patch, ...]]] = {
     "no fdatasync": _no_fdatasync,
     "answers before sync": _answers_before_sync,
     "prefix not stripped": _prefix_not_stripped,
@@ -145,16 +238,31 @@ BUGS: dict[str, Callable[[], Patch]] = {
     "vote forgotten": _vote_forgotten,
     "log cut too early": _log_cut_too_early,
     "two changes at once": _two_changes,
+    "learner counted": _learner_counted,
+    "stranger accepted": _stranger_accepted,
+    "pre-vote never again": _pre_vote_never_again,
+    "old image installed": _old_image_installed,
+    "candidate installs": _candidate_installs,
+    "digest not checked": _digest_not_checked,
+    "log not reset": _log_not_reset,
+    "any entry skipped": _any_entry_skipped,
+    "skip lists differ": _skip_lists_differ,
 }
 
 
 @contextlib.contextmanager
 def planted(name: str | None) -> Iterator[None]:
     """Plant the bug of that name, or none."""
-    if name is None:
+    with contextlib.ExitStack() as stack:
+        found = BUGS[name]() if name is not None else ()
+        patches = found if not found or isinstance(found[0], tuple) else (found,)
+        for patch in patches:
+            stack.enter_context(_patched(*patch))
         yield
-        return
-    owner, attribute, replacement = BUGS[name]()
+
+
+@contextlib.contextmanager
+def _patched(owner: type, attribute: str, replacement: object) -> Iterator[None]:
     # A handler is in a table beside its name.
     table = getattr(owner, "_HANDLERS", {})
     original = owner.__dict__[attribute]

@@ -323,7 +323,11 @@ class Checker:
 
     def promised(self, node: int, group: Group, disk: SimDisk, data: bytes, peer: int) -> None:
         """A frame leaves: what it promises must survive a power cut at this moment."""
-        if _is_append(data):
+        announced = _announced(data)
+        if announced is not None:
+            # What is told to be committed must not be gone here after a power cut.
+            synced = group._log.synced_index
+            require(announced <= synced, f"node {node} announces {announced}, synced {synced}")
             return
         body = decode_frame(data).body
         replica = self.replicas[node]
@@ -429,13 +433,14 @@ class Checker:
         self.reads += 1
 
 
-def _is_append(data: bytes) -> bool:
-    """Whether a frame is an append, without decoding its entries."""
-    envelope = _envelope.decode(data)
-    return bytes(envelope[3])[1] == 1
+def _announced(data: bytes) -> int | None:
+    """Return the commit index of an append, without decoding its entries; None of another frame."""
+    body = _envelope.decode(data)[3]
+    return _append.decode(body)[4] if bytes(body)[1] == 1 else None
 
 
 _envelope = msgspec.msgpack.Decoder(tuple[int, int, int, msgspec.Raw])
+_append = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, msgspec.Raw])
 
 
 def durable_hard_states(disk: SimDisk) -> list[HardState]:

@@ -108,7 +108,7 @@ def draw_swarm(rng: Random, nodes: int | None) -> Swarm:
         delay_ns=rng.choice(((20_000, 300_000), (100_000, 30 * MS_NS), (1_000, 200 * MS_NS))),
         image_flips=rng.choice((0.0, 0.0, 0.02)),
         drift_ppm=rng.choice((0, 0, 200, 50_000, 200_000)),
-        keep_little=rng.random() < 0.25,
+        keep_little=rng.random() < 0.5,
         waiting=rng.random() < 0.3,
         heals_all=rng.random() < 0.5,
     )
