@@ -111,6 +111,10 @@ class ImageReceiver:
 
     def _on_offer(self, peer: int, offer: ImageOffer) -> None:
         applied = decode_position(offer.applied)
+        # A leader hears of a newer one by its appends. Others must not hold entries of a term that
+        # they have not reached.
+        if offer.term > self._core.term() and not self._core.is_leader():
+            self._core.adopt_term(offer.term)
         refusal = self._refusal(offer.term, applied)
         if refusal is not None:
             self._refuse(peer, offer.image, *refusal)
@@ -132,6 +136,8 @@ class ImageReceiver:
         """Say why an offer is not taken, None if it is."""
         if term < self._core.term():
             return ImageRefusal.OLD_TERM, f"the term is {self._core.term()}"
+        if applied.term > term:
+            return ImageRefusal.DAMAGED, f"an image of term {applied.term}, offered in {term}"
         if self._core.is_leader():
             return ImageRefusal.LEADS, "this node leads"
         if self._is_covered(applied):
@@ -217,6 +223,7 @@ class ImageReceiver:
         # Its configuration is in force at once. A candidate's votes were given under the one before
         # and are a number in the library: they must not count towards the new majority.
         self._core.stand_down()
+        assert incoming.applied.term <= self._core.term()
         # First the state, then the log: a start in between finds a log that ends before the state,
         # or disagrees with it, and begins the log anew there (`roster.check_start`), as announced.
         self._log.announce_install(incoming.applied.index, incoming.applied.term)

@@ -54,7 +54,7 @@ class Log:
         self._hard_state = HardState()
         self._members = b""
         self.announced: tuple[int, int] | None = None
-        """Index and term of the state image that was last about to be installed."""
+        """Position of a state image that was about to be installed; None once entries go past it."""
         # Index of the entry before the first one held; entries up to it are committed and applied.
         self.base_index = 0
         self.base_term = 0
@@ -479,6 +479,8 @@ class Log:
         self._offsets.append(offset)
         self._sizes.append(len(command))
         self.last_index, self.last_term = index, term
+        if self.announced is not None and index >= self.announced[0]:
+            self.announced = None  # it was installed, or never will be: the log went past it
         if isinstance(command, bytes):
             if not self._cache:
                 self._cache_low = index

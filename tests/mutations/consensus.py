@@ -300,6 +300,12 @@ DURABILITY = {
         "segments.py", "elif size_bytes < header.capacity_bytes:", "elif False:", DAMAGE
     ),
     "log: a state ahead of it": off("roster.py", "if not installing:", "if False:", DAMAGE),
+    "log: an image announced long ago": off(
+        "log.py",
+        "if self.announced is not None and index >= self.announced[0]:",
+        "if False:",
+        DAMAGE,
+    ),
     "log: an image not announced": off(
         "image_receiver.py",
         "self._log.announce_install(incoming.applied.index, incoming.applied.term)",
@@ -362,14 +368,14 @@ STATE = {
     ),
     "step: again and again for a tick that waits": off(
         "group.py",
-        "if may_append and transfer_ns is None and self._leads():",
-        "if may_append and self._leads():",
+        "may_append = transfer_ns is None and self._leads()",
+        "may_append = self._leads()",
         SLOW,
     ),
     "step: again and again for a quorum's clocks": off(
         "group.py",
-        "may_append = self._timekeeper.hears(self._configurations.quorum)",
-        "may_append = True",
+        "self._leads() and self._timekeeper.hears(quorum)",
+        "self._leads()",
         SLOW,
     ),
     "role: waiters forgotten": off(

@@ -31,6 +31,15 @@ IMAGE = {
     "image: installed by a candidate": off(
         "image_receiver.py", "self._core.stand_down()", "pass", COUNTING
     ),
+    "image: a newer term not adopted": off(
+        "image_receiver.py",
+        "if offer.term > self._core.term() and not self._core.is_leader():",
+        "if False:",
+        DIRECTED,
+    ),
+    "image: of a term to come": off(
+        "image_receiver.py", "if applied.term > term:", "if False:", DIRECTED
+    ),
     "image: of an old term": off(
         "image_receiver.py", "if term < self._core.term():", "if False:", DIRECTED
     ),

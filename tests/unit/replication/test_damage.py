@@ -234,6 +234,25 @@ class TestStartRules:
         assert isinstance(script.outcomes[b"after"], Committed)
         assert script.machines[2].items[-1] == b"after"
 
+    def test_an_image_announced_long_ago_excuses_nothing(self) -> None:
+        """It was never installed, the log went past it, and then lost what it had synced."""
+
+        def change(script: Script) -> None:
+            applied = script.storages[2].applied
+            log = Log.open(script.disks[2], CONFIG, script.identity(2), Random(0))
+            log.truncate_from(4)
+            log.announce_install(applied.index, applied.term)
+            for index in range(4, applied.index + 1):
+                log.append(encode_entry(Times(), [], EntryKind.NOOP), index, applied.term)
+            log.truncate_from(4)
+            log.sync()
+            log.close()
+            script.checker.replicas[2].damaged = True
+
+        script = self.started(change)
+        with pytest.raises(LogDamaged, match="lost its tail"):
+            script.start(2)
+
     def test_an_image_announced_and_not_installed_changes_nothing(self) -> None:
         def change(script: Script) -> None:
             log = Log.open(script.disks[2], CONFIG, script.identity(2), Random(0))

@@ -416,18 +416,30 @@ class TestImages:
     """Node 2 is offered an image by a peer that says what a correct one never says."""
 
     @staticmethod
-    def answers(*frames: ImageBody, term: int = 1) -> list[ImageBody]:
+    def offered(*frames: ImageBody, term: int, of: int = 1) -> Script:
         script = led()
         script.isolate(3)
         script.groups[2]._core.adopt_term(2)
         script.dialed_images.append((1, 2))
         script.connect_images()
-        offer = ImageOffer(term, 77, msgspec.msgpack.encode(Applied(99, 1)), 100)
+        offer = ImageOffer(term, 77, msgspec.msgpack.encode(Applied(99, of)), 100)
         for sequence, body in enumerate((offer, *frames), 1):
             data = encode_image_frame(ImageFrame(1, script._epoch, sequence, body))
             script.groups[2].receive_image(1, data, outgoing=False)
         script.step(2)
+        return script
+
+    def answers(self, *frames: ImageBody, term: int = 1, of: int = 1) -> list[ImageBody]:
+        script = self.offered(*frames, term=term, of=of)
         return [decode_image_frame(data).body for data in script.images[1, 2][1]]
+
+    def test_an_offer_tells_of_a_newer_term(self) -> None:
+        assert self.offered(term=3).groups[2]._core.term() == 3
+
+    def test_an_offer_of_a_term_that_is_still_to_come_is_refused(self) -> None:
+        (refusal,) = self.answers(term=2, of=3)
+        assert isinstance(refusal, ImageRefuse)
+        assert refusal.reason == ImageRefusal.DAMAGED
 
     def test_an_offer_of_an_old_term_is_refused(self) -> None:
         (refusal,) = self.answers(term=1)
