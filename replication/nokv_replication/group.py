@@ -18,15 +18,8 @@ from nokv_replication.bootstrap import Identity
 from nokv_replication.changes import Changes
 from nokv_replication.configurations import Configurations
 from nokv_replication.elections import PreVotes
-from nokv_replication.errors import (
-    NotLeader,
-    OutcomeUnknown,
-    ReplicationError,
-    Stopped,
-)
-from nokv_replication.frames import (
-    Body,
-)
+from nokv_replication.errors import NotLeader, OutcomeUnknown, ReplicationError, Stopped
+from nokv_replication.frames import Body
 from nokv_replication.images import Images
 from nokv_replication.leadership import Leadership
 from nokv_replication.log import Log
