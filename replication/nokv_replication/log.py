@@ -54,7 +54,7 @@ class Log:
         self._hard_state = HardState()
         self._members = b""
         self.announced: tuple[int, int] | None = None
-        """Position of a state image that was about to be installed; None once entries go past it."""
+        """Position of an image that was about to be installed; None once entries go past it."""
         # Index of the entry before the first one held; entries up to it are committed and applied.
         self.base_index = 0
         self.base_term = 0

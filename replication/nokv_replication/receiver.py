@@ -70,7 +70,7 @@ class Receiver:
         self.stand_term = 0
         """Term whose leader asked this node to stand at once."""
         self.told_removed = False
-        """A peer said that this node is no member any more."""
+        """A member said that this node is none any more, and no leader has shown otherwise."""
         self.too_far_base: int | None = None
         """Where the leader's log starts, when that is behind the end of this one."""
 
@@ -90,6 +90,7 @@ class Receiver:
             self._send(peer, Stale(self._core.term()))
             return
         self._pre_votes.contact(self._now_ns)
+        self.told_removed = False  # leaders send entries to members only
         self.filter.handle(peer, sequence, body, accept_entries=self.accept_entries)
 
     def _on_ack(self, peer: int, _sequence: int, body: Ack) -> None:
@@ -204,8 +205,8 @@ class Receiver:
         self.stand_term = body.term
         self._core.deliver(peer, {"type": "timeout_now", "term": body.term})
 
-    def _on_removed(self, _peer: int, _sequence: int, _body: Removed) -> None:
-        self.told_removed = True
+    def _on_removed(self, peer: int, _sequence: int, _body: Removed) -> None:
+        self.told_removed |= self._peers[peer].member
 
     _HANDLERS: dict[type, Callable[["Receiver", int, int, Any], None]] = {  # noqa: RUF012
         Append: _on_append,

@@ -243,6 +243,18 @@ CHANGES = {
     "transfer: no pre-vote ever after": off(
         "group.py", "            self._receiver.stand_term = 0\n", "", DIRECTED
     ),
+    "members: a stranger says who was removed": off(
+        "receiver.py",
+        "self.told_removed |= self._peers[peer].member",
+        "self.told_removed = True",
+        DIRECTED,
+    ),
+    "members: removed for ever": off(
+        "receiver.py",
+        "self.told_removed = False  # leaders send entries to members only",
+        "pass",
+        DIRECTED,
+    ),
     "transfer: a request to stand that is over": off(
         "group.py", "core.end_stand()", "pass", DIRECTED
     ),

@@ -42,6 +42,7 @@ from nokv_replication.frames import (
     ProbeOk,
     ReadAnswer,
     ReadAsk,
+    Removed,
     RequestVote,
     Stale,
     TimeoutNow,
@@ -333,6 +334,24 @@ class TestStrangers:
         script.settle(rounds=100)
         assert script.groups[2].counters.pre_votes_started == before
         assert script.role(3) == Role.LEADER
+
+
+class TestRemoved:
+    """That a node was removed is believed of members, until a leader sends it entries."""
+
+    def test_a_stranger_is_not_believed(self) -> None:
+        script = led()
+        script.join(4)
+        script.groups[3]._receiver.handle(4, 1, Removed(1), script.groups[3]._now_ns)
+        assert not script.groups[3].status().removed
+
+    def test_a_leader_proves_the_contrary(self) -> None:
+        script = led()
+        script.groups[3]._receiver.handle(2, 1, Removed(1), script.groups[3]._now_ns)
+        assert script.groups[3].status().removed
+        script.settle(rounds=10)
+        assert not script.groups[3].status().removed
+        script.elect(3, 1, 2)
 
 
 class TestInbox:
