@@ -11,7 +11,8 @@ Names used, all of `SyncObj`, each here and nowhere else:
 - overridden methods: `__connectedToAnyone` (asked only when the election timer fired: pre-vote),
   `__applyLogEntries` (apply is ours), `__tryLogCompaction`, `__loadDumpFile` (no dumps),
   `__doApplyCommand`, `__parseChangeClusterRequest`, `__changeCluster` (they unpickle),
-  `_checkCommandsToApply` (entries are appended at once, nothing is queued);
+  `_checkCommandsToApply` (entries are appended at once, nothing is queued), `__getCurrentLogIndex`
+  and `__getEntries` (asked many times a step: straight from the log);
 - called methods: `__setCurrentTerm`, `__setState`, `__sendAppendEntries`, `__onMessageReceived`
   (through the transport's callback), `__generateRaftTimeout`, `doTick`;
 - attributes read: `__raftState`, `__raftCurrentTerm`, `__raftLeader`, `__raftCommitIndex`,
@@ -73,6 +74,8 @@ _METHODS = (
     "__parseChangeClusterRequest",
     "__changeCluster",
     "_checkCommandsToApply",
+    "__getCurrentLogIndex",
+    "__getEntries",
     "__setCurrentTerm",
     "__setState",
     "__sendAppendEntries",
@@ -179,26 +182,27 @@ class _Journal:
     def __len__(self) -> int:
         return self._log.last_index - self._log.base_index + 1
 
-    def __getitem__(self, at: int | slice) -> Any:  # noqa: ANN401 - an entry or a list of them
+    def __getitem__(self, at: int) -> tuple[bytes, int, int]:
         log = self._log
         # The library asks single positions for index and term only: the first and the last.
         if at == -1:
             return (b"", log.last_index, log.last_term)
-        if at == 0:
-            return (b"", log.base_index, log.base_term)
-        assert isinstance(at, slice)
-        return self._slice(at.start, at.stop)
+        assert at == 0
+        return (b"", log.base_index, log.base_term)
 
-    def _slice(self, start: int, stop: int | None) -> list[tuple[bytes, int, int]]:
+    def entries(self, first: int, count: int | None) -> list[tuple[bytes, int, int]]:
+        """Return what the library looks at from index `first` on: one entry, or a batch."""
         log, base = self._log, self._log.base_index
-        if stop is not None and stop - start == 1:
-            index = base + start
-            return [(b"", index, log.term_at(index))] if index <= log.last_index else []
+        if first < base:
+            return []
+        if count is not None:
+            assert count == 1, "a single entry is asked for its term only"
+            return [(b"", first, log.term_at(first))] if first <= log.last_index else []
         # Open-ended: two entries at least, which is all a truncation check looks at, and else
         # about one batch, so that a long tail is not read at once.
         entries: list[tuple[bytes, int, int]] = []
         size = 0
-        for index in range(base + start, log.last_index + 1):
+        for index in range(first, log.last_index + 1):
             if len(entries) >= 2 and size >= self._batch_bytes:
                 break
             command = log.entry(index) if index > base else b""
@@ -377,6 +381,10 @@ class Core(library.SyncObj):  # type: ignore[misc]
         """Part in the current term."""
         return _ROLES[self._SyncObj__raftState]
 
+    def standing(self) -> tuple[int, int, Peer | None]:
+        """Return (role, term, leader) as the library has them, to be compared only."""
+        return self._SyncObj__raftState, self._SyncObj__raftCurrentTerm, self._SyncObj__raftLeader
+
     def is_leader(self) -> bool:
         """Whether this node leads its term; it may have been deposed without knowing."""
         return bool(self._SyncObj__raftState == 2)
@@ -490,6 +498,17 @@ class Core(library.SyncObj):  # type: ignore[misc]
 
     def _checkCommandsToApply(self) -> None:  # noqa: N802
         """Nothing is queued: `append` appends at once."""
+
+    def _SyncObj__getCurrentLogIndex(self) -> int:  # noqa: N802
+        return self._journal.last_index
+
+    def _SyncObj__getEntries(  # noqa: N802
+        self,
+        fromIDx: int,  # noqa: N803
+        count: int | None = None,
+        maxSizeBytes: int | None = None,  # noqa: N803, ARG002 - a batch is bounded by the journal
+    ) -> list[tuple[bytes, int, int]]:
+        return self._journal.entries(fromIDx, count)
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
         return False

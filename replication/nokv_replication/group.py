@@ -118,6 +118,8 @@ class Group(Membership):
         self.wake: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[int, int, int, Body | None]] = deque()
         self._inbox_bytes: dict[int, int] = {}
+        # As the library had role, term and leader when they were noted last.
+        self._standing: tuple[object, ...] = ()
         self._role = Role.FOLLOWER
         self._term = self._core.term()
         self._leader: int | None = None
@@ -521,6 +523,10 @@ class Group(Membership):
 
     def _note_role(self) -> None:
         core = self._core
+        standing = core.standing()
+        if standing == self._standing:
+            return
+        self._standing = standing
         role, term, leader = core.role(), core.term(), core.leader()
         if leader != self._leader:
             self._leader = leader

@@ -214,11 +214,11 @@ class TestAdapter:
                 assert "import pysyncobj" not in text
                 assert "_SyncObj__" not in text
 
-    def test_peers_hash_as_integers_and_are_themselves(self) -> None:
+    def test_peers_are_their_numbers(self) -> None:
         one, same = _pysyncobj.Peer(5), _pysyncobj.Peer(5)
         assert hash(one) == 5
-        assert one == one  # noqa: PLR0124 - identity is equality
-        assert one != same
+        assert one == same == one.id == 5
+        assert one != _pysyncobj.Peer(6)
 
 
 def test_values_are_forward_strict() -> None:
