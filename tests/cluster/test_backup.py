@@ -126,19 +126,8 @@ async def _restore_beside(
         writer = asyncio.create_task(write(cluster.addresses, stop, random.Random(1)))
         path = tmp_path / "backup.nokv"
         to = "bucket" if where == "bucket" else f"file:{path}"
-        made = json.loads(
-            await asyncio.to_thread(
-                run,
-                "backup",
-                "create",
-                "--name",
-                "b1",
-                "--to",
-                to,
-                "--json",
-                cluster=cluster.addresses,
-            )
-        )
+        create = ("backup", "create", "--name", "b1", "--to", to, "--json")
+        made = json.loads(await asyncio.to_thread(run, *create, cluster=cluster.addresses))
         source = "b1" if where == "bucket" else f"file:{path}"
         named = ("--store", f"local:{store}")
         await asyncio.to_thread(run, "backup", "verify", source, *named)
@@ -148,20 +137,8 @@ async def _restore_beside(
                 await fs.remove(name)
             else:
                 await fs.write_bytes(name, b"x" * 200_000)
-        found = json.loads(
-            await asyncio.to_thread(
-                run,
-                "backup",
-                "restore",
-                source,
-                *named,
-                "--config",
-                restored.config,
-                "--silence",
-                "1s",
-                "--json",
-            )
-        )
+        restore = ("backup", "restore", source, *named, "--config", restored.config)
+        found = json.loads(await asyncio.to_thread(run, *restore, "--silence", "1s", "--json"))
         assert found["missing"] == []
         assert found["version"] == made["version"]
         restored.start()

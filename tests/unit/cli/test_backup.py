@@ -95,8 +95,8 @@ def test_a_damaged_one_is_refused(
         (part,) = (folder / "store").rglob("*part-00000000*")
     damage(folder / FILE if where == "file" else part, how)
     source = f"file:{FILE}" if where == "file" else "b"
-    for run in (lambda: verify(source, "--store", "local:store"), lambda: restore(source)):
-        assert run() == 1
+    for code in (verify, restore):
+        assert (code(source, "--store", "local:store") if code is verify else code(source)) == 1
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("nokv: ")
