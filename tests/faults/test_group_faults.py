@@ -1,10 +1,11 @@
-"""Faults of a replica's surroundings, in simulated time: a clock in 2040, no room for log."""
+"""Faults of a replica's surroundings, in simulated time: clocks years off, no room for log."""
 
 from __future__ import annotations
 
 import os
 
 import msgspec
+import pytest
 from tests.simulation.ports import SECOND_NS
 from tests.simulation.script import CONFIG, Script
 
@@ -17,11 +18,12 @@ from nokv.types.limits import SESSION_TTL_NS_DEFAULT
 from nokv.types.reads import AttrReply, GetAttr, GetSession, SessionReply
 from nokv.types.values import At, Caller, Volume
 from nokv.wire.codec import encode_command, result_codec
-from nokv_replication import NotLeader
+from nokv_replication import NotLeader, Times
 
 NOW_NS = 1_780_000_000 * SECOND_NS
 """A day in 2026."""
-AHEAD_NS = 14 * 365 * 86_400 * SECOND_NS
+YEAR_NS = 365 * 86_400 * SECOND_NS
+CLOCKS = pytest.mark.parametrize("years", [14, -1], ids=["in 2040", "set back by a year"])
 CLAMP_NS = 10 * SECOND_NS
 
 
@@ -47,7 +49,8 @@ def mtime_ns(machine: StateMachine, name: bytes) -> int:
     return value.attr.mtime_ns
 
 
-def test_a_leader_whose_clock_is_in_2040_ends_no_session_and_dates_no_file_there() -> None:
+@CLOCKS
+def test_a_leader_whose_clock_is_off_ends_no_session_and_dates_no_file_there(years: int) -> None:
     """Nor does its successor with a right clock have to date files back."""
     script = Script()
     script.wait(NOW_NS - script.now_ns)
@@ -63,7 +66,7 @@ def test_a_leader_whose_clock_is_in_2040_ends_no_session_and_dates_no_file_there
         script.settle(rounds=10)
 
     create(1, 1, b"before")
-    script.clocks[1].wall_offset_ns = AHEAD_NS
+    script.clocks[1].wall_offset_ns = years * YEAR_NS
     create(1, 2, b"while")
     assert "clock is more than 10 s" in script.groups[1].status().problem
     cluster_ns = script.groups[1].cluster_ns()
@@ -77,17 +80,20 @@ def test_a_leader_whose_clock_is_in_2040_ends_no_session_and_dates_no_file_there
     times = [mtime_ns(machine, name) for name in (b"before", b"while", b"later", b"after")]
     assert times == sorted(times)
     assert all(NOW_NS <= time <= script.now_ns + CLAMP_NS for time in times)
-    assert times[2] > NOW_NS + CLAMP_NS  # it did meet the clamp
+    # It did meet the clamp; one below the last entry's time repeats that.
+    assert times[2] > NOW_NS + CLAMP_NS if years > 0 else times[2] == times[0]
+    assert times[3] <= script.now_ns or years > 0
     _, known = machine.read(Caller(), GetSession(session))
     assert isinstance(known, SessionReply)
     assert known.alive
     assert combine(digest(replay(script)[1])) == combine(digest(kv))
 
 
-def test_a_follower_whose_clock_is_in_2040_moves_nothing() -> None:
+@CLOCKS
+def test_a_follower_whose_clock_is_off_moves_nothing(years: int) -> None:
     script = Script()
     script.wait(NOW_NS - script.now_ns)
-    script.clocks[3].wall_offset_ns = AHEAD_NS
+    script.clocks[3].wall_offset_ns = years * YEAR_NS
     script.lead(1)
     script.settle()
     script.propose(1, b"x")
@@ -95,6 +101,27 @@ def test_a_follower_whose_clock_is_in_2040_moves_nothing() -> None:
     times = script.checker.applied[script.checker.where[b"x"]].times
     assert NOW_NS <= times.wall_ns <= script.now_ns
     assert script.groups[1].status().counters.wall_clamped == 0
+
+
+def test_clocks_that_are_all_set_back_stop_wall_time_and_nothing_else() -> None:
+    script = Script()
+    script.wait(NOW_NS - script.now_ns)
+    script.lead(1)
+    script.settle()
+
+    def times(payload: bytes) -> Times:
+        script.propose(1, payload)
+        script.settle(rounds=10)
+        return script.checker.applied[script.checker.where[payload]].times
+
+    before = times(b"before")
+    for clock in script.clocks.values():
+        clock.wall_offset_ns = -YEAR_NS
+    after = times(b"after")
+    assert after.wall_ns >= before.wall_ns >= NOW_NS
+    assert after.wall_ns - before.wall_ns <= SECOND_NS
+    assert before.cluster_ns < after.cluster_ns < before.cluster_ns + SECOND_NS
+    assert script.groups[1].status().leads
 
 
 def test_log_that_is_kept_for_others_goes_when_its_space_is_needed() -> None:
