@@ -9,7 +9,7 @@ from tests.simulation.ports import MS_NS
 from tests.simulation.script import CONFIG, Script
 
 from nokv_replication import Committed, GroupConfig, Outcome, Role
-from nokv_replication.frames import TimeoutNow, Vote
+from nokv_replication.frames import PreVoteGranted, ProbeOk, TimeoutNow, Vote
 from nokv_replication.records import HardState
 
 SMALL = msgspec.structs.replace(
@@ -116,3 +116,116 @@ class TestVotes:
         script.crash(7, power=True)
         script.start(7)
         assert script.groups[7]._log.hard_state == HardState(2, 7)
+
+    def test_entries_taken_back_end_a_candidacy_first(self) -> None:
+        """A candidate goes back from four voters to five; a late vote for it counts no more."""
+        script = Script(5)
+        script.lead(1)
+        script.settle()
+        script.groups[1].remove_member(5, lambda _outcome: None)
+        script.step(1)
+        for node in (3, 4, 5):
+            script.isolate(node)
+        script.deliver(1, 2)  # in force at 1 and 2, and nowhere committed
+        assert script.groups[2]._configurations.voters == {1, 2, 3, 4}
+        script.isolate(2)
+        for one, other in ((3, 4), (4, 5), (3, 5)):
+            script.connect(one, other)
+        script.elect(3, 4, 5)
+        group = script.groups[2]
+        term = script.groups[3].status().term
+        stand(script, 2, term)
+        script.connect(2, 3)
+        script.connect(1, 2)
+        script.settle(2, 3, 4, 5, rounds=4)
+        assert group._configurations.voters == {1, 2, 3, 4, 5}
+        for voter in (1, 4, 5):
+            group._receiver.handle(voter, 1, Vote(term), group._now_ns)
+        assert script.role(2) == Role.FOLLOWER
+
+
+def stand(script: Script, node: int, term: int) -> None:
+    """Let a node that hears nobody become candidate of a term."""
+    group = script.groups[node]
+    group._receiver.stand_term = group._core.term()
+    group._core.expire_election()
+    script.step(node)
+    assert (script.role(node), group._core.term()) == (Role.CANDIDATE, term)
+
+
+class TestReads:
+    """Confirmations are a set: of the configuration in force, whenever they came."""
+
+    @staticmethod
+    def confirm(script: Script, *nodes: int) -> None:
+        """Let nodes confirm the newest round; no connection needs to have carried the probe."""
+        group = script.groups[1]
+        for node in nodes:
+            answer = ProbeOk(group._core.term(), group._reads._nonce)
+            group._receiver.handle(node, 1, answer, group._now_ns)
+
+    def test_of_a_voter_that_is_removed_in_the_round(self) -> None:
+        script = Script(5)
+        script.lead(1)
+        script.settle()
+        script.read(1)
+        self.confirm(script, 5)
+        script.groups[1].remove_member(5, lambda _outcome: None)
+        script.step(1)
+        assert script.groups[1]._configurations.voters == {1, 2, 3, 4}
+        self.confirm(script, 2)
+        script.step(1)
+        assert script.reads == [], "two of four are no majority"
+        self.confirm(script, 3)
+        script.step(1)
+        assert len(script.reads) == 1
+
+    def test_of_a_learner_that_is_promoted_in_the_round(self) -> None:
+        script = Script(3)
+        script.lead(1)
+        script.settle()
+        script.groups[1].add_member(script.join(4), lambda _outcome: None)
+        script.settle()
+        script.read(1)
+        self.confirm(script, 4)
+        script.groups[1].promote_member(4, lambda _outcome: None)
+        script.step(1)
+        assert script.groups[1]._configurations.quorum == 3
+        self.confirm(script, 2)
+        script.step(1)
+        assert script.reads == [], "what a learner said does not count once it is a voter"
+        self.confirm(script, 4)
+        script.step(1)
+        assert len(script.reads) == 1
+
+
+def test_pre_votes_of_nodes_that_are_no_voters_any_more_do_not_count() -> None:
+    script = Script(5)
+    script.lead(1)
+    script.settle()
+    script.isolate(2)
+    group = script.groups[2]
+    pre_votes, now_ns = group._pre_votes, group._now_ns + CONFIG.election_max_ns
+    question = pre_votes.next_round(now_ns)
+    assert question is not None
+    for voter in (4, 5):
+        granted = PreVoteGranted(question.term, question.round)
+        group._receiver.handle(voter, 1, granted, now_ns)
+    # As an image or an entry would change it: 5 is gone.
+    assert not pre_votes.won(frozenset({1, 2, 3, 4}), 3, now_ns)
+    assert pre_votes.won(frozenset({1, 2, 3, 4, 5}), 3, now_ns)
+
+
+def test_clocks_and_acknowledgements_go_with_their_node() -> None:
+    """A stamp needs a quorum's clocks, of voters; commit needs entries that voters hold."""
+    script = Script(5)
+    script.lead(1)
+    script.settle()
+    group = script.groups[1]
+    assert set(group._timekeeper._heard) == {2, 3, 4, 5}
+    assert group._core.match_index(5) > 0
+    group.remove_member(5, lambda _outcome: None)
+    script.step(1)
+    assert set(group._timekeeper._heard) == {2, 3, 4}
+    assert group._core.match_index(5) == 0
+    assert not group._peers[5].voter
