@@ -31,6 +31,21 @@ IMAGE = {
     "image: installed by a candidate": off(
         "image_receiver.py", "self._core.stand_down()", "pass", COUNTING
     ),
+    "counting: pre-votes of former voters": off(
+        "elections.py", "self._granted & voters", "self._granted", COUNTING
+    ),
+    "counting: confirmations of former voters": off(
+        "reads.py", "round_.confirmed & voters", "round_.confirmed", COUNTING
+    ),
+    "counting: confirmations of learners": off(
+        "receiver.py",
+        "if voter and self._core.is_leader() and body.term == self._core.term():",
+        "if self._core.is_leader() and body.term == self._core.term():",
+        COUNTING,
+    ),
+    "counting: clocks of former voters": off(
+        "membership.py", "self._timekeeper.keep(configurations.voters)", "pass", COUNTING
+    ),
     "image: a newer term not adopted": off(
         "image_receiver.py",
         "if offer.term > self._core.term() and not self._core.is_leader():",
