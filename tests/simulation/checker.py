@@ -106,6 +106,8 @@ class Checker:
         self.fingerprints: dict[int, bytes] = {}
         self.where: dict[bytes, int] = {}
         self.acked: dict[bytes, int] = {}
+        # Index to payloads and results told of an entry that nobody has applied as a whole yet.
+        self.told_early: dict[int, dict[bytes, bytes]] = {}
         self.refused: set[bytes] = set()
         self.unknown: set[bytes] = set()
         # Largest index that any client knows of: acknowledged or read.
@@ -393,6 +395,9 @@ class Checker:
                 message = f"{payload[:12]!r} applied twice or though refused, at {index}"
                 raise Violation(message)
             where[payload] = index
+        for payload, result in self.told_early.pop(index, {}).items():
+            holds = payload in payloads and results[payloads.index(payload)] == result
+            require(holds, f"{payload[:12]!r} is not what was told of it at {index}")
 
     def fingerprint(self, node: int, index: int, fingerprint: bytes) -> None:
         """Replicas at the same index have the same results behind them."""
@@ -408,9 +413,13 @@ class Checker:
         holds = payload not in self.acked and payload not in self.refused
         if isinstance(outcome, Committed):
             index = outcome.index
-            entry = self.applied[index]
-            holds = holds and self.where.get(payload) == index
-            holds = holds and entry.results[entry.payloads.index(payload)] == outcome.result
+            entry = self.applied.get(index)
+            if entry is None:  # a slice of apply ended within it
+                holds = holds and payload not in self.where and index in self.committed
+                self.told_early.setdefault(index, {})[payload] = outcome.result
+            else:
+                holds = holds and self.where.get(payload) == index
+                holds = holds and entry.results[entry.payloads.index(payload)] == outcome.result
             self.acked[payload] = index
             self.known_index = max(self.known_index, index)
         elif isinstance(outcome, OutcomeUnknown):
