@@ -1,4 +1,7 @@
-"""Backup and restore over real processes: the original goes on writing to the same bucket."""
+"""Backup and restore over real processes: the original goes on writing to the same bucket.
+
+Also: replicas that die while they are read, learners, and members of a restored cluster.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,35 @@ from pathlib import Path
 import pytest
 
 import nokv
-from nokv.errors import NokvError
+from nokv.backup import create
+from nokv.backup.create import create_backup
+from nokv.backup.format import Manifest
+from nokv.backup.manage import manifests
+from nokv.client.connect import Connecting
+from nokv.client.core import ClientConfig
+from nokv.client.fs import AsyncClient
+from nokv.errors import NokvError, Unavailable
+from nokv.server.datadir import read_identity
 from nokv.testing.cluster import LocalCluster
+from nokv.testing.evidence import compare_digests
+from nokv.testing.folder import NodePorts, Store
 from nokv.testing.ports import free_ports
+from nokv.testing.s3server import REGION, s3_server
 from nokv.types.limits import BLOCK_BYTES
+from nokv.types.reads import BackupRow, BackupsReply, ListBackups
+from nokv.types.values import Caller
+from nokv.wire.connection import RpcConnection
+from nokv.wire.rpc import ReadBackup, RequestBody, ResponseBody
 
 SETTINGS = {"worker.interval_ms": 100, "worker.grace_ms": 200, "worker.sweep_interval_ms": 300}
 PATIENCE_S = 60.0
+SHORT = ClientConfig(session_ttl_s=5.0)
+"""A restored cluster waits for as long as a session of the original may live."""
+
+
+def settings(cluster: LocalCluster) -> Path:
+    """Return a node's settings, which lead to the cluster's token."""
+    return cluster.folder.node_path(1) / "node.toml"
 
 
 def run(*arguments: str | Path, cluster: str = "") -> str:
@@ -51,7 +76,7 @@ def largest(store: Path) -> int:
 async def write(cluster: str, stop: asyncio.Event, rng: random.Random) -> int:
     """Overwrite and remove files until told to stop; return how often."""
     count = 0
-    async with nokv.connect(cluster) as fs:
+    async with nokv.connect(cluster, config=SHORT) as fs:
         while not stop.is_set():
             count += 1
             name = f"/busy-{rng.randrange(4)}"
@@ -72,13 +97,15 @@ async def wait_for(condition: object, what: str) -> None:
 class RestoredNode:
     """One node of a restored cluster."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "restored") -> None:
         peer, rpc, http = free_ports(3)
-        self.config = folder / "restored.toml"
+        self.config = folder / f"{name}.toml"
+        self.data_dir = folder / name
+        self.peer = f"127.0.0.1:{peer}"
         self.address = f"127.0.0.1:{rpc}"
-        self.log = folder / "restored.log"
+        self.log = folder / f"{name}.log"
         self.config.write_text(
-            f'data_dir = "restored"\n[peer]\nlisten = "127.0.0.1:{peer}"\n'
+            f'data_dir = "{name}"\n[peer]\nlisten = "{self.peer}"\n'
             f'[rpc]\nlisten = "{self.address}"\n[http]\nlisten = "127.0.0.1:{http}"\n'
             "[worker]\ninterval_ms = 100\ngrace_ms = 200\nsweep_interval_ms = 300\n"
         )
@@ -98,76 +125,266 @@ class RestoredNode:
             self.process.wait(30)
 
 
-@pytest.mark.parametrize("where", ["bucket", "file"])
-def test_restore_beside_the_original(tmp_path: Path, where: str) -> None:
-    restored = RestoredNode(tmp_path)
-    rng = random.Random(7)
-    bodies = {f"/kept-{size}": rng.randbytes(size) for size in (0, 10, 5000, 300_000, 9_000_000)}
-    with LocalCluster.start(settings=SETTINGS) as cluster:
-        store = cluster.folder.path / "store"
-        try:
-            asyncio.run(_restore_beside(cluster, restored, store, bodies, where, tmp_path))
-        finally:
-            restored.stop()
+# ---------------------------------------------------------------- beside the original
 
 
-async def _restore_beside(
-    cluster: LocalCluster,
-    restored: RestoredNode,
-    store: Path,
-    bodies: dict[str, bytes],
-    where: str,
-    tmp_path: Path,
-) -> None:
-    async with nokv.connect(cluster.addresses) as fs:
-        for name, body in bodies.items():
-            await fs.write_bytes(name, body)
-        stop = asyncio.Event()
-        writer = asyncio.create_task(write(cluster.addresses, stop, random.Random(1)))
-        path = tmp_path / "backup.nokv"
-        to = "bucket" if where == "bucket" else f"file:{path}"
-        create = ("backup", "create", "--name", "b1", "--to", to, "--json")
-        made = json.loads(await asyncio.to_thread(run, *create, cluster=cluster.addresses))
-        source = "b1" if where == "bucket" else f"file:{path}"
-        named = ("--store", f"local:{store}")
-        await asyncio.to_thread(run, "backup", "verify", source, *named)
-        # The original replaces and removes all of it, and collects what it may.
-        for number, name in enumerate(bodies):
-            if number % 2:
-                await fs.remove(name)
-            else:
-                await fs.write_bytes(name, b"x" * 200_000)
-        restore = ("backup", "restore", source, *named, "--config", restored.config)
-        found = json.loads(await asyncio.to_thread(run, *restore, "--silence", "1s", "--json"))
+class Beside:
+    """A cluster, its backup, and a cluster that is restored of it while it goes on."""
+
+    def __init__(self, cluster: LocalCluster, folder: Path, blocks: Path) -> None:
+        self.cluster = cluster
+        self.restored = RestoredNode(folder)
+        self.blocks = blocks
+        """Where the bucket's objects are as files."""
+        self.store: list[str] = ["--store", f"local:{blocks}"]
+        rng = random.Random(7)
+        sizes = (0, 10, 5000, 300_000, 9_000_000)
+        self.bodies = {f"/kept-{size}": rng.randbytes(size) for size in sizes}
+
+    async def nokv(self, *arguments: str | Path, cluster: str = "") -> str:
+        return await asyncio.to_thread(run, *arguments, cluster=cluster)
+
+    async def operate(self, *arguments: str) -> str:
+        """Run a command on the original, with its token."""
+        named = ("--config", settings(self.cluster))
+        return await self.nokv(*arguments, *named, cluster=self.cluster.addresses)
+
+    async def operate_copy(self, *arguments: str) -> str:
+        named = ("--config", self.restored.config)
+        return await self.nokv(*arguments, *named, cluster=self.restored.address)
+
+    async def back_up_and_restore(self) -> None:
+        async with as_operator(self.cluster) as fs:
+            for name, body in self.bodies.items():
+                await fs.write_bytes(name, body)
+            told = await make(fs, "b1")
+            # The original replaces and removes all of it, and collects what it may.
+            for number, name in enumerate(self.bodies):
+                if number % 2:
+                    await fs.remove(name)
+                else:
+                    await fs.write_bytes(name, b"x" * 200_000)
+        named = [*self.store, "--config", str(self.restored.config), "--silence", "1s", "--json"]
+        found = json.loads(await self.nokv("backup", "restore", "b1", *named))
         assert found["missing"] == []
-        assert found["version"] == made["version"]
-        restored.start()
-        await _compare(restored.address, bodies)
-        async with nokv.connect(restored.address) as copy:
+        assert found["version"] == told.head.version
+
+    async def write_to_both(self) -> None:
+        self.restored.start()
+        await _compare(self.restored.address, self.bodies)
+        async with nokv.connect(self.restored.address) as copy:
             await copy.write_bytes("/new", b"y" * 100_000)
             await copy.remove("/kept-9000000")
-        await fs.write_bytes("/new", b"z" * 100_000)
-        del bodies["/kept-9000000"]
-        await _compare(restored.address, bodies)
-        stop.set()
-        assert await writer > 0
+        async with nokv.connect(self.cluster.addresses) as fs:
+            await fs.write_bytes("/new", b"z" * 100_000)
+        del self.bodies["/kept-9000000"]
+        await _compare(self.restored.address, self.bodies)
         with pytest.raises(AssertionError, match="was restored from it"):
-            await asyncio.to_thread(run, "backup", "delete", "b1", cluster=cluster.addresses)
-        assert largest(store) == BLOCK_BYTES
-    # The original is gone; the copy takes the volume over and its collector works.
-    for node in cluster.nodes:
-        cluster.kill(node)
-    await asyncio.to_thread(run, "volume", "adopt", cluster=restored.address)
-    await asyncio.to_thread(run, "backup", "delete", "b1", cluster=restored.address)
-    await _compare(restored.address, bodies)
+            await self.operate("backup", "delete", "b1")
+        assert largest(self.blocks) == BLOCK_BYTES
 
-    async def collected() -> bool:
-        async with nokv.connect(restored.address) as copy:
-            await copy.write_bytes("/tick", b"")
-        return largest(store) < BLOCK_BYTES
+    async def adopt(self) -> None:
+        """The original is gone; the copy takes the volume over and its collector works."""
+        for node in self.cluster.nodes:
+            self.cluster.kill(node)
+        await self.operate_copy("volume", "adopt")
+        await self.operate_copy("backup", "delete", "b1")
+        await _compare(self.restored.address, self.bodies)
 
-    await wait_for(collected, "the end of the removed body's objects")
-    await _compare(restored.address, bodies)
+        async def collected() -> bool:
+            async with nokv.connect(self.restored.address) as copy:
+                await copy.write_bytes("/tick", b"")
+            return largest(self.blocks) < BLOCK_BYTES
+
+        await wait_for(collected, "the end of the removed body's objects")
+        await _compare(self.restored.address, self.bodies)
+
+    async def run(self) -> None:
+        stop = asyncio.Event()
+        writer = asyncio.create_task(write(self.cluster.addresses, stop, random.Random(1)))
+        try:
+            await self.back_up_and_restore()
+            await self.write_to_both()
+        finally:
+            stop.set()
+            assert await writer > 0
+        await self.adopt()
+
+
+def test_restore_beside_the_original(tmp_path: Path) -> None:
+    with LocalCluster.start(settings=SETTINGS) as cluster:
+        beside = Beside(cluster, tmp_path, cluster.folder.path / "store")
+        try:
+            asyncio.run(beside.run())
+        finally:
+            beside.restored.stop()
+
+
+@pytest.mark.s3
+def test_restore_beside_the_original_over_s3(tmp_path: Path) -> None:
+    (tmp_path / "s3").mkdir()
+    with s3_server(tmp_path / "s3") as server:
+        store = Store("s3", "bucket", server.endpoint, region=REGION)
+        with LocalCluster.start(1, store=store, settings=SETTINGS) as cluster:
+            beside = Beside(cluster, tmp_path, tmp_path / "s3" / "bucket")
+            beside.store = ["--store", "s3://bucket", "--endpoint", server.endpoint]
+            beside.store += ["--region", REGION]
+            try:
+                asyncio.run(beside.run())
+            finally:
+                beside.restored.stop()
+
+
+# ---------------------------------------------------------------- replicas that fail
+
+
+def as_operator(cluster: LocalCluster) -> Connecting:
+    token = read_identity(cluster.folder.node_path(1) / "data").cluster.worker_token
+    return nokv.connect(cluster.addresses, token=token, caller=Caller(), config=SHORT)
+
+
+async def rows_of(fs: AsyncClient) -> tuple[BackupRow, ...]:
+    reply = await fs.core.read(ListBackups())
+    assert isinstance(reply, BackupsReply)
+    return reply.rows
+
+
+async def make(fs: AsyncClient, name: str, to: Path | None = None) -> Manifest:
+    store = await fs.core.object_store()
+    return await create_backup(fs.core, store, name=name, keep_ns=10**15, to=to)
+
+
+async def add_learner(cluster: LocalCluster) -> int:
+    node = max(cluster.nodes) + 1
+    member = NodePorts(node, *free_ports(3))
+    incarnation = cluster.folder.add(member)
+    cluster.start_node(node)
+    async with cluster.admin() as admin:
+        await admin.add(node, incarnation, member.peer_address, member.rpc_address)
+
+        async def heard() -> bool:
+            peers = (await admin.status()).peers
+            return any(one.node == node and one.connected and not one.lag_entries for one in peers)
+
+        await wait_for(heard, "the learner's acknowledgement")
+    return node
+
+
+LIST = ("backup", "list", "--json")
+
+
+@pytest.mark.allow_logs("backup (b|never) at node")
+def test_a_replica_that_dies_costs_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner is asked first and killed, then all are cut off: a typed error, and no hold."""
+    own = RpcConnection.call
+    asked: list[int] = []
+
+    async def main(cluster: LocalCluster) -> None:
+        learner = await add_learner(cluster)
+
+        async def call(
+            self: RpcConnection, body: RequestBody, *, timeout_s: float = 30.0
+        ) -> ResponseBody:
+            if isinstance(body, ReadBackup):
+                if not asked:
+                    cluster.kill(self.hello.node)
+                elif asked[0] != learner:
+                    self.abort()
+                asked.append(self.hello.node)
+            return await own(self, body, timeout_s=timeout_s)
+
+        async with as_operator(cluster) as fs:
+            store = await fs.core.object_store()
+            await fs.write_bytes("/f", b"x" * 10_000)
+            monkeypatch.setattr(RpcConnection, "call", call)
+            await make(fs, "b")
+            assert asked[0] == learner
+            assert len(set(asked)) == 2
+            assert [one.head.name for one in await manifests(store)] == ["b"]
+            lost, kept = await rows_of(fs)
+            assert (lost.node, lost.complete, bool(lost.ended_cluster_ns)) == (learner, False, True)
+            assert (kept.node, kept.complete, kept.ended_cluster_ns) == (asked[1], True, 0)
+            asked[:] = [0]
+            with pytest.raises(Unavailable):
+                await make(fs, "never")
+            assert len(set(asked)) == 1 + create.TRIES_MAX
+            assert [one.head.name for one in await manifests(store)] == ["b"]
+
+            async def released() -> bool:
+                await fs.write_bytes("/tick", b"")
+                return [row.name for row in await rows_of(fs)] == ["b"]
+
+            await wait_for(released, "the end of the holds")
+
+    def by_hand(cluster: LocalCluster) -> None:
+        """The same cluster, a node short, at the command line."""
+        at, named = cluster.addresses, ("--config", settings(cluster))
+        path = tmp_path / "by-hand.nokv"
+        run("backup", "verify", "b", "--store", f"local:{cluster.folder.path / 'store'}")
+        told = run("backup", "create", "--to", f"file:{path}", "--json", *named, cluster=at)
+        made = json.loads(told)
+        run("backup", "verify", f"file:{path}")
+        rows = [json.loads(line) for line in run(*LIST, cluster=at).splitlines()]
+        states = [(row["name"], row["state"]) for row in rows]
+        assert states == [("b", "complete"), (made["name"], "complete")]
+        assert rows[1]["size_bytes"] == path.stat().st_size
+        run("backup", "delete", "b", *named, cluster=at)
+        assert '"complete"' in run(*LIST, cluster=at)
+        with pytest.raises(AssertionError, match="no backup is named"):
+            run("backup", "delete", "absent", *named, cluster=at)
+
+    with LocalCluster.start(directory=tmp_path / "c", settings=SETTINGS) as cluster:
+        asyncio.run(main(cluster))
+        by_hand(cluster)
+
+
+# ---------------------------------------------------------------- members of a restored cluster
+
+
+def test_a_member_joins_a_restored_cluster(tmp_path: Path) -> None:
+    """It has to take an image: the log begins behind the backup."""
+    first, second = RestoredNode(tmp_path), RestoredNode(tmp_path, "second")
+    with LocalCluster.start(1, settings=SETTINGS) as cluster:
+        asyncio.run(fill(cluster, tmp_path / "b"))
+        named = ("--config", first.config, "--silence", "1s")
+        run("backup", "restore", f"file:{tmp_path / 'b'}", *named, "--join-file", tmp_path / "join")
+        try:
+            first.start()
+            run("init", "--config", second.config, "--join", tmp_path / "join", "--node", "2")
+            second.start()
+            incarnation = read_identity(second.data_dir).incarnation
+            asyncio.run(_compare(first.address, {"/f1": b"1" * 6000}))
+            place = ("--peer", second.peer, "--rpc", second.address, "--config", first.config)
+            number = ("--incarnation", str(incarnation))
+            run("member", "add", "2", *number, *place, "--wait", cluster=first.address)
+            asyncio.run(_compare(second.address, {"/f2": b"2" * 6000}))
+            asyncio.run(equal({1: first.address, 2: second.address}))
+        finally:
+            second.stop()
+            first.stop()
+    assert "a state image is installed" in second.log.read_text()
+
+
+async def fill(cluster: LocalCluster, backup: Path) -> None:
+    async with as_operator(cluster) as fs:
+        for number in range(30):
+            await fs.write_bytes(f"/f{number}", str(number).encode() * 6000)
+        await make(fs, "b", backup)
+
+
+async def equal(addresses: dict[int, str]) -> None:
+    async def leads() -> bool:
+        for address in addresses.values():
+            try:
+                replies = await compare_digests(address, addresses)
+            except NokvError:
+                continue
+            return len({one.digest for one in replies.values()}) == 1 and len(replies) == 2
+        return False
+
+    await wait_for(leads, "equal digests")
 
 
 async def _compare(address: str, bodies: dict[str, bytes]) -> None:

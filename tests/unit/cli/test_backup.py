@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -95,8 +96,8 @@ def test_a_damaged_one_is_refused(
         (part,) = (folder / "store").rglob("*part-00000000*")
     damage(folder / FILE if where == "file" else part, how)
     source = f"file:{FILE}" if where == "file" else "b"
-    for code in (verify, restore):
-        assert (code(source, "--store", "local:store") if code is verify else code(source)) == 1
+    for code in (partial(verify, source, "--store", "local:store"), partial(restore, source)):
+        assert code() == 1
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("nokv: ")
