@@ -361,6 +361,8 @@ def test_a_member_joins_a_restored_cluster(tmp_path: Path) -> None:
             run("member", "add", "2", *number, *place, "--wait", cluster=first.address)
             asyncio.run(_compare(second.address, {"/f2": b"2" * 6000}))
             asyncio.run(equal({1: first.address, 2: second.address}))
+            with pytest.raises(AssertionError, match="token is wrong"):
+                run("backup", "create", "--config", settings(cluster), cluster=first.address)
         finally:
             second.stop()
             first.stop()

@@ -21,6 +21,7 @@ from nokv.errors import (
     BadRequest,
     ConfigError,
     DeadlineExceeded,
+    Forbidden,
     InvalidArgument,
     NokvError,
     NotLeader,
@@ -142,6 +143,7 @@ class Router:
         Raises:
             Unavailable: none answered in time; the message has each node's reason.
             WrongCluster: a node answered and belongs to another cluster.
+            Forbidden: the token is not the cluster's.
         """
         loop = asyncio.get_running_loop()
         self._watch = loop.create_task(self._ping_forever(), name="nokv-router-watch")
@@ -271,7 +273,7 @@ class Router:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         errors = [result for result in results if isinstance(result, NokvError)]
         for error in errors:
-            if isinstance(error, WrongCluster | BadRequest) and self.volume is None:
+            if isinstance(error, WrongCluster | BadRequest | Forbidden) and self.volume is None:
                 raise error
         return list(errors)
 

@@ -1,6 +1,7 @@
 """A node's data directory: who the node is, on disk, and the lock that only one process holds.
 
-node.json       the identity, written last: without it the directory is not initialised
+node.json       the identity, written last: without it the directory is not initialised;
+                `node.json.restoring` until a restore has ended
 lock            flock(2)ed by the shard process while it runs
 shard-0/log     the replicated log
 shard-0/state   the LMDB environment
