@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -348,6 +349,7 @@ def test_a_member_joins_a_restored_cluster(tmp_path: Path) -> None:
     first, second = RestoredNode(tmp_path), RestoredNode(tmp_path, "second")
     with LocalCluster.start(1, settings=SETTINGS) as cluster:
         asyncio.run(fill(cluster, tmp_path / "b"))
+        lists_what_is_missing(tmp_path, cluster.folder.path / "store")
         named = ("--config", first.config, "--silence", "1s")
         run("backup", "restore", f"file:{tmp_path / 'b'}", *named, "--join-file", tmp_path / "join")
         try:
@@ -374,6 +376,18 @@ async def fill(cluster: LocalCluster, backup: Path) -> None:
         for number in range(30):
             await fs.write_bytes(f"/f{number}", str(number).encode() * 6000)
         await make(fs, "b", backup)
+
+
+def lists_what_is_missing(folder: Path, store: Path) -> None:
+    """A restore beside a bucket that lacks a body ends with 1 and names the body."""
+    less = folder / "less"
+    shutil.copytree(store, less)
+    next(path for path in sorted((less / "blocks").rglob("*")) if path.is_file()).unlink()
+    node = RestoredNode(folder, "third")
+    named = ("--config", node.config, "--store", f"local:{less}")
+    with pytest.raises(AssertionError, match=r"missing: inode \d+, chunk 0: blocks/"):
+        run("backup", "restore", f"file:{folder / 'b'}", *named)
+    assert node.data_dir.joinpath("node.json").exists()
 
 
 async def equal(addresses: dict[int, str]) -> None:

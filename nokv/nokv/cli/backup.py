@@ -286,6 +286,7 @@ async def _restored(options: argparse.Namespace) -> int:
             )
         finally:
             await store.close()
+    volume = made.identity.cluster.volume.volume
     if options.json:
         output.line(
             {
@@ -293,7 +294,7 @@ async def _restored(options: argparse.Namespace) -> int:
                 "version": made.version,
                 "files": made.files,
                 "missing": [
-                    {"inode": one.inode, "chunk": one.chunk, "object": list(one.object)}
+                    {"inode": one.inode, "chunk": one.chunk, "object": one.name(volume)}
                     for one in made.missing
                 ],
             }
@@ -301,6 +302,6 @@ async def _restored(options: argparse.Namespace) -> int:
     else:
         print(f"cluster {made.identity.cluster.cluster} has version {made.version} of the volume")
         for one in made.missing:
-            print(f"missing: inode {one.inode}, chunk {one.chunk}, object {one.object}")
+            print(f"missing: inode {one.inode}, chunk {one.chunk}: {one.name(volume)}")
         print("it deletes nothing from the bucket until: nokv volume adopt")
     return EXIT_FAILED if made.missing else 0

@@ -16,8 +16,9 @@ import msgspec
 
 from nokv.errors import InvalidArgument
 from nokv.kv.lmdb_store import LmdbKV
-from nokv.objects.layout import ObjectName, parse_name, volume_prefix
+from nokv.objects.layout import ObjectName, format_name, parse_name, volume_prefix
 from nokv.objects.port import ObjectStore
+from nokv.server.datadir import SHARD
 from nokv.state import keys
 from nokv.state.families import Family
 from nokv.state.port import KV
@@ -39,6 +40,10 @@ class Missing(msgspec.Struct, frozen=True):
     chunk: int
     object: tuple[int, int, int, int, int]
     """Session, upload, chunk, block, piece: what the object's name says."""
+
+    def name(self, volume: str) -> str:
+        """Return the object's name in the store of a volume."""
+        return format_name(ObjectName(volume, SHARD, *self.object))
 
 
 async def fsck(

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.state.bodies import Files, stored
 from tests.unit.state.shard import VOLUME, at
 
-from nokv.objects.layout import ObjectName, format_name, volume_prefix
+from nokv.objects.layout import volume_prefix
 from nokv.objects.memory import MemoryStore
 from nokv.server import fsck as checking
 from nokv.server.fsck import Missing, fsck
@@ -35,7 +35,7 @@ def test_what_is_not_there_is_listed(
     missing, count = run(files, store, tmp_path)
     assert len({one.object for one in missing}) == len(missing) == 20
     assert count >= 20
-    names = [format_name(ObjectName(VOLUME.volume, 0, *one.object)) for one in missing]
+    names = [one.name(VOLUME.volume) for one in missing]
 
     async def fill() -> None:
         await store.put(volume_prefix(VOLUME.volume) + "stray", b"x")
