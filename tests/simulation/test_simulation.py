@@ -41,6 +41,7 @@ ONCE_FOUND = {
     2038: "a leader whose quorum's clocks left with removed members asked for step after step",
     5121: "a process in a slow sync was stepped again and again, its clock ran ahead",
     3014: "a learner that held nothing was promoted; it did not vote, and the group was stuck",
+    400041: "two votes of two terms in one step, and two segments filled after them",
     0: "two votes of two terms in one step, both durable",
 }
 
