@@ -431,6 +431,8 @@ class Router:
                 self.doubt(connection, error)
                 pause = backoff_s(attempt, self._rng)
                 if loop.time() + pause >= end:
+                    if isinstance(error, NotLeader):
+                        raise Unavailable(f"no node leads after {timeout_s:g} s") from None
                     raise
                 attempt += 1
                 await asyncio.sleep(pause)
