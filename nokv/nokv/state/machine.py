@@ -341,11 +341,21 @@ class StateMachine:
     def read(self, caller: Caller, request: Read) -> tuple[int, ReadValue]:
         """Answer a read at the present state (or the pin that it names), with the version.
 
-        Raises the typed errors of docs/namespace.md.
+        Raises the typed errors of docs/namespace.md, and StoreFailed for a stored record that does
+        not decode: what else of this copy is damaged, nobody knows.
         """
         assert not self._busy, "a read inside an entry"
         dispatch.check_caller(caller)
-        return self._counters.version, reads.run(self._txn, caller, request)
+        try:
+            value = reads.run(self._txn, caller, request)
+        except msgspec.DecodeError as error:
+            message = (
+                f"a stored record does not decode ({error}): this node's state is damaged. Keep"
+                " the directory, and the node stopped; the others go on while they are a"
+                " majority (docs/operations.md: A lost node)"
+            )
+            raise StoreFailed(message) from error
+        return self._counters.version, value
 
     def pending_work(self) -> bool:
         """Whether a `Reap` would find something to do."""

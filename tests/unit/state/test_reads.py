@@ -17,8 +17,10 @@ from nokv.errors import (
     PermissionDenied,
     VersionNotPinned,
 )
+from nokv.state.families import Family
 from nokv.state.machine import StateMachine
 from nokv.state.memory import MemoryKV
+from nokv.state.port import StoreFailed
 from nokv.types.commands import (
     BulkCreate,
     Create,
@@ -52,6 +54,15 @@ from nokv.types.reads import (
     VolumeReply,
 )
 from nokv.types.values import At, Caller
+
+
+def test_a_record_that_does_not_decode_is_damage_of_the_store() -> None:
+    shard = Shard()
+    shard.create("f")
+    ((key, _),) = shard.kv.scan(Family.DENTRY, b"", b"\xff" * 32)
+    shard.kv.write(Family.DENTRY, [(key, b"\xc1")])
+    with pytest.raises(StoreFailed, match="A lost node"):
+        shard.stat("f")
 
 
 @pytest.fixture
