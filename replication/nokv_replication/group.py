@@ -472,6 +472,7 @@ class Group(Membership):
             else:
                 self._core.disconnected(peer)
                 self._peers[peer].forget_inflight()
+                self._reads.forget(peer)
         self._inbox_bytes.clear()
         self._peers.sweep()
 

@@ -89,6 +89,19 @@ class Reads:
 
     # ------------------------------------------------------------------ leader
 
+    def forget(self, peer: int) -> None:
+        """Drop what `peer` asked or was asked over a connection that is gone.
+
+        Its next process counts its questions from one again: an answer to this one's would be
+        taken for the answer to a later question, and be stale.
+        """
+        for remote in (self._arrived_remote, *(round_.remote for round_ in self._rounds.values())):
+            kept = [question for question in remote if question[0] != peer]
+            self._remote_count -= len(remote) - len(kept)
+            remote[:] = kept
+        for nonce in [n for n, asked in self._asked.items() if asked.leader == peer]:
+            self._fail(self._asked.pop(nonce).reads, NotLeader(None))
+
     def start_round(self, term: int, commit_index: int, peers: list[int], now_ns: int) -> None:
         """Probe for all that arrived; `commit_index` is taken now, after they did (rule 2)."""
         self._nonce += 1

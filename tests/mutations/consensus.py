@@ -207,6 +207,9 @@ READS = {
         THESIS,
         GOLDEN,
     ),
+    "read: a question ends with its connection": off(
+        "group.py", "self._reads.forget(peer)", "pass", THESIS
+    ),
     "read rule 5: applied before served": off(
         "reads.py", "return applied_index >= index", "return True", THESIS, RANDOM
     ),

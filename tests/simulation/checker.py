@@ -114,12 +114,16 @@ class Checker:
         self.known_index = 0
         self.reads = 0
         self.replicas: dict[int, Replica] = {}
+        # What each node held on the disks it lost: a leader may count what they acknowledged.
+        self.lost: dict[int, list[Replica]] = {}
 
     # ------------------------------------------------------------------ processes
 
     def forget(self, node: int) -> None:
         """The node lost its disk and everything it promised with it."""
-        self.replicas.pop(node, None)
+        replica = self.replicas.pop(node, None)
+        if replica is not None:
+            self.lost.setdefault(node, []).append(replica)
 
     def started(self, node: int, group: Group) -> None:
         """A process opened its log and machine: nothing it promised may be missing."""
@@ -301,9 +305,15 @@ class Checker:
         holders = [
             voter
             for voter in configuration.voters
-            if (replica := self.replicas.get(voter)) is not None
-            and replica.synced >= commit
-            and replica.terms.get(commit) in (term, None)
+            if (
+                (replica := self.replicas.get(voter)) is not None
+                and replica.synced >= commit
+                and replica.terms.get(commit) in (term, None)
+            )
+            or any(
+                replica.synced >= commit and replica.terms.get(commit) == term
+                for replica in self.lost.get(voter, ())
+            )
         ]
         require(
             2 * len(holders) > len(configuration.voters),

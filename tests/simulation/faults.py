@@ -228,7 +228,9 @@ class Faults:
             return False
         self.simulation.crash(node, power=True)
         self.simulation.atlas.lose(node.node, "disk lost")
-        if self.rng.random() < 0.5:
+        # The only first member would found anew, which in life is another cluster.
+        founds_alone = not node.joins and len(self.simulation.addresses) == 1
+        if self.rng.random() < 0.5 and not founds_alone:
             self.simulation.wipe(node)
             self.simulation.restart_later(node)
         else:

@@ -43,6 +43,9 @@ ONCE_FOUND = {
     3014: "a learner that held nothing was promoted; it did not vote, and the group was stuck",
     400041: "two votes of two terms in one step, and two segments filled after them",
     0: "two votes of two terms in one step, both durable",
+    261: "a leader counted what a disk that was lost since had acknowledged",
+    1000623: "the only first member came back with an empty disk and founded again",
+    1001291: "an answer to a question of a reader's process before: a stale read",
 }
 
 
