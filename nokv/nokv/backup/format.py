@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, Final
 
 import crc32c
 import msgspec
 
 from nokv.errors import BackupDamaged
-from nokv.kv.errors import ImageDamaged
+from nokv.kv.errors import ImageDamaged, ImageNewer
 from nokv.kv.image import read_pieces
 from nokv.types.values import Volume
 
@@ -94,6 +95,19 @@ def read_head(stream: BinaryIO) -> Head:
     if head.format != FORMAT:
         raise BackupDamaged(f"it has format {head.format}; this build reads {FORMAT}")
     return head
+
+
+@contextmanager
+def naming_damage(stream: BinaryIO, name: str) -> Iterator[None]:
+    """Name the backup, and the byte before which it is damaged, in what is raised while it is read.
+
+    Raises BackupDamaged for itself, ImageDamaged and ImageNewer.
+    """
+    try:
+        yield
+    except (BackupDamaged, ImageDamaged, ImageNewer) as error:
+        reason = error.message if isinstance(error, BackupDamaged) else str(error)
+        raise BackupDamaged(f"{name}, before byte {stream.tell()}: {reason}") from error
 
 
 def pieces_of(stream: BinaryIO) -> Iterator[bytes]:

@@ -11,9 +11,18 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from nokv.backup.format import MANIFEST, MARK, Head, Manifest, pieces_of, place, place_of, read_head
+from nokv.backup.format import (
+    MANIFEST,
+    MARK,
+    Head,
+    Manifest,
+    naming_damage,
+    pieces_of,
+    place,
+    place_of,
+    read_head,
+)
 from nokv.errors import BackupDamaged, BackupGone, NotPermitted, ObjectMissing, ObjectStoreError
-from nokv.kv.errors import ImageDamaged, ImageNewer
 from nokv.kv.image import ImageInfo, verify_image
 from nokv.objects.port import DELETE_NAMES_MAX, ObjectStore
 from nokv.types.reads import BackupRow
@@ -57,12 +66,13 @@ async def fetch(store: ObjectStore, manifest: Manifest, to: BinaryIO) -> None:
     """Copy a backup's parts into a file, one in memory at a time. Raises BackupDamaged."""
     prefix = place(manifest.head)
     for number, length in enumerate(manifest.parts):
+        name = f"{prefix}part-{number:08x}"
         try:
-            data = await store.get(f"{prefix}part-{number:08x}")
+            data = await store.get(name)
         except ObjectMissing as error:
-            raise BackupDamaged(f"part {number} is missing") from error
+            raise BackupDamaged(f"{name} is missing") from error
         if len(data) != length:
-            raise BackupDamaged(f"part {number} has {len(data)} bytes instead of {length}")
+            raise BackupDamaged(f"{name} has {len(data)} bytes instead of {length}")
         to.write(data)
     to.flush()
     to.seek(0)
@@ -106,13 +116,11 @@ async def check_unmarked(store: ObjectStore, where: str, gone: frozenset[str]) -
         raise NotPermitted(message, hint="if it is gone for good, say --gone CLUSTER")
 
 
-def verify_stream(stream: BinaryIO) -> tuple[Head, ImageInfo]:
-    """Read all of a backup and check every digest. Raises BackupDamaged."""
-    head = read_head(stream)
-    try:
+def verify_stream(stream: BinaryIO, name: str = "the backup") -> tuple[Head, ImageInfo]:
+    """Read all of a backup and check every digest. Raises BackupDamaged, which names it."""
+    with naming_damage(stream, name):
+        head = read_head(stream)
         info = verify_image(pieces_of(stream))
-    except (ImageDamaged, ImageNewer) as error:
-        raise BackupDamaged(str(error)) from error
-    if (info.header.version, info.header.index) != (head.version, head.index):
-        raise BackupDamaged("its head is another backup's")
+        if (info.header.version, info.header.index) != (head.version, head.index):
+            raise BackupDamaged("its head is another backup's")
     return head, info

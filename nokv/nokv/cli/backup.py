@@ -8,12 +8,12 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
-from nokv.cli.client import add_config, with_client
+from nokv.cli.client import add_config, cluster_of, with_client
 from nokv.cli.main import EXIT_FAILED, add_cluster
-from nokv.errors import BackupDamaged, BackupGone, UsageError
+from nokv.errors import BackupDamaged, BackupGone, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from nokv.backup.format import Manifest
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nokv.objects.port import ObjectStore
     from nokv.types.reads import BackupRow, BackupsReply
 
+KNOWN_MAX: Final = 8
+"""Backups that an error names at most, the latest."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -204,6 +206,30 @@ def _open_store(options: argparse.Namespace) -> ObjectStore:
     return open_store(parse_store(options.store, options.endpoint, options.region))
 
 
+async def _store_of(options: argparse.Namespace) -> ObjectStore:
+    """Return the store that a backup named by its name is in: as given, or the cluster's volume's.
+
+    Raises:
+        UsageError: none is given, and no cluster could say.
+    """
+    if options.store:
+        return _open_store(options)
+    hint = "give where it is: --store s3://bucket/prefix, or file:PATH instead of its name"
+    message = f"{options.source} is a backup by its name, and no store is given"
+    if options.run is not _verify:  # a restore is for when there is no cluster to ask
+        raise UsageError(message, hint=hint)
+    from nokv.client.connect import connect
+    from nokv.client.core import ClientConfig
+    from nokv.objects.open import open_store
+
+    try:
+        cluster = cluster_of(options)
+    except ConfigError:
+        raise UsageError(message, hint=f"{hint}; or a cluster: --cluster") from None
+    async with connect(cluster, config=ClientConfig(deadline_s=options.timeout)) as fs:
+        return open_store(fs.volume)
+
+
 async def _fetched(options: argparse.Namespace, scratch: Path) -> tuple[Path, ObjectStore | None]:
     """Return the backup as a local file, and the store it came from if it came from one."""
     from nokv.backup.manage import fetch, manifests
@@ -211,15 +237,17 @@ async def _fetched(options: argparse.Namespace, scratch: Path) -> tuple[Path, Ob
     path = _file_of(options.source)
     if path is not None:
         return path, None
-    if not options.store:
-        raise UsageError("a backup by its name, and no store", hint="--store s3://bucket/prefix")
-    store = _open_store(options)
+    store = await _store_of(options)
     try:
-        found = [one for one in await manifests(store) if one.head.name == options.source]
+        everything = await manifests(store)
+        found = [one for one in everything if one.head.name == options.source]
         if not found:
-            raise BackupGone(f"no complete backup is named {options.source}")
+            known = ", ".join(one.head.name for one in everything[-KNOWN_MAX:])
+            hint = f"complete there: {known}" if known else "no complete backup is there"
+            raise BackupGone(f"no complete backup is named {options.source}", hint=hint)
         if not found[-1].parts:
-            raise BackupGone(f"backup {options.source} is in {found[-1].where}")
+            message = f"backup {options.source} is in {found[-1].where}"
+            raise BackupGone(message, hint="name that instead of its name, where the file is")
         local = scratch / "backup"
         with local.open("wb") as stream:
             await fetch(store, found[-1], stream)
@@ -243,7 +271,7 @@ async def _verified(options: argparse.Namespace) -> int:
             if store is not None:
                 await store.close()
             with path.open("rb") as stream:
-                head, info = verify_stream(stream)
+                head, info = verify_stream(stream, options.source)
         except BackupDamaged as error:
             complain(error)
             return EXIT_FAILED
@@ -270,7 +298,7 @@ async def _restored(options: argparse.Namespace) -> int:
             raise BackupGone(f"no file {path}")
         if store is None:
             with path.open("rb") as stream:
-                head, _ = verify_stream(stream)
+                head, _ = verify_stream(stream, options.source)
             store = _open_store(options) if options.store else open_store(head.volume)
         try:
             made = await restore(

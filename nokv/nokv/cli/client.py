@@ -22,7 +22,8 @@ Work = Callable[["AsyncClient", argparse.Namespace], Awaitable[int]]
 
 
 def cluster_of(options: argparse.Namespace) -> str:
-    """Return the cluster's addresses: --cluster, NOKV_CLUSTER, or the local one that `up` made.
+    """Return the cluster's addresses: --cluster, NOKV_CLUSTER, the node that --config names, or the
+    local cluster that `up` made.
 
     Raises:
         ConfigError: none is named.
@@ -30,6 +31,12 @@ def cluster_of(options: argparse.Namespace) -> str:
     named: str = options.cluster or os.environ.get("NOKV_CLUSTER", "")
     if named:
         return named
+    settings: Path | None = getattr(options, "config", None)
+    if settings is not None:
+        from nokv.server.config import load
+
+        rpc = load(settings).rpc
+        return rpc.advertise or rpc.listen
     from nokv.cli.local import default_folder
     from nokv.testing.folder import ClusterFolder
 
@@ -51,8 +58,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="a node's settings: its data directory has the cluster's token (default: node.toml, "
-        "or the cluster that nokv up started)",
+        help="a node's settings: its data directory has the cluster's token, and without --cluster "
+        "it is that node which is asked (default: node.toml, or the cluster that nokv up started)",
     )
 
 

@@ -109,8 +109,12 @@ def _disks(seen: list[Seen]) -> list[Finding]:
     for one in seen:
         if one.status is None or one.free_bytes is None:
             unknown += 1
+        elif one.lacks_space:
+            advice = "free disk there: growing commands are refused while too few nodes have space"
+            text = f"{output.size(one.free_bytes)} free for metadata; {one.lacks_space}"
+            found.append(Finding("failure", f"node {one.status.node}", text, advice))
         elif one.free_bytes < FREE_BYTES_MIN:
-            advice = "free disk there: below its reserve growing commands are refused"
+            advice = "free disk there, before it falls below the node's reserve"
             text = f"{output.size(one.free_bytes)} free for metadata"
             found.append(Finding("warning", f"node {one.status.node}", text, advice))
         if one.status is not None and one.status.slow_disk:

@@ -31,6 +31,10 @@ def add_member(parser: argparse.ArgumentParser) -> None:
 
     listed = actions.add_parser("list", help="show the members and how far each of them is")
     add_cluster(listed)
+    listed.add_argument(
+        "--config", type=Path, default=None, metavar="FILE",
+        help="a node's settings: without --cluster it is that node which is asked",
+    )  # fmt: skip
     listed.add_argument("--json", action="store_true", help="one JSON object a member, one a line")
     listed.set_defaults(run=_admin(_list))
 

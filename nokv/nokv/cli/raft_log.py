@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 EXIT_TORN: Final = 1
 EXIT_DAMAGED: Final = 2
 
-_PATH: Final[dict[str, Any]] = {
-    "type": Path,
-    "default": Path("node.toml"),
-    "metavar": "DATA_DIR|CONFIG",
-    "help": "the node's data directory or its settings (default: node.toml)",
-}
-
 _ENTRY: Final = re.compile(r"(\d{1,19}):([0-9a-f]{8})")
 _INDEXED: Final = frozenset({"entry", "truncate", "install"})
 
@@ -53,7 +46,7 @@ def add_raft_log(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(run=_verify)
     skip = actions.add_parser("skip", help="have the node pass over an entry nothing can apply")
     skip.add_argument("index", type=int, metavar="INDEX", help="the entry's index")
-    skip.add_argument("--config", **_PATH, dest="path")
+    _add_path(skip)
     skip.add_argument(
         "--entry",
         metavar="TERM:CRC",
@@ -69,7 +62,14 @@ def add_raft_log(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_path(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", nargs="?", **_PATH)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "path", nargs="?", type=Path, default=None, metavar="DATA_DIR|CONFIG",
+        help="the node's data directory or its settings (default: node.toml)",
+    )
+    either.add_argument(
+        "--config", type=Path, default=None, metavar="FILE", help="the same, as an option"
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the directory
@@ -88,7 +88,7 @@ def data_directory(path: Path) -> Path:
 
 
 @contextmanager
-def _stopped(path: Path) -> Iterator[tuple[Path, NodeFile, OsDisk]]:
+def _stopped(options: argparse.Namespace) -> Iterator[tuple[Path, NodeFile, OsDisk]]:
     """Hold a stopped node's directory: its path, its identity, and the disk of its log.
 
     Errors of the log leave as `NokvError`s.
@@ -97,7 +97,7 @@ def _stopped(path: Path) -> Iterator[tuple[Path, NodeFile, OsDisk]]:
     from nokv_replication import ReplicationError
     from nokv_replication.disk import OsDisk
 
-    data_dir = data_directory(path)
+    data_dir = data_directory(options.path or options.config or Path("node.toml"))
     identity = read_identity(data_dir)
     folder = log_path(data_dir)
     if not folder.is_dir():
@@ -152,7 +152,7 @@ def _dump(options: argparse.Namespace) -> int:
 
     whole = not options.first and options.last is None
     last = options.last if options.last is not None else sys.maxsize
-    with _stopped(options.path) as (_, _, disk):
+    with _stopped(options) as (_, _, disk):
         for line in logtool.dump(disk):
             if line.kind in _INDEXED:
                 if not options.first <= line.index <= last:
@@ -223,7 +223,7 @@ def _verify(options: argparse.Namespace) -> int:
     from nokv.server.datadir import replication_identity
     from nokv_replication import DiskFailed, LogDamaged, StartRefused, logtool, skips
 
-    with _stopped(options.path) as (data_dir, node, disk):
+    with _stopped(options) as (data_dir, node, disk):
         try:
             report = logtool.examine(disk, replication_identity(node))
             skipped = skips.load(disk, node.cluster.cluster)
@@ -324,7 +324,7 @@ def _skip(options: argparse.Namespace) -> int:
     from nokv_replication import logtool, skips
 
     given = _given(options.index, options.entry)
-    with _stopped(options.path) as (data_dir, node, disk):
+    with _stopped(options) as (data_dir, node, disk):
         cluster = node.cluster.cluster
         applied, pending = _position(data_dir), skips.load(disk, cluster)
         if options.remove:
@@ -358,7 +358,7 @@ def _given(index: int, text: str | None) -> Skip | None:
 def _skips(options: argparse.Namespace) -> int:
     from nokv_replication import skips
 
-    with _stopped(options.path) as (data_dir, node, disk):
+    with _stopped(options) as (data_dir, node, disk):
         applied = _position(data_dir)
         every = skips.merged(applied.skips, skips.load(disk, node.cluster.cluster))
     for skip in every:

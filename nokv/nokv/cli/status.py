@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     skew_ns: int = 0
     """How far the node's clock is ahead of this machine's, ns; half a round trip uncertain."""
     trouble: str = ""
-    """Why the node is not ready, in its own words where they could be had; empty: it is."""
+    """Why the node is not ready, in its own words where it has any; empty: it is."""
 
     @property
     def free_bytes(self) -> int | None:
@@ -42,6 +42,20 @@ class Seen(NamedTuple):
         if self.status is None or (self.trouble and not self.status.free_bytes):
             return None
         return self.status.free_bytes
+
+    @property
+    def lacks_space(self) -> str:
+        """What the node's lack of space means, or empty. It may well be ready to be asked."""
+        status, free_bytes = self.status, self.free_bytes
+        if status is None or free_bytes is None:
+            return ""
+        found = ""
+        if free_bytes < status.reserve_bytes:
+            found = f"no space: less than its reserve of {output.size(status.reserve_bytes)} is free"
+        if status.refuses_growth:
+            found += ", and " if found else "no space on too many nodes: "
+            found += "writes are refused"
+        return found
 
 
 async def look(cluster: str) -> list[Seen]:
@@ -68,14 +82,15 @@ async def look(cluster: str) -> list[Seen]:
             if other.node not in numbers and other.address not in seen
         }
     nodes = sorted(seen.values(), key=_order)
-    said = await _pages([one.address for one in nodes])
-    return [one._replace(trouble=said.get(one.address, "") or trouble(one, nodes)) for one in nodes]
+    return [one._replace(trouble=trouble(one, nodes)) for one in nodes]
 
 
 def trouble(one: Seen, seen: list[Seen]) -> str:
     """Return why a node can't be ready, as far as the nodes' answers tell; or empty."""
     if one.status is None or one.hello is None:
         return f"unreachable: {one.error}"
+    if one.status.not_ready:
+        return one.status.not_ready
     if one.hello.volume is None:
         return "it has no state yet"
     if not one.status.leader:
@@ -87,31 +102,6 @@ def trouble(one: Seen, seen: list[Seen]) -> str:
             if peer.node == one.status.node and not peer.connected:
                 return f"node {other.status.node}, which leads, does not reach it"
     return ""
-
-
-async def _pages(addresses: list[str]) -> dict[str, str]:
-    """Return what `/readyz` says of nodes that are not ready.
-
-    Only of nodes of this machine's own cluster: RPC does not tell where the pages of others are.
-    """
-    from nokv.cli.local import default_folder
-    from nokv.errors import DataDirectoryError
-    from nokv.testing.cluster import probe
-    from nokv.testing.folder import ClusterFolder
-
-    try:
-        members = ClusterFolder(default_folder()).members
-    except DataDirectoryError:
-        return {}
-    pages = {one.rpc_address: one.http_address for one in members if one.rpc_address in addresses}
-    answers = await asyncio.gather(
-        *(asyncio.to_thread(probe, page, "/readyz", PROBE_S) for page in pages.values())
-    )
-    return {
-        address: body.decode(errors="replace").strip()
-        for address, (code, body) in zip(pages, answers, strict=True)
-        if code not in {0, 200}
-    }
 
 
 def _order(one: Seen) -> tuple[int, str]:
@@ -187,8 +177,11 @@ def _fields(one: Seen, commit: int) -> dict[str, Any]:
         "applied_index": status.applied_index,
         "lag_entries": max(0, commit - status.applied_index),
         "version": status.version,
+        "problem": status.problem,
         "log_bytes": status.log_bytes,
         "free_bytes": status.free_bytes,
+        "reserve_bytes": status.reserve_bytes,
+        "lacks_space": one.lacks_space,
         "wall_ns": status.wall_ns,
         "clock_ns": status.clock_ns,
         "cluster_ns": status.cluster_ns,
@@ -211,6 +204,8 @@ def _row(one: Seen, commit: int) -> tuple[str, ...]:
     lag = str(max(0, commit - status.applied_index))
     free = "?" if one.free_bytes is None else output.size(one.free_bytes)
     state = f"not ready: {output.shown(one.trouble)}" if one.trouble else "ready"
+    if one.lacks_space:
+        state += f", {one.lacks_space}"
     if status.slow_disk:
         state += f", slow disk: a sync takes {status.recent_sync_ns / 1e6:.0f} ms"
     sizes = (output.size(status.log_bytes), free, state)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nokv.cli import output
 from nokv.cli.client import add_config, with_client
 from nokv.cli.main import add_cluster
-from nokv.errors import NotPermitted
+from nokv.errors import NotPermitted, UsageError
 
 if TYPE_CHECKING:
     from nokv.client.fs import AsyncClient
@@ -65,6 +65,15 @@ async def _show(fs: AsyncClient, options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_gone(gone: list[str], restored: set[str], originals: set[str]) -> None:
+    """Raise UsageError unless each cluster that is said to be gone is one of these."""
+    for name in gone:
+        if name not in restored | originals:
+            known = ", ".join(sorted(restored))
+            hint = f"restored from it: {known}" if known else "none was: leave --gone out"
+            raise UsageError(f"--gone {name}: no such cluster was restored from this backup", hint=hint)
+
+
 async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
     from nokv.backup.format import MANIFEST, place
     from nokv.backup.manage import manifests, marks_of
@@ -75,6 +84,7 @@ async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
     store = await core.object_store()
     cluster = (await core.router.find_leader(options.timeout)).hello.cluster
     others = {one for _, where in origin.lineage for one in await marks_of(store, where)}
+    _check_gone(options.gone, others - {cluster}, {one for one, _ in origin.lineage})
     left = sorted(others - {cluster} - set(options.gone))
     if left:
         message = f"cluster {', '.join(left)} was restored from the same backup"

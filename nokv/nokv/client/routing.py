@@ -298,7 +298,10 @@ class Router:
         told = (error.message if isinstance(error, NokvError) else str(error) for error in errors)
         reasons = "; ".join(islice(told, 8)) or "no answer"
         message = f"no node of {self._nodes.addresses} could be reached: {reasons}"
-        return Unavailable(message)
+        # A node that does not answer says little; one that ends a connection says more.
+        hints = (error.hint for error in errors if isinstance(error, NokvError))
+        telling = (hint for hint in hints if hint and hint != Unavailable.default_hint)
+        return Unavailable(message, hint=next(telling, ""))
 
     # ------------------------------------------------------------ leader
 

@@ -12,6 +12,8 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
+from nokv.wire.tls import reason_of
+
 log = logging.getLogger("nokv.rpc")
 
 BACKLOG: Final = 256
@@ -109,4 +111,16 @@ class TlsAcceptor:
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._log_after_s:
             self._log_after_s = now_s + LOG_PAUSE_S
-            log.warning("a TLS handshake failed: %s", error)
+            log.warning("a TLS handshake failed: %s", why(error))
+
+
+def why(error: OSError) -> str:
+    """Return why a handshake came to nothing; an end without a word has no text of its own."""
+    if isinstance(error, ssl.SSLError):
+        return reason_of(error)
+    if isinstance(error, ConnectionError):
+        return (
+            "the client ended the connection; does it trust another authority than that of this"
+            " node's certificate?"
+        )
+    return error.strerror or str(error) or type(error).__name__

@@ -29,6 +29,12 @@ SHARD: Final = 0
 """The only shard until there are more."""
 
 
+_DAMAGED_HINT: Final = (
+    f"{IDENTITY_FILE} never changes after init: if you have a copy of this one file, put it back, and"
+    " of nothing else; without one replace the node (docs/operations.md: A lost node)"
+)
+
+
 class MemberAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where one member is reached."""
 
@@ -103,7 +109,7 @@ def read_identity(data_dir: Path) -> NodeFile:
         found = msgspec.json.decode(data, type=NodeFile)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         message = f"{path} is damaged: {error}"
-        raise DataDirectoryError(message, hint="restore it from a copy of the directory") from None
+        raise DataDirectoryError(message, hint=_DAMAGED_HINT) from None
     if found.format != FORMAT or found.cluster.format != FORMAT:
         message = f"{path} has format {found.format}; this program speaks {FORMAT}"
         raise DataDirectoryError(message, hint="use the version of nokv that wrote it")

@@ -21,10 +21,19 @@ from typing import Final
 
 import msgspec
 
-from nokv.backup.format import MARK, Head, Manifest, pieces_of, place, read_head
+from nokv.backup.format import (
+    MANIFEST,
+    MARK,
+    Head,
+    Manifest,
+    naming_damage,
+    pieces_of,
+    place,
+    read_head,
+)
 from nokv.backup.manage import read_manifest, verify_stream
 from nokv.errors import BackupDamaged, BackupGone, DataDirectoryError, WrongCluster
-from nokv.kv.errors import ImageDamaged, ImageNewer, StoreFailed
+from nokv.kv.errors import StoreFailed
 from nokv.kv.image import restore_image
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.objects.port import ObjectStore
@@ -90,7 +99,7 @@ async def mark(store: ObjectStore, head: Head, cluster: str, lineage: Iterable[s
         await store.delete([f"{where}{MARK}{cluster}.json" for where in places])
         raise
     if found.head != head:
-        raise BackupDamaged("the manifest beside it is another backup's")
+        raise BackupDamaged(f"{place(head)}{MANIFEST} is another backup's")
 
 
 async def restore(
@@ -181,11 +190,9 @@ def _receive(source: Path, made: Path) -> None:
     """Make a store of the backup's image, in the place of what a restore before left there."""
     shutil.rmtree(made, ignore_errors=True)
     try:
-        with source.open("rb") as stream:
+        with source.open("rb") as stream, naming_damage(stream, str(source)):
             read_head(stream)
             restore_image(pieces_of(stream), made)
-    except (ImageDamaged, ImageNewer) as error:
-        raise BackupDamaged(str(error)) from error
     except StoreFailed as error:
         raise DataDirectoryError(str(error)) from error
 

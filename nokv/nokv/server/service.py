@@ -79,7 +79,7 @@ class Space:
     """Whether the disks have room, as the leader judges it."""
 
     def __init__(self, reserve_bytes: int) -> None:
-        self._reserve_bytes = reserve_bytes
+        self.reserve_bytes: Final = reserve_bytes
         self.low = False
         """Commands that grow the state are refused."""
         self.exhausted = False
@@ -87,9 +87,9 @@ class Space:
 
     def judge(self, own_free_bytes: int, peers_free_bytes: list[int], members: int) -> None:
         """Judge anew; `peers_free_bytes` has the peers that have told."""
-        self.low = self._short(own_free_bytes, peers_free_bytes, members, self._reserve_bytes)
+        self.low = self._short(own_free_bytes, peers_free_bytes, members, self.reserve_bytes)
         self.exhausted = self._short(
-            own_free_bytes, peers_free_bytes, members, self._reserve_bytes // 2
+            own_free_bytes, peers_free_bytes, members, self.reserve_bytes // 2
         )
 
     @staticmethod
@@ -185,6 +185,8 @@ class Service:
         self.freshness = Freshness()
         self.leader_node: Callable[[], int | None] = lambda: None
         """Who leads, as this node knows it."""
+        self.not_ready: Callable[[], str] = lambda: ""
+        """Why this node should not be asked, or empty."""
         self._reads: list[tuple[Call, Query | Renew]] = []
         # Of the sockets that are being read: they share one ReadIndex.
         self._checkpoint_calls: list[Call] = []
@@ -503,4 +505,8 @@ class Service:
             slow_disk=status.slow_disk,
             members=self._membership.members(),
             format_max=STATE_FORMAT,
+            not_ready=self.not_ready(),
+            problem=status.problem,
+            reserve_bytes=self._space.reserve_bytes,
+            refuses_growth=status.leads and self._space.low,
         )

@@ -156,7 +156,9 @@ class Shard:
         self.service: Final = self._make_service()
         self.driver: Final = Driver(self.group, self.network)
         self.rpc: Final = RpcServer(config.rpc, self.service, self.tls)
-        self.http: Final = HttpServer(config.http, NodeView(self))
+        view = NodeView(self)
+        self.service.not_ready = view.not_ready
+        self.http: Final = HttpServer(config.http, view)
         self._rounds = 0
         self._timers: list[asyncio.TimerHandle] = []
 

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from nokv._guard import EXIT_REFUSED
 from nokv.server import channel
 from nokv.server.config import NodeConfig
 from nokv.server.process import ProcessSpec
@@ -103,7 +104,11 @@ class Supervisor:
             self._backoff_s = (
                 BACKOFF_MIN_S if lived_s >= STABLE_S else min(self._backoff_s * 2, BACKOFF_MAX_S)
             )
-            log.warning(
+            # A worker that refuses to start has said why; and mostly the shard process ends for the
+            # same reason a moment later.
+            refused = self._worker.returncode == EXIT_REFUSED
+            log.log(
+                logging.DEBUG if refused else logging.WARNING,
                 "the worker ended; it is started again",
                 extra={"fields": {"code": self._worker.returncode, "in_s": self._backoff_s}},
             )

@@ -192,7 +192,11 @@ class Worker:
     async def _repeat(
         self, name: str, interval_ms: int, work: Callable[[], Awaitable[None]]
     ) -> None:
-        """Do `work` again and again while the node leads; a typed error ends one round."""
+        """Do `work` again and again while the node leads; a typed error ends one round.
+
+        What fails in the same way again and again is told once, and when it is over.
+        """
+        told = ""
         while True:
             try:
                 leads = await self.client.leads()
@@ -201,7 +205,13 @@ class Worker:
                     await work()
             except NokvError as error:
                 starting = not self._seen_node and time.monotonic() < self._started_s + QUIET_S
-                log.log(logging.DEBUG if starting else logging.INFO, "%s: %s", name, error)
+                level = logging.DEBUG if starting or str(error) == told else logging.INFO
+                log.log(level, "%s: %s", name, error)
+                told = "" if starting else str(error)
+            else:
+                if told:
+                    log.info("%s: no trouble any more", name)
+                told = ""
             await asyncio.sleep(interval_ms / 1000)
 
     async def _may_delete(self) -> bool:

@@ -26,6 +26,7 @@ VOLUME = b"volume"
 JOB_PREFIX = b"job/"
 BACKUP_PREFIX = b"backup/"
 ORIGIN = b"origin"
+SNAPSHOT_PREFIX = b"snapshot/"
 
 RECORD = b"\x00"
 RESULT = b"\x01"
@@ -103,6 +104,11 @@ def job(number: int) -> bytes:
 def backup(number: int) -> bytes:
     """META: a backup."""
     return BACKUP_PREFIX + pack(number)
+
+
+def snapshot(name: str) -> bytes:
+    """META: a snapshot."""
+    return SNAPSHOT_PREFIX + name.encode()
 
 
 def history(family: Family, key: bytes, death: int) -> bytes:

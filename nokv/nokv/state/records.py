@@ -57,6 +57,12 @@ class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Cursors below this are too old."""
     fingerprint: bytes = bytes(16)
     """xxh3-128 chain over all results: replicas at one index must agree."""
+    next_view: int = 1
+    """Never reused; 0 is the live tree."""
+    snapshots: int = 0
+    """Snapshots that exist, ended ones that wait for their deletion too."""
+    leased_snapshots: int = 0
+    """Those of them with a lease: whether cluster time has to be proposed for them."""
 
 
 class Inode(Strict, frozen=True):
@@ -120,13 +126,54 @@ class View(Strict, frozen=True):
     replaces: int | None = None
     dead: int = 0
     """Version of its deletion; 0 while it lives."""
+    created_wall_ns: int = 0
+    identity: tuple[int, int] = (0, 0)
+    """What a snapshot of its root must be of, for a rollback: handed on by rollbacks alone."""
+    changed: int = 0
+    """Version of its first own record; 0: it shows what its origin does. Never changes again."""
+    drops: int = 0
+    """Rows of the drop queue that name it; a dead view waits for them."""
 
 
 class Pin(Strict, frozen=True):
     """A hold of a view's content. Key (view, version, pin id)."""
 
     session: int
-    """Ends with this session; 0: held by a snapshot or clone."""
+    """Ends with this session; 0: held by something else."""
+    snapshot: int = 0
+    """The snapshot that holds it; 0: none."""
+    clone: int = 0
+    """The view whose origin it keeps; 0: none."""
+
+
+class Nested(Strict, frozen=True):
+    """A view that a snapshot took along, and the graft that led to it at its version."""
+
+    view: int
+    in_view: int
+    directory: int
+    name: bytes
+
+
+class Snapshot(Strict, frozen=True):
+    """A snapshot. Key META (b"snapshot/", name)."""
+
+    snapshot: int
+    """Its id, the version of its command; also the id of its pins."""
+    path: str
+    view: int
+    inode: int
+    version: int
+    """Of what it shows; all its views are pinned there."""
+    identity: tuple[int, int]
+    """Of the directory: what a rollback compares."""
+    owner: int
+    """uid of the directory's owner as it shows it."""
+    created_wall_ns: int
+    until_cluster_ns: int = 0
+    """End of its lease; 0: held."""
+    automatic: bool = False
+    nested: tuple[Nested, ...] = ()
 
 
 class Session(Strict, frozen=True):
@@ -284,6 +331,7 @@ decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_events = msgspec.msgpack.Decoder(EventRecord).decode
 decode_backup = msgspec.msgpack.Decoder(Backup).decode
 decode_origin = msgspec.msgpack.Decoder(Origin).decode
+decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode
 decode_count = msgspec.msgpack.Decoder(int).decode

@@ -9,6 +9,16 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 from nokv.types.values import At, Caller, ChunkMap, Marks, Strict, Volume
+from nokv.types.views import (
+    Clone,
+    ExpireSnapshots,
+    Flatten,
+    Rollback,
+    SnapshotCreate,
+    SnapshotDelete,
+    SnapshotRenew,
+    WorkspaceCreate,
+)
 
 COMMAND_FORMAT = 1
 
@@ -425,6 +435,12 @@ Op = (
     | FinishBackup
     | EndBackup
     | AdoptVolume
+    | SnapshotCreate
+    | SnapshotRenew
+    | SnapshotDelete
+    | Clone
+    | WorkspaceCreate
+    | Rollback
     | InitVolume
     | SessionMarks
     | Reap
@@ -434,6 +450,8 @@ Op = (
     | TrimEvents
     | RaiseFormat
     | RestoreVolume
+    | ExpireSnapshots
+    | Flatten
 )
 
 INTERNAL_OPS: tuple[type[Strict], ...] = (
@@ -446,6 +464,8 @@ INTERNAL_OPS: tuple[type[Strict], ...] = (
     TrimEvents,
     RaiseFormat,
     RestoreVolume,
+    ExpireSnapshots,
+    Flatten,
 )
 """Accepted from the node itself and its worker only."""
 
@@ -469,6 +489,8 @@ SHRINKING_OPS: tuple[type[Strict], ...] = (
     TrimEvents,
     Checkpoint,
     RestoreVolume,
+    SnapshotDelete,
+    ExpireSnapshots,
 )
 """Go on while the disk is nearly full; a client needs a session to remove anything."""
 

@@ -80,6 +80,19 @@ LEASES_MAX = 4096
 PINS_MAX = 4096
 """Live pins of one view."""
 
+SNAPSHOTS_MAX = 4096
+"""Snapshots of a volume."""
+
+SNAPSHOT_NAME_CHARACTERS_MAX = 100
+SNAPSHOT_TTL_NS_MIN = 1_000_000_000
+SNAPSHOT_TTL_NS_MAX = 100 * 365 * 86_400 * 1_000_000_000
+
+NESTED_VIEWS_MAX = 1024
+"""Views below a directory that one snapshot, clone or rollback takes along."""
+
+VIEW_DEPTH_MAX = 64
+"""Origins that one lookup may fall through."""
+
 SESSION_TTL_NS_MIN = 1_000_000_000
 SESSION_TTL_NS_MAX = 3_600_000_000_000
 SESSION_TTL_NS_DEFAULT = 30_000_000_000

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from nokv.types.values import At, Attr, Lenient, StoredChunk, Strict
+from nokv.types.views import (
+    GetSnapshot,
+    ListSnapshots,
+    ListViews,
+    SnapshotReply,
+    SnapshotsReply,
+    ViewsReply,
+)
 
 PRESENT = 0
 """As `at_version`: read what is current."""
@@ -164,6 +172,9 @@ Read = (
     | GetVolume
     | ListBackups
     | GetOrigin
+    | GetSnapshot
+    | ListSnapshots
+    | ListViews
 )
 
 
@@ -420,4 +431,7 @@ ReadValue = (
     | VolumeReply
     | BackupsReply
     | OriginReply
+    | SnapshotReply
+    | SnapshotsReply
+    | ViewsReply
 )

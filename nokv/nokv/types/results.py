@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nokv.types.values import Attr, Lenient
+from nokv.types.views import RolledBack, SnapshotMade, ViewMade
 
 
 class Done(Lenient, frozen=True, tag=1):
@@ -90,6 +91,9 @@ ResultValue = (
     | Pinned
     | Reaped
     | Checkpointed
+    | SnapshotMade
+    | ViewMade
+    | RolledBack
     | AtomicDone
 )
 

@@ -35,6 +35,7 @@ from nokv.wire.rpc import (
     request_codec,
     response_codec,
 )
+from nokv.wire.tls import CLIENT_HINT, PLAIN_HINT, reason_of
 
 IN_FLIGHT_MAX: Final = 1024
 """Unanswered calls of one connection; must not exceed what a server takes from one."""
@@ -128,10 +129,15 @@ class RpcConnection(asyncio.Protocol):
             if isinstance(error, TimeoutError):
                 message = f"{address} did not answer within {timeout_s:g} s"
                 raise Unavailable(message) from None
-            if isinstance(error, Unavailable) and tls is None and ended:
-                # What a node that wants TLS makes of a hello.
-                message = f"{error.message} before a hello was answered; does it want TLS?"
-                raise Unavailable(message, hint="see NOKV_TLS_CA") from None
+            if isinstance(error, ssl.SSLError):
+                message = f"no TLS with {address}: {reason_of(error)}"
+                raise Unavailable(message, hint=CLIENT_HINT) from None
+            if isinstance(error, Unavailable) and ended:
+                # A node that wants TLS makes this of a hello; and in TLS 1.3 a certificate that it
+                # does not accept is told only after the client's side of the handshake is over.
+                message = f"{error.message} before a hello was answered"
+                message += "; does it want TLS?" if tls is None else ""
+                raise Unavailable(message, hint=PLAIN_HINT if tls is None else CLIENT_HINT) from None
             if isinstance(error, OSError) and not isinstance(error, NokvError):
                 message = f"no connection to {address}: {error.strerror or error}"
                 raise Unavailable(message) from None
@@ -333,7 +339,8 @@ class RpcConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every open call."""
-        reason = f": {exc}" if exc is not None else ""
+        told = reason_of(exc) if isinstance(exc, ssl.SSLError) else str(exc or "")
+        reason = f": {told}" if told else ""
         self._fail(Unavailable(f"the connection to {self.address} ended{reason}"))
         if not self._lost.done():
             self._lost.set_result(None)

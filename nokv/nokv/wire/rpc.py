@@ -291,6 +291,14 @@ class StatusReply(Lenient, frozen=True, tag=5):
     """How long the latest syncs of its log took, on average."""
     slow_disk: bool = False
     """They take so long that the node's part in the cluster is in danger."""
+    not_ready: str = ""
+    """Why it should not be asked, as `/readyz` says it; empty: it may be."""
+    problem: str = ""
+    """What its operator should look at, ready or not; empty: nothing."""
+    reserve_bytes: int = 0
+    """Below so much of `free_bytes` it counts as a node without space; 0: not said."""
+    refuses_growth: bool = False
+    """It leads, and refuses commands that grow the state: too few nodes have space."""
 
 
 class Pong(Lenient, frozen=True, tag=6):

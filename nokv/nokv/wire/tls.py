@@ -18,6 +18,15 @@ CA_ENV: Final = "NOKV_TLS_CA"
 CERT_ENV: Final = "NOKV_TLS_CERT"
 KEY_ENV: Final = "NOKV_TLS_KEY"
 
+CLIENT_HINT: Final = (
+    f"check the certificates: {CA_ENV} must be the authority of the node's, {CERT_ENV} and {KEY_ENV}"
+    " one that the cluster's own authority signed and that is still valid (nokv certs client)"
+)
+PLAIN_HINT: Final = (
+    f"if the cluster uses TLS, name your certificate: {CA_ENV}, {CERT_ENV} and {KEY_ENV}"
+    " (nokv certs client); else look at that node's log"
+)
+
 
 class TlsFiles(NamedTuple):
     """PEM files: whom to trust, and who one is."""
