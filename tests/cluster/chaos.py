@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from nokv.client.admin import Admin
 from nokv.client.core import ClientConfig
 from nokv.client.routing import parse_cluster
@@ -39,7 +41,7 @@ from nokv.testing.writers import Verdict, check_writers, writing
 from nokv.types.limits import INLINE_BYTES_MAX
 from nokv.wire.tls import connect_context
 from nokv_model import checkers
-from nokv_model.history import Operation, Recorder, operations
+from nokv_model.history import Recorder, operations
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a program, too
 
@@ -305,20 +307,11 @@ async def fill(stop: asyncio.Event) -> None:
 def judge(recorder: Recorder) -> tuple[checkers.Verdict, int, int, int]:
     """Return the verdict, and how many operations, unknown ones and registers there were."""
     history = list(operations(recorder.lines))
-    parts = checkers.by_key(history, lambda operation: operation.argument[0])
-
-    def apply(state: object, operation: Operation) -> object:
-        bare = Operation(
-            operation.process,
-            operation.call_ns,
-            operation.return_ns,
-            tuple(operation.argument[1:]),
-            operation.result,
-            operation.known,
-        )
-        return checkers.register(state, bare)
-
-    verdict = checkers.check(parts, "first", apply)
+    parts = [
+        [msgspec.structs.replace(one, argument=one.argument[1:]) for one in part]
+        for part in checkers.by_key(history, lambda operation: operation.argument[0])
+    ]
+    verdict = checkers.check(parts, "first", checkers.register)
     return verdict, len(history), sum(not one.known for one in history), len(parts)
 
 
