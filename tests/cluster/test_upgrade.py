@@ -136,6 +136,7 @@ def test_a_rolling_upgrade_to_the_next_state_format(tmp_path: Path) -> None:
         cluster.restart(node, environ=following)
 
 
+@pytest.mark.allow_logs("disk.reserve_bytes = 0")
 @pytest.mark.parametrize("kept", data_directory.kept(), ids=lambda path: path.name)
 def test_a_node_serves_from_a_data_directory_of_every_format(kept: Path, tmp_path: Path) -> None:
     """The store of the directory is behind its log, whose tail has to be applied again."""

@@ -311,6 +311,7 @@ async def _restored(options: argparse.Namespace) -> int:
                 silence_ns=options.silence,
                 join_file=options.join_file,
                 held=not options.unheld,
+                name=options.source,
             )
         finally:
             await store.close()

@@ -147,7 +147,7 @@ def data_directory(config_path: Path) -> Path | None:
 
 def configuration(config_path: Path) -> Iterator[Finding]:
     """Look at a node's settings, its data directory and its ports."""
-    from nokv.server.config import load
+    from nokv.server.config import load, reserve_warning
     from nokv.server.datadir import read_identity
 
     subject = str(config_path)
@@ -157,6 +157,10 @@ def configuration(config_path: Path) -> Iterator[Finding]:
         yield Finding("failure", subject, error.message, error.hint)
         return
     yield Finding("ok", subject, "every setting is understood")
+    if warning := reserve_warning(config):
+        yield Finding(
+            "warning", subject, warning, "see docs/operations.md: When a node stops by itself"
+        )
     data_dir = Path(config.data_dir)
     running = False
     try:

@@ -22,8 +22,9 @@ Work = Callable[["AsyncClient", argparse.Namespace], Awaitable[int]]
 
 
 def cluster_of(options: argparse.Namespace) -> str:
-    """Return the cluster's addresses: --cluster, NOKV_CLUSTER, the node that --config names, or the
-    local cluster that `up` made.
+    """Return the cluster's addresses.
+
+    They are --cluster, or NOKV_CLUSTER, the node that --config names, or what `nokv up` made.
 
     Raises:
         ConfigError: none is named.

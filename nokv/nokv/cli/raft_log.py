@@ -64,7 +64,11 @@ def add_raft_log(parser: argparse.ArgumentParser) -> None:
 def _add_path(parser: argparse.ArgumentParser) -> None:
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
-        "path", nargs="?", type=Path, default=None, metavar="DATA_DIR|CONFIG",
+        "path",
+        nargs="?",
+        type=Path,
+        default=None,
+        metavar="DATA_DIR|CONFIG",
         help="the node's data directory or its settings (default: node.toml)",
     )
     either.add_argument(

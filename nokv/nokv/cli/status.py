@@ -51,7 +51,9 @@ class Seen(NamedTuple):
             return ""
         found = ""
         if free_bytes < status.reserve_bytes:
-            found = f"no space: less than its reserve of {output.size(status.reserve_bytes)} is free"
+            found = (
+                f"no space: less than its reserve of {output.size(status.reserve_bytes)} is free"
+            )
         if status.refuses_growth:
             found += ", and " if found else "no space on too many nodes: "
             found += "writes are refused"

@@ -71,7 +71,9 @@ def _check_gone(gone: list[str], restored: set[str], originals: set[str]) -> Non
         if name not in restored | originals:
             known = ", ".join(sorted(restored))
             hint = f"restored from it: {known}" if known else "none was: leave --gone out"
-            raise UsageError(f"--gone {name}: no such cluster was restored from this backup", hint=hint)
+            raise UsageError(
+                f"--gone {name}: no such cluster was restored from this backup", hint=hint
+            )
 
 
 async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:

@@ -103,7 +103,8 @@ class DiskConfig(_Section, frozen=True, kw_only=True):
     """Free space."""
 
     reserve_bytes: Bytes = 512 * MIB
-    """Below it commands that grow the state are refused with NoSpace; below half of it all are."""
+    """Below it commands that grow the state are refused with NoSpace; below half of it all are.
+    Should be at least twice `log.segment_bytes`: see `reserve_warning`."""
 
 
 class LoggingConfig(_Section, frozen=True, kw_only=True):
@@ -224,6 +225,22 @@ def load(
     config = _with_absolute_paths(config, path.resolve().parent)
     _check_values(config, sources, path)
     return config
+
+
+def reserve_warning(config: NodeConfig) -> str:
+    """Return what is wrong with a reserve that is too small to protect anything, or empty.
+
+    A segment of the log is allocated whole. Unless half of the reserve, which nothing but what is
+    under way may use, has room for one, the disk fills up before anything is refused, and the
+    first write that fails ends the node.
+    """
+    enough_bytes = 2 * config.log.segment_bytes
+    if config.disk.reserve_bytes >= enough_bytes:
+        return ""
+    return (
+        f"disk.reserve_bytes = {config.disk.reserve_bytes} does not protect this node from a full"
+        f" disk, which ends it: set at least {enough_bytes}, twice log.segment_bytes"
+    )
 
 
 def _with_absolute_paths(config: NodeConfig, folder: Path) -> NodeConfig:

@@ -30,8 +30,8 @@ SHARD: Final = 0
 
 
 _DAMAGED_HINT: Final = (
-    f"{IDENTITY_FILE} never changes after init: if you have a copy of this one file, put it back, and"
-    " of nothing else; without one replace the node (docs/operations.md: A lost node)"
+    f"{IDENTITY_FILE} never changes after init: a copy of this one file may be put back, and of"
+    " nothing else; without one replace the node (docs/operations.md: A lost node)"
 )
 
 

@@ -113,10 +113,12 @@ async def restore(
     silence_ns: int,
     join_file: Path | None = None,
     held: bool = True,
+    name: str = "",
 ) -> Restored:
     """Make the data directory of `config` from the backup in the file `source`.
 
-    `held` False goes on where the cluster that made the backup does not keep it any more.
+    `held` False goes on where the cluster that made the backup does not keep it any more. Errors
+    call the backup by `name`, or else by its file.
 
     Raises:
         BackupDamaged: nothing was made.
@@ -128,7 +130,7 @@ async def restore(
     before = _cut_short(data_dir)
     init._refuse_initialised(data_dir)  # noqa: SLF001 - one rule for both ways to begin
     with source.open("rb") as stream:
-        head, _ = verify_stream(stream)
+        head, _ = verify_stream(stream, name or str(source))
     await check_volume(store, head.volume.volume)
     identity = _identity(head, before, MemberAddress(node, peer, rpc))
     made = state_path(data_dir).with_name(MADE)

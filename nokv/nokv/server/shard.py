@@ -31,7 +31,7 @@ from nokv.kv.errors import StoreBusy, StoreFailed
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.server import logs
 from nokv.server.backups import BackupImages
-from nokv.server.config import NodeConfig
+from nokv.server.config import NodeConfig, reserve_warning
 from nokv.server.datadir import (
     lock,
     log_path,
@@ -216,6 +216,8 @@ class Shard:
             self._loop.add_reader(self._channel_end.fileno(), self._channel_readable)
         self._loop.call_soon(self._tick)
         self._loop.call_soon(self._keep_house)
+        if reserve_warning(self.config):
+            log.warning("%s", reserve_warning(self.config))
         fields = {"rpc": format_address(host, port), "http": http, "pid": os.getpid()}
         log.info("node serves", extra={"fields": fields})
 

@@ -131,13 +131,17 @@ class RpcConnection(asyncio.Protocol):
                 raise Unavailable(message) from None
             if isinstance(error, ssl.SSLError):
                 message = f"no TLS with {address}: {reason_of(error)}"
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    message = f"the certificate of {address} is not accepted: {reason_of(error)}"
                 raise Unavailable(message, hint=CLIENT_HINT) from None
             if isinstance(error, Unavailable) and ended:
                 # A node that wants TLS makes this of a hello; and in TLS 1.3 a certificate that it
                 # does not accept is told only after the client's side of the handshake is over.
                 message = f"{error.message} before a hello was answered"
                 message += "; does it want TLS?" if tls is None else ""
-                raise Unavailable(message, hint=PLAIN_HINT if tls is None else CLIENT_HINT) from None
+                raise Unavailable(
+                    message, hint=PLAIN_HINT if tls is None else CLIENT_HINT
+                ) from None
             if isinstance(error, OSError) and not isinstance(error, NokvError):
                 message = f"no connection to {address}: {error.strerror or error}"
                 raise Unavailable(message) from None

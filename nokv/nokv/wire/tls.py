@@ -19,8 +19,8 @@ CERT_ENV: Final = "NOKV_TLS_CERT"
 KEY_ENV: Final = "NOKV_TLS_KEY"
 
 CLIENT_HINT: Final = (
-    f"check the certificates: {CA_ENV} must be the authority of the node's, {CERT_ENV} and {KEY_ENV}"
-    " one that the cluster's own authority signed and that is still valid (nokv certs client)"
+    f"check the certificates: {CA_ENV} must be the authority of the node's, {CERT_ENV} and"
+    f" {KEY_ENV} one that the cluster's authority signed and that is valid (nokv certs client)"
 )
 PLAIN_HINT: Final = (
     f"if the cluster uses TLS, name your certificate: {CA_ENV}, {CERT_ENV} and {KEY_ENV}"

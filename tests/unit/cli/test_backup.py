@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def test_a_damaged_one_is_refused(
         assert code() == 1
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err.startswith("nokv: ")
+        where_it_is = rf"{source}, before byte \d+: |backups/.*/part-00000000 has \d+ bytes"
+        assert re.match(f"nokv: ({where_it_is})", printed.err)
         assert "Traceback" not in printed.err
     assert not (folder / "data").exists()
 
@@ -111,7 +113,11 @@ def test_one_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str])
         assert restore(source) == 1
         assert capsys.readouterr().err.count("absent") == 2
     assert verify("b") == 2
-    assert "--store" in capsys.readouterr().err
+    assert "--store s3://bucket/prefix, or file:PATH" in capsys.readouterr().err
+    assert main(["backup", "restore", "b", "--config", "new.toml"]) == 2
+    assert "--store s3://bucket/prefix, or file:PATH" in capsys.readouterr().err
+    assert verify("absent", "--store", "local:store") == 1
+    assert "complete there: b\n" in capsys.readouterr().err
     assert main(["backup", "restore", f"file:{FILE}"]) == 2, "no --config"
     assert not (folder / "data").exists()
 

@@ -44,6 +44,31 @@ def test_a_slow_disk_is_shown() -> None:
     assert (disks.level, disks.text) == ("warning", "a sync of its log takes 40 ms")
 
 
+def test_a_node_says_itself_why_it_is_not_ready() -> None:
+    seen = answered(2, leader=0)
+    assert seen.status is not None
+    reason = "this node skips entries none; node 1 skips 7: all must skip the same"
+    told = seen._replace(status=msgspec.structs.replace(seen.status, not_ready=reason))
+    assert trouble(told, [told]) == reason
+    shown = told._replace(trouble=trouble(told, [told]))
+    assert _row(shown, 9)[-1] == f"not ready: {reason}"
+    assert reason in _node(shown).text
+
+
+def test_a_lack_of_space_is_shown_of_a_node_that_is_ready() -> None:
+    seen = answered(1)
+    assert seen.status is not None
+    full = msgspec.structs.replace(seen.status, free_bytes=168 << 10, reserve_bytes=64 << 20)
+    leader = msgspec.structs.replace(full, refuses_growth=True)
+    roomy = msgspec.structs.replace(leader, free_bytes=1 << 40)
+    rows = [_row(seen._replace(status=status), 9)[-1] for status in (full, leader, roomy)]
+    lack = "ready, no space: less than its reserve of 64.0 MiB is free"
+    refuses = "ready, no space on too many nodes: writes are refused"
+    assert rows == [lack, f"{lack}, and writes are refused", refuses]
+    (found,) = _disks([seen._replace(status=full)])
+    assert (found.level, "168.0 KiB free" in found.text) == ("failure", True)
+
+
 def test_a_node_that_is_not_ready_is_no_success() -> None:
     seen = [answered(1), answered(2), answered(3)]
     seen = [one._replace(trouble=trouble(one, seen)) for one in seen]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import re
 import socket
 import ssl
 import time
@@ -262,9 +263,9 @@ def test_a_client_is_no_worker(folder: Path) -> None:
 def test_strangers_are_not_served(folder: Path, uv: bool) -> None:
     async def test(server: RpcServer, address: str) -> None:
         strange = files(folder, "client-somebody", "theirs")
-        with pytest.raises(Unavailable, match=r"unknown ca|ended"):
+        with pytest.raises(Unavailable, match=r"(unknown ca|ended).*check the certificates"):
             await connect(address, client_context(strange))
-        with pytest.raises(Unavailable, match="does it want TLS"):
+        with pytest.raises(Unavailable, match=r"does it want TLS.*NOKV_TLS_CERT"):
             await connect(address, None)
         host, _, port = address.rpartition(":")
         for data in (b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\x16\x03\x01\x02\x00" + bytes(512)):
@@ -309,13 +310,26 @@ def test_a_node_that_is_not_whom_its_certificate_names_is_refused(folder: Path, 
 
 
 @pytest.mark.allow_logs("a TLS handshake failed")
-def test_a_client_does_not_take_another_authoritys_node(folder: Path) -> None:
-    async def test(_server: RpcServer, address: str) -> None:
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+def test_a_client_does_not_take_another_authoritys_node(
+    folder: Path, caplog: pytest.LogCaptureFixture, uv: bool
+) -> None:
+    async def test(server: RpcServer, address: str) -> None:
         wrong = files(folder, "client-somebody", "theirs", ca="theirs")
-        with pytest.raises(Unavailable, match="certificate verify failed"):
+        with pytest.raises(Unavailable, match=r"certificate of .* is not accepted.*NOKV_TLS_CA"):
             await connect(address, client_context(wrong))
+        while server.hostile_total < 1:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
 
-    run(folder, test)
+    run(folder, test, uv=uv)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.search("a TLS handshake failed: .*(unknown ca|another authority)", said)
+
+
+def test_why_a_handshake_failed_is_never_empty() -> None:
+    for error in (ConnectionResetError(), ConnectionAbortedError(), TimeoutError(), OSError()):
+        assert len(acceptor.why(error)) > 4
+    assert "another authority" in acceptor.why(ConnectionResetError())
 
 
 @pytest.mark.allow_logs("a TLS handshake failed")

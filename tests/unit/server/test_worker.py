@@ -69,3 +69,32 @@ def test_a_node_that_starts_is_no_news(tmp_path: Path, caplog: pytest.LogCapture
     asyncio.run(main())
     said = [r.levelno for r in caplog.records if "no connection" in r.getMessage()]
     assert said == [logging.DEBUG, logging.DEBUG, logging.INFO]
+
+
+def test_a_trouble_that_lasts_is_told_once_and_when_it_is_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nokv.worker")
+    worker = make_worker(tmp_path, MemoryStore())
+    rounds = iter(["silence", "silence", "silence", "other", "", "", "silence"])
+
+    async def leads() -> bool:
+        worker._seen_node = True
+        return True
+
+    async def work() -> None:
+        reason = next(rounds, None)
+        if reason is None:
+            raise asyncio.CancelledError
+        if reason:
+            raise Unavailable(reason)
+
+    async def main() -> None:
+        worker.client.leads = leads  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await worker._repeat("collect", 1, work)
+
+    asyncio.run(main())
+    said = [record.getMessage().split(" (")[0] for record in caplog.records]
+    over = "collect: no trouble any more"
+    assert said == ["collect: silence", "collect: other", over, "collect: silence"]
