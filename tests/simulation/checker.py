@@ -80,7 +80,7 @@ class Replica:
         self.terms: dict[int, int] = {}
         self.last = 0
         self.last_term = 0
-        # `last` at the look before.
+        # What was in the log, and synced, at the look before: `last` or `synced`.
         self.looked = 0
         self.base = 0
         self.synced = 0
@@ -162,7 +162,7 @@ class Checker:
         log, core = group._log, group._core
         replica = self.replicas[node]
         last_index, last_term = log.last_index, log.last_term
-        replica.looked = replica.last
+        replica.looked = min(replica.last, replica.synced)
         if last_index != replica.last or last_term != replica.last_term:
             self._mirror(replica, node, group)
         replica.synced = min(log.synced_index, last_index)
