@@ -349,7 +349,8 @@ class Checker:
         if replica.damaged:
             return  # what lies behind a turned bit can't be read back
         if isinstance(body, Ack):
-            if body.success:
+            # What it stored of an older term, a newer leader may have replaced in the same step.
+            if body.success and body.term == group._core.term():
                 synced = group._log.synced_index
                 if body.next_index - 1 > synced:
                     message = f"node {node} acknowledges {body.next_index - 1}, synced {synced}"
