@@ -26,7 +26,7 @@ from nokv.state import dispatch, keys, ops_backup, reads
 from nokv.state.context import Context
 from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
-from nokv.state.port import KV, StoreFailed
+from nokv.state.port import KV, StoreDamaged, StoreFailed
 from nokv.state.predicates import check_predicates
 from nokv.state.records import (
     Counters,
@@ -53,6 +53,8 @@ _SESSION = Family.SESSION
 _META = Family.META
 _UNSTORED = (UnknownSession, SessionExpired, SequenceReused, WindowFull)
 """Refusals about the session itself: no row keeps them (docs/namespace.md: sessions)."""
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding raises. Commands are decoded before: here it can only be a record of the store."""
 
 
 class Incompatible(Exception):
@@ -83,11 +85,14 @@ class StateMachine:
         """
         kv = self._kv
         row = kv.get(_META, keys.COUNTERS)
-        if row is not None:
-            check_format(decode_format(row), "the state")
-        self._counters = Counters() if row is None else decode_counters(row)
-        row = kv.get(_META, keys.POSITION)
-        self._position = Position(0, 0, b"") if row is None else decode_position(row)
+        at = kv.get(_META, keys.POSITION)
+        try:
+            if row is not None:
+                check_format(decode_format(row), "the state")
+            self._counters = Counters() if row is None else decode_counters(row)
+            self._position = Position(0, 0, b"") if at is None else decode_position(at)
+        except _UNREADABLE as error:
+            raise _damaged(error) from error
         self._txn = Txn(kv, self._counters)
         self._effects: list[Effect] = []
         self._busy = False
@@ -130,7 +135,8 @@ class StateMachine:
 
         Raises Incompatible, before anything is applied, for a payload that can't be decoded.
         AssertionError, StoreFailed, OSError, MemoryError and RecursionError are for the process
-        to die of.
+        to die of; so is StoreDamaged, for a stored record that does not decode: the other
+        replicas apply the command.
         """
         assert not self._busy, "the entry before is not finished"
         assert position.index == self._position.index + 1 or self._position.index == 0, (
@@ -146,16 +152,19 @@ class StateMachine:
         events: list[StoredEvent] = []
         chains: dict[tuple[int, ...], int] = {}
         hasher = xxhash.xxh3_128(counters.fingerprint)
-        for command in commands:
-            result = self._apply_one(command, wall_ns, cluster_ns, events, chains)
-            hasher.update(result)
-            yield result
-        if commands:
-            counters.fingerprint = hasher.digest()
-        for effect in self._effects[first_effect:]:
-            if isinstance(effect, BackupReached):
-                ops_backup.seal(self._txn, effect.backup)
-        self._finish(position, wall_ns, events, chains)
+        try:
+            for command in commands:
+                result = self._apply_one(command, wall_ns, cluster_ns, events, chains)
+                hasher.update(result)
+                yield result
+            if commands:
+                counters.fingerprint = hasher.digest()
+            for effect in self._effects[first_effect:]:
+                if isinstance(effect, BackupReached):
+                    ops_backup.seal(self._txn, effect.backup)
+            self._finish(position, wall_ns, events, chains)
+        except _UNREADABLE as error:
+            raise _damaged(error) from error
         self._busy = False
 
     def take_effects(self) -> list[Effect]:
@@ -227,7 +236,8 @@ class StateMachine:
             result = encode_success(txn.version, value, counters.format)
         except Exception as error:
             if not isinstance(error, NokvError) and isinstance(
-                error, (AssertionError, OSError, MemoryError, RecursionError, StoreFailed)
+                error,
+                (AssertionError, OSError, MemoryError, RecursionError, StoreFailed, *_UNREADABLE),
             ):
                 raise
             failure = error if isinstance(error, NokvError) else _internal(error)
@@ -341,20 +351,15 @@ class StateMachine:
     def read(self, caller: Caller, request: Read) -> tuple[int, ReadValue]:
         """Answer a read at the present state (or the pin that it names), with the version.
 
-        Raises the typed errors of docs/namespace.md, and StoreFailed for a stored record that does
+        Raises the typed errors of docs/namespace.md, and StoreDamaged for a stored record that does
         not decode: what else of this copy is damaged, nobody knows.
         """
         assert not self._busy, "a read inside an entry"
         dispatch.check_caller(caller)
         try:
             value = reads.run(self._txn, caller, request)
-        except msgspec.DecodeError as error:
-            message = (
-                f"a stored record does not decode ({error}): this node's state is damaged. Keep"
-                " the directory, and the node stopped; the others go on while they are a"
-                " majority (docs/operations.md: A lost node)"
-            )
-            raise StoreFailed(message) from error
+        except _UNREADABLE as error:
+            raise _damaged(error) from error
         return self._counters.version, value
 
     def pending_work(self) -> bool:
@@ -395,6 +400,10 @@ class StateMachine:
 
 def _inner_error(number: int, error: NokvError) -> NokvError:
     return type(error)(f"operation {number}: {error.message}", hint=error.hint)
+
+
+def _damaged(error: Exception) -> StoreDamaged:
+    return StoreDamaged(f"a stored record does not decode ({error})")
 
 
 def _internal(error: Exception) -> Internal:

@@ -56,3 +56,17 @@ class StoreFailed(Exception):
     def __init__(self, what: str, code: int = errno.EIO) -> None:
         super().__init__(what)
         self.errno = code if code > 0 else errno.EIO
+
+
+class StoreDamaged(StoreFailed):
+    """This copy of the state has lost something, or was changed: no start will do better.
+
+    The message says what is wrong, and then what the node's operator does.
+    """
+
+    def __init__(self, what: str, code: int = errno.EIO) -> None:
+        super().__init__(
+            f"{what}: this node's state is damaged. Keep the directory, and the node stopped; the"
+            " others go on while they are a majority (docs/operations.md: A lost node)",
+            code,
+        )

@@ -17,10 +17,11 @@ from nokv.errors import (
     PermissionDenied,
     VersionNotPinned,
 )
+from nokv.state import keys
 from nokv.state.families import Family
 from nokv.state.machine import StateMachine
 from nokv.state.memory import MemoryKV
-from nokv.state.port import StoreFailed
+from nokv.state.port import StoreDamaged
 from nokv.types.commands import (
     BulkCreate,
     Create,
@@ -61,8 +62,17 @@ def test_a_record_that_does_not_decode_is_damage_of_the_store() -> None:
     shard.create("f")
     ((key, _),) = shard.kv.scan(Family.DENTRY, b"", b"\xff" * 32)
     shard.kv.write(Family.DENTRY, [(key, b"\xc1")])
-    with pytest.raises(StoreFailed, match="A lost node"):
+    with pytest.raises(StoreDamaged, match="A lost node"):
         shard.stat("f")
+    with pytest.raises(StoreDamaged, match="A lost node"):
+        shard.do(Unlink(at(), b"f"))
+
+
+def test_counters_that_do_not_decode_are_damage_of_the_store() -> None:
+    shard = Shard()
+    shard.kv.write(Family.META, [(keys.POSITION, b"\xc1")])
+    with pytest.raises(StoreDamaged, match="A lost node"):
+        StateMachine(shard.kv)
 
 
 @pytest.fixture
