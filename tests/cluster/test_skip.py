@@ -71,7 +71,9 @@ def skip(cluster: LocalCluster, node: int, index: int) -> None:
     assert main(["raft-log", "skip", str(index), "--config", str(config(cluster, node))]) == 0
 
 
-def test_a_poisoned_entry_is_skipped_by_all_and_the_cluster_goes_on() -> None:
+def test_a_poisoned_entry_is_skipped_by_all_and_the_cluster_goes_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with LocalCluster.start() as cluster:
         with connect_sync(cluster.addresses) as fs:
             fs.mkdir("/before")
@@ -106,6 +108,10 @@ def test_a_poisoned_entry_is_skipped_by_all_and_the_cluster_goes_on() -> None:
         status = cluster.status(third)
         assert status is not None
         assert status["applied_index"] < index
+        capfd.readouterr()
+        main(["--cluster", cluster.addresses, "status"])
+        (row,) = [one for one in capfd.readouterr().out.splitlines() if "not ready" in one]
+        assert "must skip the same" in row
         cluster.stop(third)
         for poisoned in (index, index + 1):
             skip(cluster, third, poisoned)

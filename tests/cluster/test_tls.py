@@ -43,6 +43,7 @@ def test_the_command_line_speaks_tls(
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     assert nokv(capfd, "mkdir", "/tls").code == 0
     assert "tls" in nokv(capfd, "ls", "/").out
@@ -52,6 +53,17 @@ def test_the_command_line_speaks_tls(
     doctor = nokv(capfd, "doctor", "--json", "--config", str(config))
     assert [one for one in doctor.json() if one["level"] == "failure"] == []
     assert any("valid for 36" in one["text"] for one in doctor.json())
+    certs.make_authority(tmp_path, "fedcba")
+    certs.make_client(tmp_path, "stranger")
+    strange = {"CERT": "client-stranger.crt", "KEY": "client-stranger.key"}
+    for wrong in (strange, {"CA": "ca.crt"}):
+        with monkeypatch.context() as patched:
+            for name, file in wrong.items():
+                patched.setenv(f"NOKV_TLS_{name}", str(tmp_path / file))
+            for command in (["ls", "/"], ["member", "list"]):
+                refused = nokv(capfd, "--timeout", "1", *command)
+                assert refused.code == 1
+                assert "hint: check the certificates: NOKV_TLS_CA" in refused.err
     for name in environment:
         if name != "NOKV_CLUSTER":
             monkeypatch.delenv(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
 from nokv.cli.client import add_config, cluster_of, with_client
-from nokv.cli.main import EXIT_FAILED, add_cluster
+from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
 from nokv.errors import BackupDamaged, BackupGone, ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -38,35 +38,55 @@ def duration_ns(text: str) -> int:
 def add_backup(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv backup`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="hold the volume as it is and store its metadata")
+    create = add_action(actions, "create", "hold the volume as it is and store its metadata")
     add_cluster(create)
     add_config(create)
-    create.add_argument("--to", default="bucket", help="file:PATH, or bucket (the volume's own)")
-    create.add_argument("--name", default="", help="default: the time")
-    create.add_argument("--retention", type=duration_ns, default=duration_ns("30d"), metavar="TIME")
-    create.add_argument("--json", action="store_true")
+    create.add_argument(
+        "--to", default="bucket", help="file:PATH, or bucket, the volume's own (default)"
+    )
+    create.add_argument("--name", default="", help="what to call it (default: the time)")
+    create.add_argument(
+        "--retention", type=duration_ns, default=duration_ns("30d"), metavar="TIME",
+        help="keep it, and all that it shows, for so long, as 12h or 30d (default: 30d)",
+    )  # fmt: skip
+    create.add_argument("--json", action="store_true", help="one JSON object")
     create.set_defaults(run=with_client(_create, operator=True))
-    listing = actions.add_parser("list", help="show the backups of a cluster")
+    listing = add_action(actions, "list", "show the backups of a cluster")
     add_cluster(listing)
     listing.add_argument("--json", action="store_true", help="one JSON object a backup, a line")
     listing.set_defaults(run=with_client(_list))
-    verify = actions.add_parser("verify", help="read a whole backup and check every digest")
+    verify = add_action(actions, "verify", "read a whole backup and check every digest")
     _add_source(verify)
     add_cluster(verify)
     verify.set_defaults(run=_verify)
-    delete = actions.add_parser("delete", help="delete a backup; what it held may go then")
+    delete = add_action(actions, "delete", "delete a backup; what it held may go then")
     add_cluster(delete)
     add_config(delete)
-    delete.add_argument("name")
-    delete.add_argument("--gone", action="append", default=[], metavar="CLUSTER")
+    delete.add_argument("name", metavar="NAME", help="as nokv backup list shows it")
+    delete.add_argument(
+        "--gone", action="append", default=[], metavar="CLUSTER",
+        help="a cluster that was restored from it and is gone for good: it needs nothing of it",
+    )  # fmt: skip
     delete.set_defaults(run=with_client(_delete, operator=True))
-    restore = actions.add_parser("restore", help="make a new cluster of a backup")
+    restore = add_action(actions, "restore", "make a new cluster of a backup")
     _add_source(restore)
-    restore.add_argument("--config", type=Path, required=True, metavar="FILE")
-    restore.add_argument("--node", type=int, default=1)
-    restore.add_argument("--peer", default="", help="default: where the configuration listens")
-    restore.add_argument("--rpc", default="", help="default: where the configuration listens")
-    restore.add_argument("--join-file", type=Path, metavar="FILE")
+    restore.add_argument(
+        "--config", type=Path, required=True, metavar="FILE",
+        help="settings of the new cluster's first node, whose data directory is made",
+    )  # fmt: skip
+    restore.add_argument(
+        "--node", type=int, default=1, metavar="NUMBER", help="of that node (default: 1)"
+    )
+    where = "(default: as its settings say)"
+    restore.add_argument(
+        "--peer", default="", metavar="ADDRESS", help=f"where members reach it {where}"
+    )
+    restore.add_argument(
+        "--rpc", default="", metavar="ADDRESS", help=f"where clients reach it {where}"
+    )
+    restore.add_argument(
+        "--join-file", type=Path, metavar="FILE", help="where to write what other nodes join with"
+    )
     restore.add_argument(
         "--silence", type=duration_ns, default=duration_ns("30s"), metavar="TIME",
         help="serve nothing for so long at least: the longest time to live of the original's"
@@ -76,7 +96,7 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
         "--unheld", action="store_true",
         help="go on though the original does not keep the backup: only if it is gone for good",
     )  # fmt: skip
-    restore.add_argument("--json", action="store_true")
+    restore.add_argument("--json", action="store_true", help="one JSON object")
     restore.set_defaults(run=_restore)
 
 

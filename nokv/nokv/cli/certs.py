@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from nokv.cli.main import add_action
 from nokv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 def add_certs(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv certs`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    init = actions.add_parser("init", help="make the certificate authority of a cluster")
+    init = add_action(actions, "init", "make the certificate authority of a cluster")
     named = init.add_mutually_exclusive_group(required=True)
     named.add_argument("--cluster", metavar="ID", help="the cluster's id, as nokv init prints it")
     named.add_argument(
         "--config", type=Path, metavar="FILE", help="the settings of a node that is initialised"
     )
     init.set_defaults(run=_init)
-    node = actions.add_parser("node", help="make a node's certificate")
-    node.add_argument("number", type=int, metavar="NUMBER")
+    node = add_action(actions, "node", "make a node's certificate")
+    node.add_argument("number", type=int, metavar="NUMBER", help="of the node")
     node.add_argument(
         "--host",
         action="append",
@@ -34,14 +35,23 @@ def add_certs(parser: argparse.ArgumentParser) -> None:
         help="a DNS name or IP address of the node, for programs that compare it; may be repeated",
     )
     node.set_defaults(run=_node)
-    client = actions.add_parser("client", help="make a client's certificate")
-    client.add_argument("name", metavar="NAME")
+    client = add_action(actions, "client", "make a client's certificate")
+    client.add_argument("name", metavar="NAME", help="whom the certificate is for")
     client.set_defaults(run=_client)
     for action in (init, node, client):
         action.add_argument(
-            "--dir", type=Path, default=Path("certs"), metavar="DIR", help="where all of them are"
+            "--dir",
+            type=Path,
+            default=Path("certs"),
+            metavar="DIR",
+            help="where the authority and all certificates are (default: certs)",
         )
-        action.add_argument("--days", type=int, default=None, help="how long it is valid")
+        action.add_argument(
+            "--days",
+            type=int,
+            default=None,
+            help="how many days it is valid (default: 3650 of the authority, else 365)",
+        )
 
 
 def _init(options: argparse.Namespace) -> int:

@@ -59,8 +59,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="a node's settings: its data directory has the cluster's token, and without --cluster "
-        "it is that node which is asked (default: node.toml, or the cluster that nokv up started)",
+        help="a node's settings: its data directory has the cluster's token (default: node.toml, "
+        "or the cluster that nokv up started); where no cluster is named, that node is asked",
     )
 
 

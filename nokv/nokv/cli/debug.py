@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nokv.cli import output
+from nokv.cli.main import add_action
 from nokv.errors import NokvError, NotFound, UsageError
 
 SHOWN_BYTES: Final = 96
@@ -33,15 +34,15 @@ END: Final = b"\xff" * 512
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv debug`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    record = actions.add_parser("record", help="show one encoded value")
+    record = add_action(actions, "record", "show one encoded value")
     record.add_argument("source", metavar="FILE|HEX|-", help="a file, hexadecimal digits, or -")
     record.set_defaults(run=_record)
-    state = actions.add_parser("state", help="show the records of a data directory's store")
+    state = add_action(actions, "state", "show the records of a data directory's store")
     state.add_argument("data_dir", type=Path, metavar="DATA_DIR")
     state.add_argument("--family", default="", help="one family only, as inode or dentry")
     state.add_argument("--limit", type=int, default=100, help="records a family (default: 100)")
     state.set_defaults(run=_state)
-    log = actions.add_parser("log", help="show the records of a data directory's log")
+    log = add_action(actions, "log", "show the records of a data directory's log")
     log.add_argument("data_dir", type=Path, metavar="DATA_DIR")
     log.add_argument("--first", type=int, default=0, help="first entry")
     log.add_argument("--limit", type=int, default=100, help="entries (default: 100)")

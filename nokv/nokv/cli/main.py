@@ -240,7 +240,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         prog="nokv",
         description="A replicated metadata control plane over immutable bodies in object storage.",
         epilog="NOKV_CLUSTER=host:port,... names the cluster; without it a cluster that "
-        "`nokv up` started on this machine is meant.",
+        "`nokv up` started on this machine is meant. Where the cluster uses TLS, NOKV_TLS_CA, "
+        "NOKV_TLS_CERT and NOKV_TLS_KEY name the files of a client (nokv certs client).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -256,6 +257,15 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         if name == chosen:
             getattr(importlib.import_module(module), f"add_{name.replace('-', '_')}")(sub)
     return parser
+
+
+def add_action(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+) -> argparse.ArgumentParser:
+    """Add one action of a command, as `nokv member list`; its own help begins with the summary."""
+    return actions.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+    )
 
 
 def add_cluster(parser: argparse.ArgumentParser, default: str | None = argparse.SUPPRESS) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
 from nokv.cli.client import add_config, cluster_of, cluster_token, config_path
-from nokv.cli.main import add_cluster
+from nokv.cli.main import add_action, add_cluster
 
 if TYPE_CHECKING:
     from nokv.client.admin import Admin
@@ -29,18 +29,20 @@ def add_member(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv member`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    listed = actions.add_parser("list", help="show the members and how far each of them is")
+    listed = add_action(actions, "list", "show the members and how far each of them is")
     add_cluster(listed)
     listed.add_argument(
         "--config", type=Path, default=None, metavar="FILE",
-        help="a node's settings: without --cluster it is that node which is asked",
+        help="a node's settings: where no cluster is named, that node is asked",
     )  # fmt: skip
     listed.add_argument("--json", action="store_true", help="one JSON object a member, one a line")
     listed.set_defaults(run=_admin(_list))
 
-    add = actions.add_parser("add", help="make a node a learner: it is sent the log")
+    add = add_action(actions, "add", "make a node a learner: it is sent the log")
     add.add_argument("node", type=int, metavar="NUMBER", help="never a member's before")
-    add.add_argument("--incarnation", type=int, required=True, help="as nokv init --join said")
+    add.add_argument(
+        "--incarnation", type=int, required=True, metavar="ID", help="as nokv init --join said"
+    )
     add.add_argument("--peer", required=True, metavar="ADDRESS", help="where members reach it")
     add.add_argument("--rpc", required=True, metavar="ADDRESS", help="where clients reach it")
     add.add_argument(
@@ -48,22 +50,29 @@ def add_member(parser: argparse.ArgumentParser) -> None:
     )
     _change(add, _add)
 
-    promote = actions.add_parser("promote", help="make a learner that has caught up a voter")
-    promote.add_argument("node", type=int, metavar="NUMBER")
+    promote = add_action(actions, "promote", "make a learner that has caught up a voter")
+    promote.add_argument("node", type=int, metavar="NUMBER", help="of the learner")
     promote.add_argument("--wait", action="store_true", help="wait until it has caught up")
     _change(promote, _promote)
 
-    remove = actions.add_parser("remove", help="remove a member for ever; a leader hands over")
-    remove.add_argument("node", type=int, metavar="NUMBER")
+    remove = add_action(actions, "remove", "remove a member for ever; a leader hands over")
+    remove.add_argument(
+        "node", type=int, metavar="NUMBER", help="of the member; it can never be used again"
+    )
     _change(remove, _remove)
 
-    transfer = actions.add_parser("transfer", help="hand leadership over")
+    transfer = add_action(actions, "transfer", "hand leadership over")
     transfer.add_argument(
-        "node", type=int, nargs="?", default=0, metavar="NUMBER", help="default: the best voter"
+        "node",
+        type=int,
+        nargs="?",
+        default=0,
+        metavar="NUMBER",
+        help="of the voter that is to lead (default: the one that has most of the log)",
     )
     _change(transfer, _transfer)
 
-    join_file = actions.add_parser("join-file", help="write what a new node is initialised from")
+    join_file = add_action(actions, "join-file", "write what a new node is initialised from")
     join_file.add_argument("file", type=Path, metavar="FILE", help="a secret; remove it afterwards")
     add_config(join_file)
     join_file.set_defaults(run=_join_file)

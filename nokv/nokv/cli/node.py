@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nokv.cli.main import add_action
 from nokv.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("node.toml"),
         metavar="FILE",
-        help="the node's settings",
+        help="the node's settings (default: node.toml)",
     )
 
 
@@ -68,7 +69,11 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     )
     add_store(parser)
     parser.add_argument(
-        "--inline-max", type=int, default=None, metavar="BYTES", help="largest body in the metadata"
+        "--inline-max",
+        type=int,
+        default=None,
+        metavar="BYTES",
+        help="bodies up to so large are kept in the metadata itself",
     )
     parser.set_defaults(run=_init)
 
@@ -159,7 +164,7 @@ def _serve(options: argparse.Namespace) -> int:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv config`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="say what is wrong with a node's configuration")
+    check = add_action(actions, "check", "say what is wrong with a node's configuration")
     check.add_argument("file", nargs="?", type=Path, default=None, metavar="FILE")
     _add_config(check)
     _add_settings(check)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
+from nokv.cli.main import add_action
 from nokv.errors import DataDirectoryError, InvalidArgument, UsageError
 
 if TYPE_CHECKING:
@@ -34,17 +35,26 @@ _INDEXED: Final = frozenset({"entry", "truncate", "install"})
 def add_raft_log(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv raft-log`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    dump = actions.add_parser("dump", help="show every record, one a line")
+    dump = add_action(actions, "dump", "show every record, one a line")
     _add_path(dump)
-    dump.add_argument("--from", type=int, default=0, dest="first", metavar="INDEX")
-    dump.add_argument("--to", type=int, default=None, dest="last", metavar="INDEX")
+    dump.add_argument(
+        "--from",
+        type=int,
+        default=0,
+        dest="first",
+        metavar="INDEX",
+        help="the first entry to show (default: all that is there)",
+    )
+    dump.add_argument(
+        "--to", type=int, default=None, dest="last", metavar="INDEX", help="the last entry to show"
+    )
     dump.add_argument("--json", action="store_true", help="one JSON object a record")
     dump.set_defaults(run=_dump)
-    verify = actions.add_parser("verify", help="check that the node can start from its log")
+    verify = add_action(actions, "verify", "check that the node can start from its log")
     _add_path(verify)
     verify.add_argument("--json", action="store_true", help="one JSON object")
     verify.set_defaults(run=_verify)
-    skip = actions.add_parser("skip", help="have the node pass over an entry nothing can apply")
+    skip = add_action(actions, "skip", "have the node pass over an entry nothing can apply")
     skip.add_argument("index", type=int, metavar="INDEX", help="the entry's index")
     _add_path(skip)
     skip.add_argument(
@@ -56,7 +66,7 @@ def add_raft_log(parser: argparse.ArgumentParser) -> None:
         "--remove", action="store_true", help="take it back; only before the node applied it"
     )
     skip.set_defaults(run=_skip)
-    skips = actions.add_parser("skips", help="list the entries that the node passes over")
+    skips = add_action(actions, "skips", "list the entries that the node passes over")
     _add_path(skips)
     skips.set_defaults(run=_skips)
 
@@ -135,7 +145,7 @@ def _position(data_dir: Path) -> Applied:
     if not path.exists():
         return Applied()
     try:
-        with open_reader(path) as reader:
+        with open_reader(path, at_rest=True) as reader:
             position = reader.get(Family.META, keys.POSITION)
             counters = reader.get(Family.META, keys.COUNTERS)
         if position is None or counters is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nokv.cli import output
 from nokv.cli.client import add_config, with_client
-from nokv.cli.main import add_cluster
+from nokv.cli.main import add_action, add_cluster
 from nokv.errors import NotPermitted, UsageError
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 def add_volume(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv volume`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="show the volume, and where it was restored from")
+    show = add_action(actions, "show", "show the volume, and where it was restored from")
     add_cluster(show)
     show.set_defaults(run=with_client(_show))
-    adopt = actions.add_parser(
-        "adopt", help="state that the original of a restored volume is gone for good"
+    adopt = add_action(
+        actions,
+        "adopt",
+        "state that the original of a restored volume is gone for good: from then on objects that "
+        "only the original needed are deleted",
     )
     add_cluster(adopt)
     add_config(adopt)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from nokv.cli.main import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, main
+from nokv.cli.volume import _check_gone
+from nokv.errors import UsageError
 
 CLIENT_COMMANDS = ["ls", "stat /a", "tree", "du", "cat /a", "get /a b", "put - /a", "mkdir /a"]
 CLIENT_COMMANDS += ["rm /a", "mv /a /b", "ln /a /b", "chmod 644 /a", "publish . /a", "status"]
@@ -203,3 +205,28 @@ def test_the_doctor_on_a_machine_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert any("fdatasync" in one["text"] for one in findings)
     assert main(["doctor", "--config", str(tmp_path / "none.toml")]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+def test_a_node_is_asked_where_its_settings_are_all_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text(
+        'data_dir = "data"\n[peer]\nlisten = "127.0.0.1:2"\n[rpc]\nlisten = "127.0.0.1:1"\n'
+    )
+    assert main(["member", "list", "--config", str(config), "--timeout", "0.2"]) == 1
+    assert "127.0.0.1:1" in capsys.readouterr().err
+    named = ["--cluster", "127.0.0.1:3", "--timeout", "0.2"]
+    assert main(["member", "list", "--config", str(config), *named]) == 1
+    told = capsys.readouterr().err
+    assert "127.0.0.1:3" in told
+    assert "127.0.0.1:1:" not in told
+
+
+def test_who_is_said_to_be_gone_must_have_been_there() -> None:
+    _check_gone([], set(), set())
+    _check_gone(["copy", "original"], {"copy", "other"}, {"original"})
+    with pytest.raises(UsageError, match=r"abc.*restored from it: copy, other"):
+        _check_gone(["copy", "abc"], {"other", "copy"}, {"original"})
+    with pytest.raises(UsageError, match="leave --gone out"):
+        _check_gone(["abc"], set(), {"original"})

@@ -248,6 +248,7 @@ class TestSkip:
         assert "node 1 skips entry 41 (term 3, crc " in out
         command = out.splitlines()[-1].rpartition(": ")[2]
         assert run("skips", node.data_dir)[1].split()[0] == "41"
+        assert run("skips", "--config", node.config)[1].split()[0] == "41"
         assert run(*command.split()[2:], "--config", node.data_dir)[0] == 0
         assert run("skip", 41, "--config", node.data_dir, "--remove")[0] == 0
         assert run("skips", node.data_dir)[1] == ""
@@ -273,3 +274,13 @@ class TestSkip:
     def test_no_directory_and_no_configuration(self, run: Run, tmp_path: Path) -> None:
         assert run("verify", tmp_path)[0] == 2
         assert run("verify", tmp_path / "missing.toml")[0] == 2
+
+
+@pytest.mark.parametrize("action", [["dump"], ["verify"], ["skips"]])
+def test_a_node_is_named_by_its_settings_or_its_directory(
+    node: Node, run: Run, action: list[str]
+) -> None:
+    by_path = run(*action, node.data_dir)
+    assert run(*action, "--config", node.config) == by_path
+    assert run(*action, node.config) == by_path
+    assert run(*action, node.data_dir, "--config", node.config)[0] == 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nokv.errors import ConfigError
 from nokv.server import config as config_module
-from nokv.server.config import check, load
+from nokv.server.config import check, load, reserve_warning
 
 GOOD = """
 data_dir = "n1"
@@ -136,3 +136,14 @@ def test_any_bytes_as_a_file_are_refused(
     file.write_bytes(data)
     with pytest.raises(ConfigError):
         load(file, environ={})
+
+
+def test_a_reserve_that_protects_nothing_is_warned_of(path: Path) -> None:
+    assert reserve_warning(load(path)) == ""
+    small = reserve_warning(load(path, {"disk.reserve_bytes": "1"}))
+    assert "disk.reserve_bytes = 1" in small
+    assert str(2 * load(path).log.segment_bytes) in small
+    mib = 1 << 20
+    overrides = {"log.segment_bytes": str(8 * mib), "disk.reserve_bytes": str(16 * mib)}
+    assert reserve_warning(load(path, overrides)) == ""
+    assert reserve_warning(load(path, overrides | {"disk.reserve_bytes": str(16 * mib - 1)}))
