@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from nokv.state.port import StoreFailed
+from nokv.state.port import StoreDamaged, StoreFailed
 
-__all__ = ["ImageDamaged", "ImageNewer", "StoreBusy", "StoreFailed"]
+__all__ = ["ImageDamaged", "ImageNewer", "StoreBusy", "StoreDamaged", "StoreFailed"]
 
 
 class StoreBusy(StoreFailed):

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
 import lmdb
+from lmdb.verify import VerifyError, verify
 
-from nokv.kv.errors import StoreBusy, StoreFailed
+from nokv.kv.errors import StoreBusy, StoreDamaged, StoreFailed
 from nokv.state.families import Family
 from nokv.state.port import KEY_BYTES_MAX
 
@@ -30,6 +31,12 @@ memory of the write transaction, which keeps what it once had. Less costs commit
 
 FORMAT = 1
 """Layout of the environment: one named B-tree a family, and one for the store's own rows."""
+
+FULL_BYTES = 16 << 20
+"""With less room than this left, a failed write is put down to the full disk."""
+
+_DAMAGE = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)
+"""What LMDB says of a file that it can't go on with."""
 
 _ENGINE = 0
 """LMDB 0.9: the file format that every LMDB tool of today reads."""
@@ -69,14 +76,61 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def store_failed(what: str, error: Exception) -> NoReturn:
-    """Raise the `StoreFailed` that stands for an error of LMDB or of the system."""
+def disk_free_bytes(path: Path) -> int:
+    """Return the bytes that an unprivileged writer may still allocate there (statvfs(3))."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+def store_failed(what: str, error: Exception, path: Path | None = None) -> NoReturn:
+    """Raise the `StoreFailed` that stands for an error of LMDB or of the system.
+
+    `path` is a directory on the store's disk: LMDB makes EIO of a short write, which is what a disk
+    does that fills up in the middle of one.
+    """
+    if isinstance(error, _DAMAGE):
+        raise StoreDamaged(f"{what}: {error}") from error
     if isinstance(error, lmdb.BadValsizeError):
         raise AssertionError(f"{what}: a key is not of 1 to {KEY_BYTES_MAX} bytes") from error
     if isinstance(error, lmdb.MapFullError):
         raise StoreFailed(f"{what}: {error}", errno.ENOSPC) from error
     code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
+    if path is not None and code in {errno.EIO, errno.ENOSPC}:
+        left = disk_free_bytes(path)
+        if left < FULL_BYTES or code == errno.ENOSPC:
+            message = (
+                f"{what}: {error}: no space left on the disk of {path} ({left} bytes): free some,"
+                " and start the node again; nothing that was acknowledged is lost"
+            )
+            raise StoreFailed(message, errno.ENOSPC) from error
     raise StoreFailed(f"{what}: {error}", code) from error
+
+
+def _check_exists(path: Path) -> None:
+    data = path / _DATA_FILE
+    if not data.exists():
+        raise StoreDamaged(f"{path} is not a store: it has no {_DATA_FILE}", errno.ENOENT)
+    if not data.stat().st_size:  # LMDB would make a store of it
+        raise StoreDamaged(f"{path} is not a store: {_DATA_FILE} is empty", errno.ENOENT)
+
+
+def check_length(env: lmdb.Environment, path: Path) -> None:
+    """Raise `StoreDamaged` if pages that hold something lie past the end of the file.
+
+    LMDB would die of SIGBUS at the first of them. Opening an environment reads only its two meta
+    pages. Nobody may write the store meanwhile. A file that is shorter than its last page is not
+    damaged if nothing uses the pages that it lacks: LMDB never writes a page that was allocated and
+    freed in one transaction. In that rare case the whole tree is walked, about 200 MiB a second.
+    """
+    data = path / _DATA_FILE
+    if data.stat().st_size >= (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+        return
+    try:
+        problems: list[str] = verify(os.fspath(data))  # type: ignore[no-untyped-call]
+    except VerifyError as error:
+        problems = [str(error)]
+    if problems:
+        raise StoreDamaged(f"{data} was cut short, {problems[0]}")
 
 
 def open_environment(path: Path, *, readonly: bool) -> lmdb.Environment:
@@ -189,16 +243,24 @@ class LmdbReader:
         self.close()
 
 
-def open_reader(path: Path) -> LmdbReader:
+def open_reader(path: Path, *, at_rest: bool = False) -> LmdbReader:
     """Open the last commit of a store that another process writes.
 
     The process that has the `LmdbKV` open uses `LmdbKV.open_reader`: LMDB forbids a second
-    environment on one file in a process. Raises `StoreFailed`, also where there is no store.
+    environment on one file in a process. `at_rest` says that nobody writes the store: then its
+    length is checked first. Raises `StoreFailed`, also where there is no store.
     """
+    _check_exists(path)
     try:
         env = open_environment(path, readonly=True)
     except lmdb.Error as error:
         store_failed(f"open {path}", error)
+    if at_rest:
+        try:
+            check_length(env, path)
+        except BaseException:
+            env.close()
+            raise
     return LmdbReader(env, owns_env=True)
 
 
@@ -231,16 +293,16 @@ class LmdbKV:
 
     def _open(self) -> None:
         path = self._path
-        if not (path / _DATA_FILE).exists():
-            raise StoreFailed(f"{path} is not a store: it has no {_DATA_FILE}", errno.ENOENT)
+        _check_exists(path)
         self._lock_fd = _lock(path)
         try:
             self._env = open_environment(path, readonly=False)
         except lmdb.Error as error:
             os.close(self._lock_fd)
             store_failed(f"open {path}", error)
-        self._page_bytes = self._env.stat()["psize"]
         try:
+            self._page_bytes = self._env.stat()["psize"]
+            check_length(self._env, path)
             self._env.reader_check()
             self._check_format()
             self._dbs = {f: self._env.open_db(family_name(f), create=False) for f in Family}
@@ -249,7 +311,7 @@ class LmdbKV:
             self.commit()
         except lmdb.Error as error:
             self.close()
-            store_failed(f"open {path}", error)
+            store_failed(f"open {path}", error, path)
         except StoreFailed:
             self.close()
             raise
@@ -267,9 +329,11 @@ class LmdbKV:
                 found = txn.get(_FORMAT_ROW, b"")
         except lmdb.NotFoundError:
             found = b""
+        if not found:
+            raise StoreDamaged(f"{self._path}: store format unknown")
         if found != _U64.pack(FORMAT):
             raise StoreFailed(
-                f"{self._path}: store format {found.hex() or 'unknown'}, this release has {FORMAT}"
+                f"{self._path}: store format {found.hex()}, this release has {FORMAT}"
             )
 
     def _count_opening(self) -> None:
@@ -284,7 +348,7 @@ class LmdbKV:
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
         self._failed = True
-        store_failed(what, error)
+        store_failed(what, error, self._path)
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Return the value of `key` in the open transaction, or None."""

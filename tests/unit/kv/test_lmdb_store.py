@@ -14,7 +14,7 @@ import pytest
 
 from nokv.kv import lmdb_store
 from nokv.kv.digest import SCAN_END, combine, digest
-from nokv.kv.errors import StoreBusy, StoreFailed
+from nokv.kv.errors import StoreBusy, StoreDamaged, StoreFailed
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV, open_reader
 from nokv.state.families import Family
 
@@ -87,22 +87,94 @@ def test_an_interrupted_creation_is_done_again(path: Path) -> None:
 
 def test_a_directory_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(StoreFailed, match="not a store") as caught:
+    with pytest.raises(StoreDamaged, match=r"not a store.*A lost node") as caught:
         LmdbKV(tmp_path)
     assert caught.value.errno == errno.ENOENT
+    with pytest.raises(StoreDamaged, match=r"not a store.*A lost node"):
+        open_reader(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes"]
 
 
 def test_a_damaged_or_foreign_file_is_refused(path: Path) -> None:
     path.mkdir()
     (path / "data.mdb").write_bytes(b"\xa5" * 8192)
-    with pytest.raises(StoreFailed, match="open"):
+    with pytest.raises(StoreDamaged, match=r"open.*A lost node"):
         LmdbKV(path)
     (path / "data.mdb").unlink()
     with lmdb.open(str(path), max_dbs=4) as env:
         env.open_db(b"something else")
     with pytest.raises(StoreFailed, match="format"):
         LmdbKV(path)
+
+
+OPEN = """
+import os, sys
+from pathlib import Path
+from nokv.kv.errors import StoreDamaged
+from nokv.kv.lmdb_store import LmdbKV, open_reader
+path = Path(sys.argv[1])
+data = path / "data.mdb"
+whole = data.read_bytes()
+for size in map(int, sys.argv[2:]):
+    for open_it in (lambda: open_reader(path, at_rest=True), lambda: LmdbKV(path)):
+        data.write_bytes(whole[:size])
+        try:
+            open_it()
+        except StoreDamaged as error:
+            assert "A lost node" in str(error), error
+        else:
+            sys.exit(f"{size} bytes were taken for a store")
+print("refused")
+"""
+
+
+@pytest.mark.parametrize("value_bytes", [40, 9_000])
+def test_a_file_that_was_cut_short_is_refused(path: Path, value_bytes: int) -> None:
+    """In a process of its own: LMDB by itself dies of SIGBUS."""
+    kv = LmdbKV(path)
+    kv.write(Family.INODE, rows(3_000, 40))
+    kv.write(Family.CHUNK, rows(100, value_bytes))
+    kv.commit()
+    kv.close()
+    size = (path / "data.mdb").stat().st_size
+    sizes = [0, 100, 4_095, 4_096, 5_000, 8_191, 8_192, 9_000, size // 2, size - 4_096, size - 1]
+    assert in_another_process(OPEN, path, *sizes) == "refused"
+
+
+def test_a_file_may_lack_pages_that_nothing_uses(path: Path) -> None:
+    """LMDB does not write what was allocated and freed in one transaction."""
+    kv = LmdbKV(path)
+    kv.write(Family.INODE, rows(3_000))
+    kv.commit()
+    kv.write(Family.CHUNK, rows(50, 100_000))
+    kv.write(Family.CHUNK, [(key, None) for key, _ in rows(50)])
+    kv.commit()
+    assert (path / "data.mdb").stat().st_size < kv.file_bytes()
+    kv.close()
+    with open_reader(path, at_rest=True) as reader:
+        assert list(reader.scan(Family.INODE, b"", SCAN_END)) == rows(3_000)
+    again = LmdbKV(path)
+    assert list(again.scan(Family.INODE, b"", SCAN_END)) == rows(3_000)
+    again.close()
+
+
+def test_a_disk_that_fills_up_within_a_write_is_told_as_such(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that meets the end is short, and LMDB calls that an I/O error."""
+    kv = LmdbKV(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    end = (path / "data.mdb").stat().st_size + 50_000
+    monkeypatch.setattr(lmdb_store, "disk_free_bytes", lambda _: 0)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (end, limits[1]))
+        kv.write(Family.CHUNK, rows(10, size=100_000))
+        with pytest.raises(StoreFailed, match=r"commit: .*Input/output.*no space left") as caught:
+            kv.commit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.ENOSPC
+    kv.close()
 
 
 def test_another_format_is_refused(path: Path) -> None:
