@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -236,9 +238,26 @@ class TestVerify:
         code, out, _ = run("verify", node.data_dir)
         assert code == 2
         assert "the state can't be read" in out
+        assert "A lost node" in out
         code, _, err = run("skip", 41, "--config", node.data_dir)
         assert code == 2
         assert "the state can't be read" in err
+
+    def test_a_store_that_was_cut_short_is_two(self, node: Node) -> None:
+        """In a process of its own, for LMDB by itself dies of SIGBUS."""
+        data = state_path(node.data_dir) / "data.mdb"
+        os.truncate(data, 5000)
+        code = "import sys; from nokv.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        found = subprocess.run(
+            [sys.executable, "-c", code, "raft-log", "verify", str(node.data_dir)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert found.returncode == 2
+        assert "was cut short" in found.stdout
+        assert "A lost node" in found.stdout
 
 
 class TestSkip:
