@@ -17,6 +17,6 @@ def detach_tree(
     version that history gives the records; by default this command's.
     """
     ended = ctx.version if death is None else death
-    orphan = msgspec.structs.replace(inode, parent=0, stage=0)
+    orphan = msgspec.structs.replace(inode, parent=0, stage=0, name=b"")
     ctx.store_inode(view, ino, orphan)
     ctx.add_job(JOB_ORPHAN, view, ino, ended)

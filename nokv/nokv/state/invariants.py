@@ -168,6 +168,10 @@ def _check_links(state: _State) -> None:
     for node, inode in state.inodes.items():
         names = state.names[node]
         assert inode.parent == min(names, default=0), f"parent of {node} is {inode.parent}: {names}"
+        if inode.name:
+            named = state.dentries.get((node[0], inode.parent, inode.name))
+            assert named is not None, f"{node} thinks it is {inode.name!r} in {inode.parent}"
+            assert named.inode == node[1], f"{inode.name!r} in {inode.parent} is not {node}"
         if is_directory(inode):
             assert len(names) <= 1, f"directory {node} has {len(names)} names"
             entries = state.entries[node]

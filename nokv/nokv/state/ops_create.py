@@ -35,6 +35,8 @@ from nokv.types.values import At
 _CREATE = EventKind.CREATE
 _INODE = Family.INODE
 _DENTRY = Family.DENTRY
+_MARK = b"\x00a name goes here"
+"""Stands for the name in the record that all inodes of a bulk create share: no name has a NUL."""
 
 
 def place(ctx: Context, at: At, name: bytes) -> Found:
@@ -72,6 +74,7 @@ def _make(
         parent.ino,
         rdev=rdev,
         target=target,
+        name=name,
     )
     ino = ctx.new_inode()
     ctx.store_inode(view, ino, inode)
@@ -120,13 +123,14 @@ def bulk_create(ctx: Context, op: BulkCreate) -> MadeMany:
     may_create(parent.inode, caller)
     view, now, count = parent.view, ctx.wall_ns, len(names)
     mode, gid = inherit(parent.inode, caller, REGULAR | op.mode)
-    body = txn.encode(Inode(mode, caller.uid, gid, 1, 0, now, now, now, parent.ino))
+    inode = Inode(mode, caller.uid, gid, 1, 0, now, now, now, parent.ino, name=_MARK)
+    head, tail = txn.encode(inode).split(txn.encode(_MARK))
     first = ctx.counters.next_inode
     ctx.counters.next_inode += count
     numbers = range(first, first + count)
     pack, prefix, file_type = keys.pack2, keys.pack2(view, parent.ino), mode >> 12
-    txn.put_fresh(_INODE, [(pack(view, ino), body) for ino in numbers])
-    rows, encode = zip(names, numbers, strict=True), txn.encode
+    encode, rows = txn.encode, list(zip(names, numbers, strict=True))
+    txn.put_fresh(_INODE, [(pack(view, ino), head + encode(name) + tail) for name, ino in rows])
     txn.put_fresh(_DENTRY, [(prefix + name, encode(Dentry(file_type, ino))) for name, ino in rows])
     touch_directory(ctx, view, parent.ino, parent.inode, children=count)
     ctx.add_usage(view, parent.ino, count, 0)

@@ -87,7 +87,7 @@ def _make(ctx: Context, op: Publish, view: int, directory: int, parent: Inode) -
     mode, gid = access.inherit(parent, ctx.caller, REGULAR | op.mode)
     now = ctx.wall_ns
     ino = ctx.new_inode()
-    empty = Inode(mode, ctx.caller.uid, gid, 1, 0, now, now, now, directory)
+    empty = Inode(mode, ctx.caller.uid, gid, 1, 0, now, now, now, directory, name=op.name)
     after = _new_body(ctx, op, view, ino, empty)
     ctx.store_inode(view, ino, after)
     ctx.put_dentry(view, directory, op.name, Dentry(FileType.REGULAR, ino))

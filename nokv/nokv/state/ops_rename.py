@@ -182,7 +182,7 @@ def _move(
         touch_directory(
             ctx, view, to_parent.ino, to_parent.inode, children=gained + 1, nlink=directory - lost
         )
-    _replant(ctx, view, source, to_parent.ino)
+    _replant(ctx, view, source, to_parent.ino, to_name)
     if target is None:
         return
     if lost:
@@ -205,8 +205,8 @@ def _exchange(ctx: Context, source: _End, target: _End) -> None:
     else:
         touch_directory(ctx, view, parent.ino, parent.inode, nlink=-gained)
         touch_directory(ctx, view, to_parent.ino, to_parent.inode, nlink=gained)
-    _replant(ctx, view, source, to_parent.ino)
-    _replant(ctx, view, target, parent.ino)
+    _replant(ctx, view, source, to_parent.ino, target.name)
+    _replant(ctx, view, target, parent.ino, source.name)
 
 
 def _weight(ctx: Context, view: int, end: _End) -> tuple[int, int]:
@@ -231,9 +231,9 @@ def _shift_usage(
     ctx.add_usage_to(view, [ino for ino in to_up if ino not in shared], entries, size)
 
 
-def _replant(ctx: Context, view: int, end: _End, to_directory: int) -> None:
+def _replant(ctx: Context, view: int, end: _End, to_directory: int, to_name: bytes) -> None:
     """Write the moved inode, with its new parent and the time."""
-    after = move_name(ctx, view, end.ino, end.inode, end.parent.ino, to_directory)
+    after = move_name(ctx, view, end.ino, end.inode, end.parent.ino, to_directory, to_name)
     ctx.store_inode(view, end.ino, replace(after, ctime_ns=ctx.wall_ns))
 
 

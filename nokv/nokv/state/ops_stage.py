@@ -134,6 +134,7 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     after = replace(
         staged,
         parent=parent.ino,
+        name=op.name,
         stage=0,
         nlink=staged.nlink if directory else 1,
         generation=staged.generation if directory else ctx.version,

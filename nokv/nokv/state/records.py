@@ -16,6 +16,7 @@ from nokv.types.formats import FIRST_STATE_FORMAT
 from nokv.types.values import Lease, StoredChunk, StoredObject, Strict
 
 BORN_BYTES = 8
+_NIL = b"\xc0"
 
 T = TypeVar("T")
 
@@ -96,6 +97,9 @@ class Inode(Strict, frozen=True):
     """Of a symbolic link."""
     stage: int = 0
     """Of a staged root: the session that owns the tree."""
+    name: bytes = b""
+    """Its name in `parent`, so that a path is found from below. Empty: none, several, or unknown
+    since one of several went; then the directory is searched."""
 
 
 class Dentry(Strict, frozen=True):
@@ -343,6 +347,16 @@ decode_chunk = msgspec.msgpack.Decoder(StoredChunk).decode
 def decode_format(counters: bytes) -> int:
     """Return the state format in force by encoded counters, also of a newer build."""
     return decode_count(_decode_array(counters)[0])
+
+
+def whiteout(version: int) -> bytes:
+    """Return the value that hides what a view's origin shows, written by `version`."""
+    return version.to_bytes(BORN_BYTES, "big") + _NIL
+
+
+def is_whiteout(value: bytes) -> bool:
+    """Whether a versioned value hides what the origin shows."""
+    return len(value) == BORN_BYTES + 1 and value[BORN_BYTES:] == _NIL
 
 
 def body_of(value: bytes) -> bytes:

@@ -10,13 +10,14 @@ from collections import Counter
 from msgspec.structs import replace
 
 from nokv.state import keys
-from nokv.state.context import Context, chain, is_directory
+from nokv.state.context import Context, above, chain, is_directory, names_inside, root_of
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
-from nokv.state.links import directories_of
 from nokv.state.records import Inode, body_of, decode_count
 from nokv.state.resolve import Found
 from nokv.types.events import EventKind
+
+_BACKLINK = Family.BACKLINK
 
 
 def add_size(ctx: Context, view: int, ino: int, inode: Inode, delta: int) -> None:
@@ -30,12 +31,15 @@ def add_size(ctx: Context, view: int, ino: int, inode: Inode, delta: int) -> Non
         if inode.parent:
             ctx.add_usage(view, inode.parent, 0, delta)
         return
-    above: Counter[int] = Counter()
-    for directory, count in directories_of(ctx.txn, view, ino):
+    ancestors: Counter[int] = Counter()
+    for directory, count in names_inside(ctx.txn, view, ino):
         for ancestor in chain(ctx.txn, view, directory):
-            above[ancestor] += count
-    for ancestor, count in above.items():
+            ancestors[ancestor] += count
+    for ancestor, count in ancestors.items():
         ctx.add_usage_to(view, (ancestor,), 0, delta * count)
+    holder = above(ctx.txn, view)
+    if holder is not None:
+        ctx.add_usage(holder[0], holder[1], 0, delta * ancestors[root_of(ctx.txn, view)])
 
 
 def touch_directory(
@@ -58,10 +62,11 @@ def touch_directory(
 
 def add_name(ctx: Context, view: int, ino: int, inode: Inode, directory: int) -> Inode:
     """Return the file with one more name, which lies in `directory`; the record is unwritten."""
-    if inode.nlink == 1:
+    if inode.nlink == 1 and ctx.txn.get(_BACKLINK, keys.backlink(view, ino, inode.parent)) is None:
         _count(ctx, view, ino, inode.parent, 1)
     _count(ctx, view, ino, directory, 1)
-    return replace(inode, nlink=inode.nlink + 1, parent=min(inode.parent, directory))
+    parent = min(inode.parent, directory)
+    return replace(inode, nlink=inode.nlink + 1, parent=parent, name=b"")
 
 
 def drop_name(
@@ -75,7 +80,7 @@ def drop_name(
         destroy(ctx, view, ino, inode, death=death)
         return
     _count(ctx, view, ino, directory, -1)
-    left = directories_of(ctx.txn, view, ino)
+    left = names_inside(ctx.txn, view, ino)
     assert sum(count for _, count in left) == inode.nlink - 1, f"inode {ino}: names are missing"
     parent = left[0][0]
     if inode.nlink == 2:
@@ -85,14 +90,20 @@ def drop_name(
 
 
 def move_name(
-    ctx: Context, view: int, ino: int, inode: Inode, directory: int, to_directory: int
+    ctx: Context,
+    view: int,
+    ino: int,
+    inode: Inode,
+    directory: int,
+    to_directory: int,
+    to_name: bytes,
 ) -> Inode:
     """Return the inode one of whose names moved between directories; the record is unwritten."""
     if is_directory(inode) or inode.nlink <= 1:
-        return replace(inode, parent=to_directory)
+        return replace(inode, parent=to_directory, name=to_name)
     _count(ctx, view, ino, directory, -1)
     _count(ctx, view, ino, to_directory, 1)
-    return replace(inode, parent=directories_of(ctx.txn, view, ino)[0][0])
+    return replace(inode, parent=names_inside(ctx.txn, view, ino)[0][0])
 
 
 def _count(ctx: Context, view: int, ino: int, directory: int, more: int) -> None:
