@@ -180,6 +180,26 @@ class ResultTooLarge(NokvError):
     default_hint = "split the request"
 
 
+class LockHeld(NokvError, BlockingIOError):
+    """Somebody else's lock, or an earlier request for one, stands in the way (EAGAIN)."""
+
+    code, errno_value = 37, errno.EAGAIN
+    default_hint = "wait for it, or try again later"
+
+
+class LockDeadlock(NokvError):
+    """To wait for this lock would close a circle of owners that wait for each other (EDEADLK)."""
+
+    code, errno_value = 38, errno.EDEADLK
+    default_hint = "let go of the other locks first"
+
+
+class LockLimit(NokvError):
+    """Too many locks, or too many requests that wait, of an inode or of a session (ENOLCK)."""
+
+    code, errno_value = 39, errno.ENOLCK
+
+
 # ---------------------------------------------------------------- commands, sessions, versions
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
+from nokv.types.locks import CancelLock, SetLock, Unlock
 from nokv.types.values import At, Caller, ChunkMap, Marks, Strict, Volume
 from nokv.types.views import (
     Clone,
@@ -441,6 +442,9 @@ Op = (
     | Clone
     | WorkspaceCreate
     | Rollback
+    | SetLock
+    | Unlock
+    | CancelLock
     | InitVolume
     | SessionMarks
     | Reap
@@ -491,6 +495,8 @@ SHRINKING_OPS: tuple[type[Strict], ...] = (
     RestoreVolume,
     SnapshotDelete,
     ExpireSnapshots,
+    Unlock,
+    CancelLock,
 )
 """Go on while the disk is nearly full; a client needs a session to remove anything."""
 

@@ -97,3 +97,18 @@ SESSION_TTL_NS_MIN = 1_000_000_000
 SESSION_TTL_NS_MAX = 3_600_000_000_000
 SESSION_TTL_NS_DEFAULT = 30_000_000_000
 UINT63_MAX = 2**63 - 1
+
+LOCK_RANGES_MAX = 512
+"""Locked ranges of one inode and kind, of all owners together."""
+
+LOCK_WAITS_MAX = 1024
+"""Requests that wait in the queue of one inode and kind."""
+
+LOCKS_PER_SESSION_MAX = 4096
+"""Locked ranges and waits of one session; they end in one command with it."""
+
+LOCK_OFFSET_END = 2**63
+"""One beyond the last byte that a lock can cover (OFFSET_MAX of Linux)."""
+
+ACL_ENTRIES_MAX = 256
+"""Entries of one access control list."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nokv.types.locks import LockConflict, LocksWaited, TestLock, WaitLocks
 from nokv.types.values import At, Attr, Lenient, StoredChunk, Strict
 from nokv.types.views import (
     GetSnapshot,
@@ -175,6 +176,8 @@ Read = (
     | GetSnapshot
     | ListSnapshots
     | ListViews
+    | TestLock
+    | WaitLocks
 )
 
 
@@ -434,4 +437,6 @@ ReadValue = (
     | SnapshotReply
     | SnapshotsReply
     | ViewsReply
+    | LockConflict
+    | LocksWaited
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nokv.types.locks import LockSet
 from nokv.types.values import Attr, Lenient
 from nokv.types.views import RolledBack, SnapshotMade, ViewMade
 
@@ -94,6 +95,7 @@ ResultValue = (
     | SnapshotMade
     | ViewMade
     | RolledBack
+    | LockSet
     | AtomicDone
 )
 
