@@ -56,7 +56,7 @@ async def _run(cluster: str, tell: Tell) -> None:
 
 def _node(one: Seen) -> Finding:
     if one.status is None:
-        advice = "start it, or look at its log; is the address right?"
+        advice = one.advice or "start it, or look at its log; is the address right?"
         return Finding("failure", f"node at {one.address}", f"no answer: {one.error}", advice)
     subject = f"node {one.status.node} at {one.address}"
     if one.trouble:

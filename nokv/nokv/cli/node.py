@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,16 +166,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv config`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = add_action(actions, "check", "say what is wrong with a node's configuration")
-    check.add_argument("file", nargs="?", type=Path, default=None, metavar="FILE")
+    check.add_argument(
+        "file", nargs="?", type=Path, default=None, metavar="FILE", help="as with --config"
+    )
     _add_config(check)
     _add_settings(check)
     check.set_defaults(run=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from nokv.server.config import load
+    from nokv.server.config import load, reserve_warning
 
     path = options.file or options.config
     config = load(path, _overrides(options))
+    if warning := reserve_warning(config):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{path} is fine: data in {config.data_dir}, clients at {config.rpc.listen}")
     return 0

@@ -35,6 +35,8 @@ class Seen(NamedTuple):
     """How far the node's clock is ahead of this machine's, ns; half a round trip uncertain."""
     trouble: str = ""
     """Why the node is not ready, in its own words where it has any; empty: it is."""
+    advice: str = ""
+    """What to do where the node could not be asked, if the error tells more than that."""
 
     @property
     def free_bytes(self) -> int | None:
@@ -113,7 +115,7 @@ def _order(one: Seen) -> tuple[int, str]:
 async def _ask(address: str, tls: ssl.SSLContext | None) -> Seen:
     import time
 
-    from nokv.errors import NokvError
+    from nokv.errors import NokvError, Unavailable
     from nokv.wire.connection import RpcConnection
     from nokv.wire.rpc import PROTOCOL, Hello, Status, StatusReply
 
@@ -122,7 +124,8 @@ async def _ask(address: str, tls: ssl.SSLContext | None) -> Seen:
             address, Hello(PROTOCOL, agent="nokv status"), timeout_s=PROBE_S, tls=tls
         )
     except NokvError as error:
-        return Seen(address, None, None, error.message)
+        advice = error.hint if error.hint != Unavailable.default_hint else ""
+        return Seen(address, None, None, error.message, advice=advice)
     sent_ns = time.time_ns()
     try:
         reply = await connection.call(Status(), timeout_s=PROBE_S)

@@ -44,6 +44,12 @@ def test_a_slow_disk_is_shown() -> None:
     assert (disks.level, disks.text) == ("warning", "a sync of its log takes 40 ms")
 
 
+def test_advice_about_a_node_that_cannot_be_asked() -> None:
+    stopped = Seen("a", None, None, "no connection", trouble="unreachable")
+    assert _node(stopped).advice.startswith("start it")
+    assert _node(stopped._replace(advice="check the certificates")).advice[:5] == "check"
+
+
 def test_a_node_says_itself_why_it_is_not_ready() -> None:
     seen = answered(2, leader=0)
     assert seen.status is not None
