@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from nokv.errors import NameTooLong, Stale
 from nokv.state import keys
+from nokv.state.branches import PRESENT
 from nokv.state.effects import Effect
 from nokv.state.families import Family
 from nokv.state.pinned import Source
@@ -18,8 +21,10 @@ from nokv.state.records import (
     Session,
     StoredEvent,
     Usage,
+    View,
     body_of,
     born_of,
+    decode_count,
     decode_dentry,
     decode_inode,
     decode_usage,
@@ -121,9 +126,20 @@ class Context:
     # ------------------------------------------------------------------ usage
 
     def add_usage(self, view: int, directory: int, entries: int, size: int) -> None:
-        """Add to the usage of a directory and of all above it, up to its tree's root."""
-        if entries or size:
-            self.add_usage_to(view, chain(self.txn, view, directory), entries, size)
+        """Add to the usage of a directory and of all above it.
+
+        Up to its tree's root, and on through the graft that leads to its view.
+        """
+        if not entries and not size:
+            return
+        place: tuple[int, int] | None = (view, directory)
+        while place is not None:
+            view, directory = place
+            up = chain(self.txn, view, directory)
+            self.add_usage_to(view, up, entries, size)
+            holder = above(self.txn, view)
+            inside = holder is not None and up[-1] == root_of(self.txn, view)
+            place = (holder[0], holder[1]) if holder is not None and inside else None
 
     def add_usage_to(self, view: int, directories: Iterable[int], entries: int, size: int) -> None:
         """Add to the usage of just these directories."""
@@ -185,10 +201,30 @@ class Context:
         )
 
     def _chain(self, view: int, directory: int) -> int:
-        found = chain(self.txn, view, directory)
-        if found[-1] != root_of(self.txn, view):
-            return -1
-        return self.chains.setdefault(found, len(self.chains))
+        """Return the number of a directory's chain up to the root of view 0 (`types.events`)."""
+        found: tuple[int, ...] = ()
+        while True:
+            up = chain(self.txn, view, directory)
+            if up[-1] != root_of(self.txn, view):
+                return -1
+            found += up
+            holder = above(self.txn, view)
+            if holder is None:
+                return self.chains.setdefault(found, len(self.chains))
+            view, directory, _ = holder
+            found += (-1 - view,)
+
+    # ------------------------------------------------------------------ views
+
+    def new_view(self) -> int:
+        """Return a view number that was never used."""
+        number = self.counters.next_view
+        self.counters.next_view += 1
+        return number
+
+    def store_view(self, number: int, view: View) -> None:
+        """Write the record of a view."""
+        self.txn.set_view(number, view)
 
     # ------------------------------------------------------------------ background work
 
@@ -207,25 +243,79 @@ class Context:
         self.txn.set_row(Family.DROP, keys.pack(number), self.txn.encode(drop))
 
 
-def root_of(_source: Source, view: int) -> int:
-    """Return the root inode of a view. View 0 is the live tree; an unknown view is Stale."""
+def root_of(source: Source, view: int) -> int:
+    """Return the root inode of a view. Stale for an unknown one, and at the present a dead one."""
     if view == 0:
         return ROOT_INODE
-    message = f"no view {view}"
-    raise Stale(message)
+    record = source.view(view) if 0 < view < 2**64 else None
+    if record is None:
+        message = f"no view {view}"
+        raise Stale(message)
+    if record.dead and source.at_version == PRESENT:
+        message = f"view {view} was removed"
+        raise Stale(message)
+    return record.root
+
+
+def view_of(source: Source, view: int) -> View:
+    """Return the record of a view, also of a dead one. Stale for an unknown one."""
+    record = source.view(view) if 0 <= view < 2**64 else None
+    if record is None:
+        message = f"no view {view}"
+        raise Stale(message)
+    return record
+
+
+def above(source: Source, view: int) -> tuple[int, int, bytes] | None:
+    """Return (view, directory, name) of the graft that leads to a view; None for view 0."""
+    record = source.view(view) if view else None
+    return None if record is None else record.holder
+
+
+def enter(view: int, dentry: Dentry) -> tuple[int, int]:
+    """Return (view, inode) of what a name in `view` shows."""
+    return view if dentry.view is None else dentry.view, dentry.inode
+
+
+def local(source: Source, view: int, ino: int, inode: Inode) -> Inode:
+    """Return an inode as its view has it: the names of a file that lie below the view's root.
+
+    A clone inherits the link count of a file together with names that lie outside of it.
+    """
+    if not view or inode.nlink <= 1 or inode.mode & S_IFMT == DIRECTORY:
+        return inode
+    inside = names_inside(source, view, ino)
+    if not inside:
+        return inode
+    nlink = sum(count for _, count in inside)
+    return structs.replace(inode, nlink=nlink, parent=inside[0][0])
+
+
+def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
+    """Return (directory, names there) of a file with several names, in order; else nothing.
+
+    In a view with an origin only directories below its root count.
+    """
+    prefix = keys.inode(view, ino)
+    rows = source.scan(Family.BACKLINK, prefix, keys.after_prefix(prefix))
+    found = [(int.from_bytes(key[16:], "big"), decode_count(body_of(value))) for key, value in rows]
+    record = source.view(view) if view else None
+    if record is None or record.origin is None:
+        return found
+    return [one for one in found if chain(source, view, one[0])[-1] == record.root]
 
 
 def load_inode(source: Source, view: int, ino: int) -> Inode | None:
     """Return an inode record, or None."""
     value = source.get(_INODE, keys.inode(view, ino))
-    return None if value is None else decode_inode(body_of(value))
+    return None if value is None else local(source, view, ino, decode_inode(body_of(value)))
 
 
 def need_inode(source: Source, view: int, ino: int) -> Inode:
     """Return an inode record that a name or a parent promises."""
     value = source.get(_INODE, keys.inode(view, ino))
     assert value is not None, f"inode {view}:{ino} is named and does not exist"
-    return decode_inode(body_of(value))
+    return local(source, view, ino, decode_inode(body_of(value)))
 
 
 def load_dentry(source: Source, view: int, directory: int, name: bytes) -> Dentry | None:
@@ -243,16 +333,23 @@ def load_usage(source: Source, view: int, directory: int) -> Usage:
 def chain(source: Source, view: int, directory: int) -> tuple[int, ...]:
     """Return the directory and its ancestors, up to the root of its tree, both included.
 
-    The last one is the view's root, or the root of a staged or detached tree. A renamed tree can
+    The last one is the view's root, or the root of a staged or detached tree; in a clone also that
+    of its origin, for a directory outside of what was cloned. A renamed tree can
     get deeper than DEPTH_MAX, as nobody knows its height: NameTooLong then.
     """
     parents: dict[tuple[int, int], int] = getattr(source, "parents", {})
+    record = source.view(view) if view else None
+    root = ROOT_INODE if record is None else record.root
     found = [directory]
     ino = directory
     while True:
+        if ino == root:
+            return tuple(found)
         parent = parents.get((view, ino))
         if parent is None:
-            parent = parents[view, ino] = need_inode(source, view, ino).parent
+            value = source.get(_INODE, keys.inode(view, ino))
+            assert value is not None, f"inode {view}:{ino} is named and does not exist"
+            parent = parents[view, ino] = decode_inode(body_of(value)).parent
         if not parent:
             return tuple(found)
         found.append(parent)
@@ -291,7 +388,8 @@ def load_attr(source: Source, view: int, ino: int) -> Attr | None:
     value = source.get(_INODE, keys.inode(view, ino))
     if value is None:
         return None
-    return make_attr(view, ino, decode_inode(body_of(value)), born_of(value))
+    inode = local(source, view, ino, decode_inode(body_of(value)))
+    return make_attr(view, ino, inode, born_of(value))
 
 
 def make_attr(view: int, ino: int, inode: Inode, version: int) -> Attr:

@@ -11,6 +11,7 @@ from nokv.state import (
     ops_backup,
     ops_create,
     ops_internal,
+    ops_lock,
     ops_publish,
     ops_remove,
     ops_rename,
@@ -37,6 +38,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
     **ops_session.HANDLERS,
     **ops_internal.HANDLERS,
     **ops_backup.HANDLERS,
+    **ops_lock.HANDLERS,
 }
 
 _CHECKS: dict[type, Callable[[Any], None]] = {
@@ -46,6 +48,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     **ops_session.CHECKS,
     **ops_internal.CHECKS,
     **ops_backup.CHECKS,
+    **ops_lock.CHECKS,
 }
 
 

@@ -31,4 +31,13 @@ class BackupReached(msgspec.Struct, frozen=True):
     node: int
 
 
-Effect = SessionLive | SessionDead | CheckpointReached | BackupReached
+class LockWaitOver(msgspec.Struct, frozen=True):
+    """A request for a lock waits no more."""
+
+    session: int
+    ticket: int
+    granted: bool
+    """False: it was cancelled with its inode. Also True where its own session gave it up."""
+
+
+Effect = SessionLive | SessionDead | CheckpointReached | BackupReached | LockWaitOver

@@ -12,6 +12,9 @@ from nokv.types.limits import CHUNK_BYTES
 from nokv.types.values import ChunkMap, StoredChunk, StoredExtent, StoredObject
 
 ObjectName = tuple[int, int, int, int, int]
+Hold = tuple[StoredObject, int]
+"""(object, version at which the record's hold of it began)."""
+
 EMPTY = StoredChunk((), ())
 
 
@@ -81,29 +84,73 @@ def cut(chunk: StoredChunk, size: int) -> StoredChunk:
 
 
 def compact(chunk: StoredChunk) -> StoredChunk:
-    """Return the chunk with only the objects that an extent names, renumbered in order."""
+    """Return the chunk with only the objects that an extent names, each once, in order."""
     used = sorted({e.object for e in chunk.extents if e.object >= 0})
-    if len(used) == len(chunk.objects):
+    first: dict[ObjectName, int] = {}
+    for number in used:
+        first.setdefault(name_of(chunk.objects[number]), number)
+    if len(first) == len(chunk.objects):
         return chunk
-    place = {old: new for new, old in enumerate(used)}
+    kept = sorted(first.values())
+    order = {old: new for new, old in enumerate(kept)}
+    place = {number: order[first[name_of(chunk.objects[number])]] for number in used}
     extents = tuple(
         e
         if e.object < 0
         else StoredExtent(e.offset, e.length, place[e.object], e.object_offset, e.born, b"")
         for e in chunk.extents
     )
-    return StoredChunk(tuple(chunk.objects[i] for i in used), extents)
+    return StoredChunk(tuple(chunk.objects[i] for i in kept), extents)
 
 
-def gone(old: StoredChunk, new: StoredChunk) -> tuple[list[StoredObject], int]:
-    """Return the objects of `old` that `new` no longer names, and the earliest of their holds.
+def holds_of(chunk: StoredChunk, since: int = 0) -> list[Hold]:
+    """Return the holds that the chunk's record has, each once, that were born at `since` or later.
 
-    The second is 2^63 - 1 where there are none.
+    What a record has of an object from one version on is one hold, in however many extents.
     """
-    left = {name_of(obj) for obj in new.objects}
-    lost = [i for i, obj in enumerate(old.objects) if name_of(obj) not in left]
-    born = min((e.born for e in old.extents if e.object in lost), default=2**63 - 1)
-    return [old.objects[i] for i in lost], born
+    found = {(e.object, e.born): None for e in chunk.extents if e.object >= 0 and e.born >= since}
+    return [(chunk.objects[number], born) for number, born in found]
+
+
+def gone(old: StoredChunk, new: StoredChunk, since: int = 0) -> list[Hold]:
+    """Return the holds of `old`, born at `since` or later, that `new` no longer has."""
+    left = {(name_of(obj), born) for obj, born in holds_of(new, since)}
+    return [hold for hold in holds_of(old, since) if (name_of(hold[0]), hold[1]) not in left]
+
+
+def raised(chunk: StoredChunk, born: int) -> StoredChunk:
+    """Return the chunk with every hold born before `born` born then."""
+    extents = tuple(
+        e
+        if e.born >= born
+        else StoredExtent(e.offset, e.length, e.object, e.object_offset, born, e.data)
+        for e in chunk.extents
+    )
+    return StoredChunk(chunk.objects, extents)
+
+
+def clipped(
+    chunk: StoredChunk, start: int, end: int, *, shift: int, born: int
+) -> StoredChunk:
+    """Return what [start, end) of the chunk shows, moved by `shift`, all its holds born then."""
+    extents = []
+    for extent in chunk.extents:
+        low, high = max(extent.offset, start), min(extent.offset + extent.length, end)
+        if low >= high:
+            continue
+        part = slice_extent(extent, low, high)
+        extents.append(
+            StoredExtent(
+                low + shift, part.length, part.object, part.object_offset, born, part.data
+            )
+        )
+    return compact(StoredChunk(chunk.objects, tuple(extents)))
+
+
+def replaced(old: StoredChunk, start: int, end: int, new: StoredChunk) -> StoredChunk:
+    """Return `old` that shows in [start, end) what `new` does, its holes too."""
+    cleared = StoredChunk(old.objects, tuple(outside(old.extents, start, end)))
+    return overlay(cleared, new)
 
 
 def move(

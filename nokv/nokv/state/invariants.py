@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 
 from nokv.state import keys
+from nokv.state.branches import VERSIONED
 from nokv.state.collect import sessions_of
 from nokv.state.context import (
     DIRECTORY,
@@ -22,7 +23,7 @@ from nokv.state.context import (
     is_symlink,
 )
 from nokv.state.families import Family
-from nokv.state.pinned import VERSIONED, Source
+from nokv.state.pinned import Source
 from nokv.state.records import (
     Counters,
     Dentry,

@@ -33,6 +33,9 @@ RESULT = b"\x01"
 CONSUMED = b"\x02"
 NONCE_PREFIX = bytes(8) + b"\x03"
 
+LOCK_INDEX = b"\xff" * 8
+"""Stands where a view would: what sessions hold and wait for."""
+
 
 def inode(view: int, ino: int) -> bytes:
     """INODE and USAGE."""
@@ -94,6 +97,37 @@ def consumed(session_id: int, first: int) -> bytes:
 def nonce(value: bytes) -> bytes:
     """SESSION: the session that an opening's nonce made."""
     return NONCE_PREFIX + value
+
+
+def lock(view: int, ino: int, kind: int) -> bytes:
+    """LOCK: a table."""
+    return b"%b%c" % (pack2(view, ino), kind)
+
+
+def lock_parts(key: bytes) -> tuple[int, int, int]:
+    """(view, inode, kind) of a table's key."""
+    view, ino = U64X2.unpack_from(key)
+    return view, ino, key[16]
+
+
+def locks_of(session_id: int) -> bytes:
+    """LOCK: all tables in which a session holds or waits."""
+    return b"%b%b\x00" % (LOCK_INDEX, pack(session_id))
+
+
+def lock_of(session_id: int, view: int, ino: int, kind: int) -> bytes:
+    """LOCK: a session holds or waits in a table."""
+    return locks_of(session_id) + lock(view, ino, kind)
+
+
+def lock_waits(session_id: int, owner: int) -> bytes:
+    """LOCK: all requests of an owner that wait."""
+    return b"%b%b\x01%b" % (LOCK_INDEX, pack(session_id), pack(owner))
+
+
+def lock_wait(session_id: int, owner: int, ticket: int) -> bytes:
+    """LOCK: one of them; its value is the table's key."""
+    return lock_waits(session_id, owner) + pack(ticket)
 
 
 def job(number: int) -> bytes:

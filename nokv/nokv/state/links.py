@@ -9,18 +9,9 @@ reachable all the same as long as another name is.
 
 from __future__ import annotations
 
-from nokv.state import keys
-from nokv.state.context import chain, is_directory
-from nokv.state.families import Family
+from nokv.state.context import chain, is_directory, names_inside
 from nokv.state.pinned import Source
-from nokv.state.records import Inode, body_of, decode_count
-
-
-def directories_of(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
-    """Return (directory, names there) of a file with several names, in order; else nothing."""
-    prefix = keys.inode(view, ino)
-    rows = source.scan(Family.BACKLINK, prefix, keys.after_prefix(prefix))
-    return [(int.from_bytes(key[16:], "big"), decode_count(body_of(value))) for key, value in rows]
+from nokv.state.records import Inode
 
 
 def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int]:
@@ -31,7 +22,7 @@ def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[
     directory = inode.parent or ino
     top = chain(source, view, directory)[-1] if inode.parent else ino
     if top != root and inode.nlink > 1 and not is_directory(inode):
-        for other, _ in directories_of(source, view, ino):
+        for other, _ in names_inside(source, view, ino):
             if chain(source, view, other)[-1] == root:
                 return other, root
     return directory, top

@@ -362,6 +362,13 @@ class StateMachine:
             raise _damaged(error) from error
         return self._counters.version, value
 
+    def event_rows(self, after: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (key, encoded `EventRecord`) with a key above `after`, between two entries."""
+        assert not self._busy, "a read inside an entry"
+        start, end = keys.pack(after + 1), keys.pack(self._counters.version + 1)
+        for key, value in self._kv.scan(Family.EVENT, start, end):
+            yield int.from_bytes(key, "big"), value
+
     def pending_work(self) -> bool:
         """Whether a `Reap` would find something to do."""
         return self._counters.jobs > 0

@@ -106,7 +106,6 @@ def seal(txn: Txn, number: int) -> None:
     for key, _ in txn.scan(Family.VIEW, b"", b"\xff" * 9):
         view = int.from_bytes(key, "big")
         txn.set_row(Family.PIN, keys.pin(view, version, number), txn.encode(Pin(0)))
-    txn.pins_changed()
 
 
 def finish_backup(ctx: Context, op: FinishBackup) -> Done:
@@ -147,7 +146,6 @@ def end_backup(ctx: Context, op: EndBackup) -> Done:
         if (version, pin_id) == (record.version, op.backup):
             ctx.txn.delete_row(Family.PIN, key)
             ctx.add_job(JOB_UNPIN, view, version)
-    ctx.txn.pins_changed()
     return Done()
 
 

@@ -258,7 +258,6 @@ def pin_view(ctx: Context, op: PinView) -> Pinned:
     version = ctx.version - 1
     key = keys.pin(op.view, version, ctx.version)
     ctx.txn.set_row(Family.PIN, key, ctx.txn.encode(Pin(ctx.session_id)))
-    ctx.txn.pins_changed()
     return Pinned(op.view, version, ctx.version)
 
 
@@ -279,7 +278,6 @@ def unpin_view(ctx: Context, op: UnpinView) -> Done:
 
 def _remove_pin(ctx: Context, view: int, version: int, pin_id: int) -> None:
     ctx.txn.delete_row(Family.PIN, keys.pin(view, version, pin_id))
-    ctx.txn.pins_changed()
     ctx.add_job(JOB_UNPIN, view, version)
 
 

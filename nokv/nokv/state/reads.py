@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,19 +15,19 @@ from nokv.errors import (
     NotFound,
     VersionNotPinned,
 )
-from nokv.state import keys, reads_admin, reads_bodies
+from nokv.state import keys, ops_lock, reads_admin, reads_bodies
 from nokv.state.access import R, X, need
 from nokv.state.arguments import check_at, check_name, check_xattr_name
-from nokv.state.context import is_symlink, load_usage, make_attr
+from nokv.state.branches import PRESENT, page_at
+from nokv.state.context import enter, is_symlink, load_attr, load_usage, make_attr
 from nokv.state.families import Family
-from nokv.state.pinned import PinnedSource, Source
+from nokv.state.pinned import PinnedSource, Source, shard_of
 from nokv.state.records import (
+    Dentry,
     StoredEvent,
     body_of,
-    born_of,
     decode_dentry,
     decode_events,
-    decode_inode,
     decode_value,
 )
 from nokv.state.resolve import Found, resolve, resolve_parent
@@ -60,7 +59,7 @@ from nokv.types.reads import (
     UsageReply,
     VolumeReply,
 )
-from nokv.types.values import Caller, Volume
+from nokv.types.values import Attr, Caller, Volume
 
 EVENTS_BYTES_MAX = 2 * 1024 * 1024
 """Rough size of one reply of events; what does not fit comes with the next cursor."""
@@ -88,10 +87,10 @@ def run(txn: Txn, caller: Caller, request: Read) -> ReadValue:
     source: Source = txn.present
     version: int = getattr(request, "at_version", 0)
     if version:
-        if version not in txn.pins(at.view):
-            message = f"view {at.view} is not pinned at version {version}"
+        if not 0 < version < PRESENT:
+            message = f"no version {version}"
             raise VersionNotPinned(message)
-        source = PinnedSource(source, version)
+        source = PinnedSource(txn.present, version)
     answer: ReadValue = handler(source, caller, request)
     return answer
 
@@ -116,10 +115,16 @@ def _lookup(source: Source, caller: Caller, request: Lookup) -> AttrReply:
     if value is None:
         message = f"no entry {request.name!r}"
         raise NotFound(message)
-    ino = decode_dentry(body_of(value)).inode
-    row = source.get(_INODE, keys.inode(view, ino))
-    assert row is not None, f"inode {view}:{ino} is named and does not exist"
-    return AttrReply(make_attr(view, ino, decode_inode(body_of(row)), born_of(row)))
+    return AttrReply(_named(source, view, decode_dentry(body_of(value))))
+
+
+def _named(source: Source, view: int, dentry: Dentry) -> Attr:
+    """Return the attributes of what a name in `view` shows."""
+    view, ino = enter(view, dentry)
+    source.enter(view)
+    attr = load_attr(source, view, ino)
+    assert attr is not None, f"inode {view}:{ino} is named and does not exist"
+    return attr
 
 
 def _access(source: Source, caller: Caller, request: Access) -> AttrReply:
@@ -158,14 +163,8 @@ def _read_dir(source: Source, caller: Caller, request: ReadDir) -> DirPage:
     found = resolve_parent(source, caller, 0, request.at)
     need(found.inode, caller, R)
     prefix = keys.inode(found.view, found.ino)
-    if isinstance(source, PinnedSource):
-        rows, cut = source.page(_DENTRY, prefix, request.after, request.limit)
-    else:
-        start = prefix + request.after + b"\0" if request.after else prefix
-        end = keys.after_prefix(prefix)
-        rows = list(islice(source.scan(_DENTRY, start, end), request.limit + 1))
-        cut = rows[request.limit - 1][0] if len(rows) > request.limit else None
-        del rows[request.limit :]
+    version = source.at_version
+    rows, cut = page_at(shard_of(source), _DENTRY, prefix, request.after, request.limit, version)
     entries = tuple(
         _entry(source, found.view, key[16:], value, plus=request.plus) for key, value in rows
     )
@@ -179,13 +178,9 @@ def _read_dir(source: Source, caller: Caller, request: ReadDir) -> DirPage:
 
 def _entry(source: Source, view: int, name: bytes, value: bytes, *, plus: bool) -> DirEntry:
     dentry = decode_dentry(body_of(value))
-    ino = dentry.inode
-    if not plus:
-        return DirEntry(name, ino, dentry.file_type, view)
-    row = source.get(_INODE, keys.inode(view, ino))
-    assert row is not None, f"inode {view}:{ino} is named and does not exist"
-    attr = make_attr(view, ino, decode_inode(body_of(row)), born_of(row))
-    return DirEntry(name, ino, dentry.file_type, view, attr)
+    attr = _named(source, view, dentry) if plus else None
+    shown, ino = enter(view, dentry)
+    return DirEntry(name, ino, dentry.file_type, shown, attr)
 
 
 # ---------------------------------------------------------------- extended attributes
@@ -250,8 +245,7 @@ def _read_events(txn: Txn, _caller: Caller, request: ReadEvents) -> EventsReply:
     """Answer events above the cursor: whole records, but the last one may be cut by size."""
     present, cursor = txn.counters.version, request.cursor
     if cursor < txn.counters.first_event:
-        message = f"events below version {txn.counters.first_event} were trimmed"
-        raise CursorTooOld(message)
+        raise too_old(cursor, txn.counters.first_event)
     if cursor > present:
         message = f"cursor {cursor} is above the present version, {present}"
         raise InvalidArgument(message)
@@ -275,6 +269,14 @@ def _read_events(txn: Txn, _caller: Caller, request: ReadEvents) -> EventsReply:
             events.append(event)
         cursor = int.from_bytes(key, "big")
     return EventsReply(tuple(events), present, more=False)
+
+
+def too_old(cursor: int, oldest: int) -> CursorTooOld:
+    """Return what a cursor below the last trimmed key is told."""
+    message = f"events after cursor {cursor} were trimmed: the oldest cursor that works is {oldest}"
+    error = CursorTooOld(message)
+    error.oldest = oldest
+    return error
 
 
 def _event(stored: StoredEvent, chains: tuple[tuple[int, ...], ...], wall_ns: int) -> Event:
@@ -312,6 +314,7 @@ _IN_TREE: dict[type, Callable[[Source, Caller, Any], Any]] = {
     GetUsage: _get_usage,
     Access: _access,
     BodyMap: reads_bodies.HANDLERS[BodyMap],
+    **ops_lock.READS_IN_TREE,
 }
 """Reads that start at an address, over the store or a pinned version of it."""
 
@@ -320,5 +323,6 @@ _IN_SHARD: dict[type, Callable[[Any, Caller, Any], Any]] = {
     ReadEvents: _read_events,
     GetVolume: _get_volume,
     **reads_admin.HANDLERS,
+    **ops_lock.READS_IN_SHARD,
 }
 """Reads of the shard as a whole."""

@@ -10,7 +10,7 @@ from nokv.state import access, keys
 from nokv.state.context import is_directory, is_regular, make_attr
 from nokv.state.families import Family
 from nokv.state.ops_session import lease_of
-from nokv.state.pinned import PinnedSource, Source
+from nokv.state.pinned import PinnedSource, Source, shard_of
 from nokv.state.records import body_of, decode_chunk, decode_session
 from nokv.state.resolve import Found, resolve
 from nokv.types.limits import CHUNK_BYTES, CHUNKS_MAX, UINT63_MAX
@@ -41,7 +41,11 @@ def body_map(source: Source, caller: Caller, request: BodyMap) -> BodyMapReply:
     body, size = found.inode.body, found.inode.size
     lease = _lease(source, request, found) if request.body else None
     if lease is not None:
-        source, body, size = PinnedSource(source, lease.version), lease.body, UINT63_MAX
+        source, body, size = (
+            PinnedSource(shard_of(source), lease.version, leased=True),
+            lease.body,
+            UINT63_MAX,
+        )
     end = min(request.offset + request.length, size)
     if not body or request.offset >= end:
         return BodyMapReply(attr, (), 0)

@@ -64,6 +64,8 @@ class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Snapshots that exist, ended ones that wait for their deletion too."""
     leased_snapshots: int = 0
     """Those of them with a lease: whether cluster time has to be proposed for them."""
+    locks: int = 0
+    """Lock tables: without any, nothing has to be looked for when an inode goes."""
 
 
 class Inode(Strict, frozen=True):
@@ -205,6 +207,8 @@ class Session(Strict, frozen=True):
     """Result rows that are kept."""
     abandoned_cluster_ns: int = 0
     """When the watermark last rose: the grace of abandoned uploads counts from here."""
+    locks: int = 0
+    """Ranges that its owners hold, and requests of theirs that wait."""
 
 
 class Drop(Strict, frozen=True):

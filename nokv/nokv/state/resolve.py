@@ -10,13 +10,23 @@ import msgspec
 from nokv.errors import NameTooLong, NotADirectory, NotFound, PermissionDenied, Stale, TooManyLinks
 from nokv.state import keys
 from nokv.state.access import X, may
-from nokv.state.context import DIRECTORY, S_IFMT, SYMLINK, is_directory, need_inode, root_of
+from nokv.state.context import (
+    DIRECTORY,
+    S_IFMT,
+    SYMLINK,
+    above,
+    enter,
+    is_directory,
+    local,
+    need_inode,
+    root_of,
+)
 from nokv.state.families import Family
 from nokv.state.links import home
 from nokv.state.pinned import Source
 from nokv.state.records import Inode, body_of, born_of, decode_dentry, decode_inode
 from nokv.types.limits import NAME_BYTES_MAX, SYMLINK_HOPS_MAX
-from nokv.types.values import At, Caller
+from nokv.types.values import ROOT_INODE, ROOT_VIEW, At, Caller
 
 _INODE = Family.INODE
 _DENTRY = Family.DENTRY
@@ -39,6 +49,7 @@ def resolve(source: Source, caller: Caller, session_id: int, at: At) -> Found:
     PermissionDenied, NotFound, TooManyLinks, NameTooLong.
     """
     view, ino = at.view, at.inode
+    source.enter(view)
     root = root_of(source, view)
     value = source.get(_INODE, keys.pack2(view, ino)) if 0 < ino < 2**64 else None
     if value is None:
@@ -47,8 +58,8 @@ def resolve(source: Source, caller: Caller, session_id: int, at: At) -> Found:
     if ino != root:
         _check_tree(source, session_id, view, ino, decode_inode(body_of(value)), root)
     if at.path:
-        ino, value = _walk(source, caller, at, root, value)
-    return Found(view, ino, decode_inode(body_of(value)), born_of(value))
+        view, ino, value = _walk(source, caller, at, root, value)
+    return Found(view, ino, local(source, view, ino, decode_inode(body_of(value))), born_of(value))
 
 
 def resolve_parent(source: Source, caller: Caller, session_id: int, at: At) -> Found:
@@ -73,8 +84,10 @@ def _check_tree(
         raise Stale(message)
 
 
-def _walk(source: Source, caller: Caller, at: At, root: int, value: bytes) -> tuple[int, bytes]:
-    """Walk the components from (at.inode, its record); return the last inode and its record."""
+def _walk(
+    source: Source, caller: Caller, at: At, root: int, value: bytes
+) -> tuple[int, int, bytes]:
+    """Walk the components from (at.inode, its record); return the last view, inode and record."""
     get, view, ino = source.get, at.view, at.inode
     todo = list(reversed(at.path))
     hops = 0
@@ -87,17 +100,20 @@ def _walk(source: Source, caller: Caller, at: At, root: int, value: bytes) -> tu
         if not may(inode, caller, X):
             message = f"uid {caller.uid} may not look up {name!r}"
             raise PermissionDenied(message)
-        directory = ino
+        directory = view, ino
         if name == b"..":
-            ino = inode.parent or ino
+            view, ino = _up(source, view, ino, inode, root)
         elif name != b".":
-            ino = _step(source, view, ino, name)
-        if ino != directory:
+            view, ino = _step(source, view, ino, name)
+        if (view, ino) != directory:
+            if view != directory[0]:
+                source.enter(view)
+                root = root_of(source, view)
             row = get(_INODE, keys.pack2(view, ino))
             assert row is not None, f"inode {view}:{ino} is named and does not exist"
             value = row
             if not todo and not at.follow:
-                return ino, value
+                return view, ino, value
             inode = decode_inode(body_of(value))
             if inode.mode & S_IFMT == SYMLINK:
                 hops += 1
@@ -105,16 +121,31 @@ def _walk(source: Source, caller: Caller, at: At, root: int, value: bytes) -> tu
                     message = f"more than {SYMLINK_HOPS_MAX} symbolic links"
                     raise TooManyLinks(message)
                 todo += _components(inode.target)
-                ino = root if inode.target.startswith(b"/") else directory
+                view, ino = _base(inode.target, directory)
+                source.enter(view)
+                root = root_of(source, view)
                 row = get(_INODE, keys.pack2(view, ino))
                 assert row is not None, "the directory of a link does not exist"
                 value = row
                 inode = decode_inode(body_of(value))
         if not todo:
-            return ino, value
+            return view, ino, value
 
 
-def _step(source: Source, view: int, directory: int, name: bytes) -> int:
+def _up(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int]:
+    """Return where `..` leads: from the root of a view to the directory of its graft."""
+    if ino != root:
+        return view, inode.parent or ino
+    holder = above(source, view)
+    return (view, ino) if holder is None else holder[:2]
+
+
+def _base(target: bytes, directory: tuple[int, int]) -> tuple[int, int]:
+    """Return where a symbolic link's target starts."""
+    return (ROOT_VIEW, ROOT_INODE) if target.startswith(b"/") else directory
+
+
+def _step(source: Source, view: int, directory: int, name: bytes) -> tuple[int, int]:
     if len(name) > NAME_BYTES_MAX:  # only a link's target can hold such a name
         message = f"a link leads through a name of {len(name)} bytes"
         raise NameTooLong(message)
@@ -122,7 +153,7 @@ def _step(source: Source, view: int, directory: int, name: bytes) -> int:
     if value is None:
         message = f"no entry {name!r}"
         raise NotFound(message)
-    return decode_dentry(body_of(value)).inode
+    return enter(view, decode_dentry(body_of(value)))
 
 
 def _components(target: bytes) -> list[bytes]:

@@ -15,16 +15,29 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import msgspec
 
 from nokv.state import keys
+from nokv.state.branches import LIVE, PRESENT, VERSIONED, Levels, Row, inherited, scan_at
 from nokv.state.families import Family
 from nokv.state.port import KV
-from nokv.state.records import BORN_BYTES, Counters, born_of
+from nokv.state.records import (
+    BORN_BYTES,
+    Counters,
+    View,
+    born_of,
+    decode_view,
+    is_whiteout,
+    whiteout,
+)
 from nokv.types.formats import encode_at
 
 _Layer = list[dict[bytes, bytes | None]]
 _FAMILIES = tuple(Family)
+_PIN = Family.PIN
+_VIEW = Family.VIEW
 
 
 PARENTS_MAX = 65_536
@@ -36,35 +49,93 @@ def _layer() -> _Layer:
 
 
 class Present:
-    """A `Source` that shows what is current between two entries: the store itself."""
+    """A `Shard` that shows what is current between two entries: the store itself."""
 
-    __slots__ = ("get", "parents", "scan")
+    at_version = PRESENT
 
-    def __init__(self, kv: KV, parents: dict[tuple[int, int], int]) -> None:
+    def __init__(self, kv: KV, txn: Txn) -> None:
+        self.own = kv.get
+        self.own_scan = kv.scan
+        self.parents = txn.parents
+        self.shown = txn.shown
+        self.view = txn.view
+        self.pins = txn.pins
         self.get = kv.get
         self.scan = kv.scan
-        self.parents = parents
+
+    def branch(self, *, branched: bool) -> None:
+        """Say whether a view with an origin exists: while there is none the store shows all."""
+        self.get = self._get if branched else self.own
+        self.scan = self._scan if branched else self.own_scan
+
+    def _get(self, family: Family, key: bytes) -> bytes | None:
+        value = self.own(family, key)
+        if key.startswith(LIVE) or family not in VERSIONED:
+            return value
+        return shown(self, family, key, value)
+
+    def _scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[Row]:
+        if start.startswith(LIVE) or family not in VERSIONED:
+            return self.own_scan(family, start, end, reverse=reverse)
+        return scan_at(self, family, start, end, PRESENT, reverse=reverse)
+
+    def enter(self, number: int) -> None:
+        """The present needs no pin."""
+
+
+def shown(levels: Levels, family: Family, key: bytes, own: bytes | None) -> bytes | None:
+    """Return what a view shows whose own record is `own`."""
+    if own is None:
+        return inherited(levels, family, key)
+    return None if is_whiteout(own) else own
 
 
 class Txn:
     """One entry's changes. `begin` a command, then `merge` or `abort` it; `flush` the entry."""
+
+    at_version = PRESENT
 
     def __init__(self, kv: KV, counters: Counters) -> None:
         self._kv = kv
         self._overlay = _layer()
         self._own = _layer()
         self._pins: dict[int, tuple[int, ...]] = {}
-        self._pins_changed = False
+        self._views: dict[int, View] = {}
+        self._branches: set[int] = set()
+        """Views with an origin."""
+        self._branched = False
+        """Whether there are any, the running command's own among them."""
+        self.shown: dict[tuple[Family, bytes], bytes | None] = {}
         self.parents: dict[tuple[int, int], int] = {}
         """(view, directory) -> its parent, as the running command sees it: walks to the root are
         frequent. Never more than PARENTS_MAX after an entry."""
         self._replanted = False
         """Whether the running command made or moved a directory."""
-        self.present = Present(kv, self.parents)
+        self.present = Present(kv, self)
         self.counters = counters
         self.version = counters.version
-        """Of the running command: every versioned write is born with it."""
-        self._reload_pins()
+        """Version of the running command: every versioned write is born with it."""
+        self._load(kv)
+
+    def _load(self, kv: KV) -> None:
+        self._keep_pins({key: b"" for key, _ in kv.scan(Family.PIN, b"", b"\xff" * 9)})
+        for key, value in kv.scan(Family.VIEW, b"", b"\xff" * 9):
+            self._note_view(int.from_bytes(key, "big"), decode_view(value))
+        self._branched = bool(self._branches)
+        self.present.branch(branched=self._branched)
+
+    def _note_view(self, number: int, view: View | None) -> None:
+        if view is None:
+            self._views.pop(number, None)
+            self._branches.discard(number)
+        else:
+            self._views[number] = view
+            if view.origin is not None:
+                self._branches.add(number)
+            else:
+                self._branches.discard(number)
 
     # ------------------------------------------------------------------ commands
 
@@ -76,23 +147,28 @@ class Txn:
     def merge(self) -> None:
         """Keep the command's writes."""
         overlay = self._overlay
+        if self._own[_PIN]:
+            self._keep_pins(self._own[_PIN])
+        if self._own[_VIEW]:
+            self._keep_views(self._own[_VIEW])
         for number, own in enumerate(self._own):
             if own:
                 overlay[number].update(own)
                 own.clear()
         self._replanted = False
-        if self._pins_changed:
-            self._reload_pins()
 
     def abort(self) -> None:
         """Drop the command's writes. The counters are the caller's to put back."""
+        if self._own[_VIEW]:
+            # The numbers of its views are given again.
+            self.shown.clear()
+            self._replanted = True
+            self._branched = bool(self._branches)
         for own in self._own:
             own.clear()
         if self._replanted:
             self.parents.clear()
             self._replanted = False
-        if self._pins_changed:
-            self._reload_pins()
 
     def flush(self) -> None:
         """Hand the overlay to the store, family by family, in the order of the keys."""
@@ -114,7 +190,19 @@ class Txn:
     # ------------------------------------------------------------------ reading
 
     def get(self, family: Family, key: bytes) -> bytes | None:
-        """Return the value that this command sees, or None."""
+        """Return the value that this command sees: what the key's view shows, or None."""
+        layer = self._own[family]
+        if key in layer:
+            value = layer[key]
+        else:
+            layer = self._overlay[family]
+            value = layer[key] if key in layer else self._kv.get(family, key)
+        if not self._branched or key.startswith(LIVE) or family not in VERSIONED:
+            return value
+        return shown(self, family, key, value)
+
+    def own(self, family: Family, key: bytes) -> bytes | None:
+        """Return the row itself that this command sees, also a whiteout; None if there is none."""
         layer = self._own[family]
         if key in layer:
             return layer[key]
@@ -125,8 +213,26 @@ class Txn:
 
     def scan(
         self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield what this command sees of [start, end). Writes during the scan are not seen."""
+    ) -> Iterator[Row]:
+        """Yield what this command sees of [start, end); writes during the scan are not seen.
+
+        Of a versioned family the range lies in one view, and the rows are what that shows.
+        """
+        if not self._branched or start.startswith(LIVE) or family not in VERSIONED:
+            return self.own_scan(family, start, end, reverse=reverse)
+        return scan_at(self, family, start, end, PRESENT, reverse=reverse)
+
+    def own_scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[Row]:
+        """Yield the rows themselves of [start, end), whiteouts too."""
+        if not self._overlay[family] and not self._own[family]:
+            return self._kv.scan(family, start, end, reverse=reverse)
+        return self._changed_scan(family, start, end, reverse=reverse)
+
+    def _changed_scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool
+    ) -> Iterator[Row]:
         changed = {
             key: value
             for layer in (self._overlay[family], self._own[family])
@@ -161,11 +267,13 @@ class Txn:
         """Write a record, born with the running version; what a pin shows goes to history."""
         if self._pins:
             self._retire(family, key, self.version)
+        if not key.startswith(LIVE):
+            self._mark_changed(key)
         self._own[family][key] = self.version.to_bytes(BORN_BYTES, "big") + body
 
     def put_fresh(self, family: Family, rows: list[tuple[bytes, bytes]]) -> None:
-        """Write many records that are known not to exist, as `put` would."""
-        if self._pins:
+        """Write many records of one view that are known not to exist, as `put` would."""
+        if self._pins or (rows and not rows[0][0].startswith(LIVE)):
             for key, body in rows:
                 self.put(family, key, body)
             return
@@ -173,14 +281,43 @@ class Txn:
         self._own[family].update([(key, born + body) for key, body in rows])
 
     def delete(self, family: Family, key: bytes, *, death: int | None = None) -> None:
-        """Delete a record that died with this command, or at the earlier version `death`."""
+        """Delete a record that died with this command, or at the earlier version `death`.
+
+        Where the origin shows the key a whiteout takes its place, but for an earlier `death`: what
+        dies so is reaped, and nothing leads to it.
+        """
         if self._pins:
             self._retire(family, key, self.version if death is None else death)
-        self._own[family][key] = None
+        if key.startswith(LIVE):
+            self._own[family][key] = None
+        else:
+            self._end_in_branch(family, key, hide=death is None)
 
     def set_record(self, family: Family, key: bytes, body: bytes) -> None:
         """Write a record whose history the caller has kept (chunk records)."""
+        if not key.startswith(LIVE):
+            self._mark_changed(key)
         self._own[family][key] = self.version.to_bytes(BORN_BYTES, "big") + body
+
+    def end_record(self, family: Family, key: bytes) -> None:
+        """Delete a record whose history the caller has kept (chunk records)."""
+        if key.startswith(LIVE):
+            self._own[family][key] = None
+        else:
+            self._end_in_branch(family, key, hide=True)
+
+    def _end_in_branch(self, family: Family, key: bytes, *, hide: bool) -> None:
+        self._mark_changed(key)
+        hides = hide and inherited(self, family, key) is not None
+        self._own[family][key] = whiteout(self.version) if hides else None
+
+    def _mark_changed(self, key: bytes) -> None:
+        """Note the first record of its own that a view gets."""
+        number = int.from_bytes(key[: keys.VIEW_BYTES], "big")
+        view = self.view(number)
+        assert view is not None, f"a record of view {number}, which does not exist"
+        if not view.changed:
+            self.set_view(number, msgspec.structs.replace(view, changed=self.version))
 
     def keep(self, family: Family, key: bytes, value: bytes, death: int) -> bytes:
         """Put `value` into history whether pinned or not (chunk records), and return its key.
@@ -188,7 +325,7 @@ class Txn:
         It is indexed for reclaiming only under a pin: otherwise its drop row owns it.
         """
         row = keys.history(family, key, death)
-        assert self.get(Family.HISTORY, row) is None, "one record dies once at a version"
+        assert self.own(Family.HISTORY, row) is None, "one record dies once at a version"
         self._own[Family.HISTORY][row] = value
         self.counters.history += 1
         return row
@@ -202,7 +339,7 @@ class Txn:
         if not below:
             return
         newest = pins[below - 1]
-        old = self.get(family, key)
+        old = self.own(family, key)
         born = None if old is None else born_of(old)
         if born is None or born <= newest:
             self._own[Family.TOUCHED][keys.touched(newest, family, key)] = b""
@@ -217,22 +354,55 @@ class Txn:
         """Return the versions at which the view is pinned, ascending, each once."""
         return self._pins.get(view, ())
 
-    def pins_changed(self) -> None:
-        """Say that this command wrote PIN rows: it must pin and unpin nothing and write no more."""
-        self._pins_changed = True
-
     def pinned_within(self, view: int, born: int, death: int) -> bool:
         """Whether a pin of the view lies in [born, death)."""
         pins = self._pins.get(view, ())
         at = bisect_left(pins, born)
         return at < len(pins) and pins[at] < death
 
-    def _reload_pins(self) -> None:
-        found: dict[int, list[int]] = {}
-        for key, _ in self.scan(Family.PIN, b"", b"\xff" * 8):
+    def _keep_pins(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """Follow PIN rows that were put or deleted, before they are merged."""
+        for key, value in rows.items():
             view, version = keys.U64X2.unpack_from(key)
-            versions = found.setdefault(view, [])
-            if not versions or versions[-1] != version:
-                versions.append(version)
-        self._pins = {view: tuple(versions) for view, versions in found.items()}
-        self._pins_changed = False
+            pins = self._pins.get(view, ())
+            if value is not None:
+                if version not in pins:
+                    self._pins[view] = tuple(sorted((*pins, version)))
+                continue
+            start = keys.pack2(view, version)
+            if version in pins and not any(
+                True for _ in self.own_scan(Family.PIN, start, keys.after_prefix(start))
+            ):
+                self._pins[view] = tuple(pin for pin in pins if pin != version)
+                if not self._pins[view]:
+                    del self._pins[view]
+
+    # ------------------------------------------------------------------ views
+
+    def view(self, number: int) -> View | None:
+        """Return a view's record as this command sees it; None if there is none."""
+        own = self._own[_VIEW]
+        if own and (key := keys.pack(number)) in own:
+            value = own[key]
+            return None if value is None else decode_view(value)
+        return self._views.get(number)
+
+    def set_view(self, number: int, view: View) -> None:
+        """Write a view's record."""
+        self.set_row(Family.VIEW, keys.pack(number), self.encode(view))
+        if view.origin is not None:
+            self._branched = True
+
+    def delete_view(self, number: int) -> None:
+        """Delete the record of a view that nothing needs any more."""
+        self.delete_row(Family.VIEW, keys.pack(number))
+
+    def enter(self, number: int) -> None:
+        """The present needs no pin."""
+
+    def _keep_views(self, rows: Mapping[bytes, bytes | None]) -> None:
+        for key, value in rows.items():
+            view = None if value is None else decode_view(value)
+            self._note_view(int.from_bytes(key, "big"), view)
+        self._branched = bool(self._branches)
+        self.present.branch(branched=self._branched)

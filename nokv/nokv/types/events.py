@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 
@@ -27,3 +28,16 @@ class EventKind(IntEnum):
     SNAPSHOT = 10
     CLONE = 11
     ROLLBACK = 12
+
+
+def places(view: int, chain: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (view, directory) of an event's chain, from the innermost one up to the root.
+
+    A chain lists inodes of the event's view up to that view's root; a negative number -1 - v says
+    that what follows lies in view v, which holds the graft that leads to the one before.
+    """
+    for number in chain:
+        if number < 0:
+            view = -1 - number
+        else:
+            yield view, number

@@ -164,7 +164,7 @@ class Files(Shard):
 
     def check(self) -> None:
         """Check every invariant."""
-        invariants.check(self.kv)
+        invariants.check(self.machine._txn.present)
 
     # ------------------------------------------------------------------ the node's duties
 

@@ -19,7 +19,7 @@ from nokv.state.keys import COUNTERS
 from nokv.state.machine import Incompatible, StateMachine
 from nokv.state.memory import MemoryKV
 from nokv.state.records import Counters, Position, decode_counters
-from nokv.state.txn import Present
+from nokv.state.txn import Txn
 from nokv.types import formats
 from nokv.types.commands import COMMAND_FORMAT, Command, RaiseFormat
 from nokv.types.formats import STATE_FORMAT, encode_at, needed_format, since
@@ -175,7 +175,7 @@ def test_the_store_of_every_format_opens(kept: Path, tmp_path: Path) -> None:
         row = kv.get(Family.META, COUNTERS)
         assert row is not None
         assert decode_counters(row) == machine.counters
-        check_invariants(Present(kv, {}))
+        check_invariants(Txn(kv, decode_counters(row)).present)
     finally:
         kv.close()
 

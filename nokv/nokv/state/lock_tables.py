@@ -1,0 +1,182 @@
+"""Where lock tables are stored, who has what in which, and how they end with inode and session."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+from msgspec.structs import replace
+
+from nokv.state import keys
+from nokv.state.context import Context
+from nokv.state.effects import LockWaitOver
+from nokv.state.families import Family
+from nokv.state.locks import (
+    EMPTY,
+    LockTable,
+    Owner,
+    Wait,
+    blockers,
+    decode_table,
+    owner_of,
+    settle,
+)
+from nokv.state.pinned import Source
+from nokv.state.records import decode_session
+from nokv.types.locks import LockKind
+
+DEADLOCK_WAITS_MAX = 256
+"""Requests that one search for a circle looks at; a longer chain is not followed."""
+
+_LOCK = Family.LOCK
+_KINDS = (LockKind.RECORD, LockKind.FLOCK)
+
+
+def load_table(source: Source, view: int, ino: int, kind: int) -> LockTable:
+    """Return the locks of an inode; none are an empty table."""
+    row = source.get(_LOCK, keys.lock(view, ino, kind))
+    return EMPTY if row is None else decode_table(row)
+
+
+def save_table(
+    ctx: Context,
+    place: tuple[int, int, int],
+    before: LockTable,
+    after: LockTable,
+    *,
+    inode_gone: bool = False,
+) -> None:
+    """Write a table (view, inode, kind), its index, the sessions' counts, and who waits no more."""
+    if after == before:
+        return
+    txn, key = ctx.txn, keys.lock(*place)
+    if after == EMPTY:
+        txn.delete_row(_LOCK, key)
+        ctx.counters.locks -= 1
+        assert ctx.counters.locks >= 0, "fewer than no lock tables"
+    else:
+        txn.set_row(_LOCK, key, txn.encode(after))
+        ctx.counters.locks += int(before == EMPTY)
+    had, has = _counts(before), _counts(after)
+    for session in sorted(had.keys() | has.keys()):
+        index = keys.lock_of(session, *place)
+        if not has[session]:
+            txn.delete_row(_LOCK, index)
+        elif not had[session]:
+            txn.set_row(_LOCK, index, b"")
+        if has[session] != had[session]:
+            _count(ctx, session, has[session] - had[session])
+    queued = {wait.ticket for wait in after.waits}
+    for wait in before.waits:
+        if wait.ticket not in queued:
+            txn.delete_row(_LOCK, keys.lock_wait(wait.session, wait.owner, wait.ticket))
+            ctx.effects.append(LockWaitOver(wait.session, wait.ticket, not inode_gone))
+    known = {wait.ticket for wait in before.waits}
+    for wait in after.waits:
+        if wait.ticket not in known:
+            index = keys.lock_wait(wait.session, wait.owner, wait.ticket)
+            txn.set_row(_LOCK, index, keys.lock(*place))
+
+
+def _counts(table: LockTable) -> Counter[int]:
+    return Counter([lock.session for locks in (table.holds, table.waits) for lock in locks])
+
+
+def _count(ctx: Context, session_id: int, more: int) -> None:
+    """Add to the number of a session's locks and waits."""
+    if session_id == ctx.session_id:
+        assert ctx.session is not None, "a command of a session that it does not have"
+        ctx.session = replace(ctx.session, locks=ctx.session.locks + more)
+        assert ctx.session.locks >= 0, f"session {session_id:x}: fewer than no locks"
+        return
+    key = keys.session(session_id)
+    row = ctx.txn.get(Family.SESSION, key)
+    assert row is not None, f"locks of session {session_id:x}, which does not exist"
+    session = decode_session(row)
+    assert session.locks + more >= 0, f"session {session_id:x}: fewer than no locks"
+    after = replace(session, locks=session.locks + more)
+    ctx.txn.set_row(Family.SESSION, key, ctx.txn.encode(after))
+
+
+# ---------------------------------------------------------------- who waits for whom
+
+
+def waits_of(source: Source, owner: Owner) -> list[tuple[bytes, int]]:
+    """Return (key of a table, ticket) of each request of an owner that waits, by ticket."""
+    prefix = keys.lock_waits(*owner)
+    rows = source.scan(_LOCK, prefix, keys.after_prefix(prefix))
+    return [(value, int.from_bytes(key[-8:], "big")) for key, value in rows]
+
+
+def is_waiting(source: Source, owner: Owner, ticket: int) -> bool:
+    """Whether a ticket is in some queue."""
+    return source.get(_LOCK, keys.lock_wait(*owner, ticket)) is not None
+
+
+def closes_circle(source: Source, table: LockTable, request: Wait) -> bool:
+    """Whether its owner would wait, over others, for itself (EDEADLK). Record locks only.
+
+    As on Linux the search is bounded: of DEADLOCK_WAITS_MAX requests at most; beyond, waiting is
+    allowed and ends by a signal or a deadline.
+    """
+    own = owner_of(request)
+    todo = sorted(blockers(table, request))
+    seen: set[Owner] = set()
+    left = DEADLOCK_WAITS_MAX
+    while todo:
+        owner = todo.pop()
+        if owner == own:
+            return True
+        if owner in seen:
+            continue
+        seen.add(owner)
+        for key, ticket in waits_of(source, owner):
+            _, _, kind = keys.lock_parts(key)
+            if kind != LockKind.RECORD:
+                continue
+            left -= 1
+            if left < 0:
+                return False
+            row = source.get(_LOCK, key)
+            assert row is not None, "a wait without its table"
+            other = decode_table(row)
+            wait = next(one for one in other.waits if one.ticket == ticket)
+            todo += sorted(blockers(other, wait))
+    return False
+
+
+# ---------------------------------------------------------------- how locks end
+
+
+def end_inode_locks(ctx: Context, view: int, ino: int) -> None:
+    """Remove the locks of an inode that goes; who waits for one is told."""
+    if not ctx.counters.locks:
+        return
+    for kind in _KINDS:
+        table = load_table(ctx.txn, view, ino, kind)
+        save_table(ctx, (view, ino, kind), table, EMPTY, inode_gone=True)
+
+
+def end_view_locks(ctx: Context, view: int, limit: int) -> int:
+    """Remove at most `limit` tables of a dead view; return how many there were."""
+    rows = ctx.txn.scan(_LOCK, keys.pack(view), keys.pack(view + 1))
+    found = list(islice(rows, limit))
+    for key, value in found:
+        place = keys.lock_parts(key)
+        save_table(ctx, place, decode_table(value), EMPTY, inode_gone=True)
+    return len(found)
+
+
+def end_session_locks(ctx: Context, session_id: int) -> None:
+    """Let all locks and waits of a session go, and grant what waited for them."""
+    if not ctx.counters.locks:
+        return
+    prefix = keys.locks_of(session_id)
+    rows = ctx.txn.scan(_LOCK, prefix, keys.after_prefix(prefix))
+    for place in [keys.lock_parts(key[len(prefix) :]) for key, _ in rows]:
+        before = load_table(ctx.txn, *place)
+        left = LockTable(
+            tuple(hold for hold in before.holds if hold.session != session_id),
+            tuple(wait for wait in before.waits if wait.session != session_id),
+        )
+        save_table(ctx, place, before, settle(left).table)
