@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import uvloop
+from tests.unit.server.test_init import init_first
 
 from nokv.errors import ConfigError, Forbidden, NotReady, Unavailable, WrongCluster
 from nokv.server import acceptor, certs
@@ -87,6 +91,21 @@ def test_a_node_with_a_wrong_certificate_does_not_start(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_tls(config(folder, stem, whose, ca), CLUSTER, 1)
+
+
+def test_the_reason_is_all_that_such_a_node_says(folder: Path, tmp_path: Path) -> None:
+    """Its worker is refused for the same, first mostly: that one ended is no news then."""
+    init_first(tmp_path)
+    path = tmp_path / "node1.toml"
+    places = files(folder, "node-1")._asdict()
+    tls = "".join(f'{name} = "{place}"\n' for name, place in places.items())
+    path.write_text(f"{path.read_text()}\n[tls]\n{tls}")
+    command = [sys.executable, "-m", "nokv.cli", "serve", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    said = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert any(line.startswith("the node does not start: ") for line in said)
+    assert all("is the certificate of nokv://abcdef/node/1" in line for line in said)
 
 
 def test_an_expired_certificate_does_not_start(
