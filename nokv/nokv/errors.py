@@ -264,6 +264,9 @@ class CursorTooOld(NokvError):
     code, errno_value = 48, errno.ESTALE
     default_hint = "list again and go on from the version of the listing"
 
+    oldest = 0
+    """The oldest cursor that works; 0 where nobody said."""
+
 
 class Internal(NokvError):
     """A defect: the command's changes were dropped."""

@@ -14,7 +14,14 @@ from nokv.kv import errors as kv_errors
 from nokv.kv.errors import StoreFailed
 from nokv.kv.image import LmdbImageSink, LmdbImageSource
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV
-from nokv.state.effects import BackupReached, CheckpointReached, Effect, SessionDead, SessionLive
+from nokv.state.effects import (
+    BackupReached,
+    CheckpointReached,
+    Effect,
+    LockWaitOver,
+    SessionDead,
+    SessionLive,
+)
 from nokv.state.machine import StateMachine
 from nokv.state.records import Counters, Origin, Position
 from nokv.types.reads import GetVolume, VolumeReply
@@ -36,6 +43,10 @@ class Effects(Protocol):
         """A session ended."""
         ...
 
+    def lock_wait_over(self, session: int, ticket: int, granted: bool) -> None:  # noqa: FBT001
+        """A request for a lock waits no more."""
+        ...
+
     def checkpoint(self, number: int, applied_index: int, version: int) -> None:
         """Everything up to here, and nothing more, is committed."""
         ...
@@ -46,6 +57,10 @@ class Effects(Protocol):
 
     def state_replaced(self) -> None:
         """A state image took the place of the whole state."""
+        ...
+
+    def applied(self) -> None:
+        """An entry was applied to its end; the state may be read."""
         ...
 
 
@@ -153,6 +168,8 @@ class MachinePort:
         self.between_entries = True
         self._entries += 1
         self._act(self.machine.take_effects())
+        if self.effects is not None:
+            self.effects.applied()
         if self.volume is None or (self.origin is not None and not self.origin.adopted):
             self._look_for_volume()
         if not self._entries % DIRTY_CHECK_ENTRIES and self.kv.dirty_bytes >= DIRTY_BYTES_MAX:
@@ -169,6 +186,8 @@ class MachinePort:
                 self.effects.backup(effect.backup, effect.node)
             elif isinstance(effect, SessionLive):
                 self.effects.session_live(effect.session, effect.ttl_ns)
+            elif isinstance(effect, LockWaitOver):
+                self.effects.lock_wait_over(effect.session, effect.ticket, effect.granted)
             else:
                 assert isinstance(effect, SessionDead)
                 self.effects.session_dead(effect.session)

@@ -18,6 +18,7 @@ import msgspec
 
 from nokv.errors import (
     BadRequest,
+    CursorTooOld,
     DeadlineExceeded,
     Forbidden,
     NokvError,
@@ -32,10 +33,12 @@ from nokv.server.config import RpcConfig
 from nokv.server.metrics import Histogram
 from nokv.server.tls import NodeTls
 from nokv.types.values import Lenient
-from nokv.wire.framing import FrameParser, frame
+from nokv.wire.framing import HEADER, FrameParser, frame
 from nokv.wire.identity import Identity, identity_of
 from nokv.wire.rpc import (
+    CloseWatch,
     ErrorReply,
+    GrantWatch,
     Hello,
     HelloReply,
     Ping,
@@ -65,6 +68,7 @@ STREAM_ERROR_ID: Final = 0
 
 _WRITE_HIGH_BYTES: Final = 1024 * 1024
 _PONG: Final = Pong()
+_encode: Final = msgspec.msgpack.encode
 
 
 class Call:
@@ -99,6 +103,22 @@ class Call:
             self.connection.finish(self, error_reply(error, leader))
 
 
+class Stream(Protocol):
+    """Whoever goes on sending after the first answer to a request (a watch)."""
+
+    def grant(self, n_bytes: int) -> None:
+        """Note that the client took so many bytes."""
+        ...
+
+    def writable(self) -> None:
+        """Note that the connection takes bytes again, after it did not (`Connection.writable`)."""
+        ...
+
+    def ended(self) -> None:
+        """Note that the client wants no more, or is gone; nothing may be sent any more."""
+        ...
+
+
 class Handler(Protocol):
     """What answers requests."""
 
@@ -118,7 +138,8 @@ class Handler(Protocol):
 def error_reply(error: NokvError, leader: str = "") -> ErrorReply:
     """Return the error as it crosses the wire; a hint of its class stays at home."""
     hint = "" if error.hint == error.default_hint else error.hint
-    return ErrorReply(error.code, error.message, hint, leader)
+    oldest = error.oldest if isinstance(error, CursorTooOld) else 0
+    return ErrorReply(error.code, error.message, hint, leader, oldest)
 
 
 class _Head(Lenient, frozen=True):
@@ -252,6 +273,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_reading_paused",
         "_server",
+        "_streams",
         "_take_due",
         "_transport",
         "_writing_paused",
@@ -266,6 +288,8 @@ class Connection(asyncio.Protocol):
         self._backlog: deque[bytes] = deque()
         # Frames of the last read that wait for room; reading is paused while there are any.
         self._calls: set[Call] = set()
+        self._streams: dict[int, Stream] = {}
+        # By the id of the request that opened it.
         self._output: list[bytes] = []
         self._reading_paused = False
         self._writing_paused = False
@@ -317,6 +341,9 @@ class Connection(asyncio.Protocol):
             server.requests -= 1
             server.request_bytes -= call.size_bytes
         self._calls.clear()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.ended()
         self._backlog.clear()
         self._output.clear()
         server.settled()
@@ -329,6 +356,8 @@ class Connection(asyncio.Protocol):
         """The client reads again."""
         self._writing_paused = False
         self.flush()
+        for stream in list(self._streams.values()):
+            stream.writable()
         self._take_soon()
 
     def eof_received(self) -> bool:
@@ -402,6 +431,9 @@ class Connection(asyncio.Protocol):
         if isinstance(body, Ping):
             self._send(request.id, _PONG)
             return
+        if isinstance(body, GrantWatch | CloseWatch):
+            self._steer(body)
+            return
         limit_ms = server.config.deadline_ms
         left_ms = min(request.deadline_ms or limit_ms, limit_ms)
         if server.full() or server.stopping or request.shard or left_ms < 0:
@@ -415,6 +447,17 @@ class Connection(asyncio.Protocol):
             server.handler.handle(call, body)
         except NokvError as error:
             call.fail(error)
+
+    def _steer(self, body: GrantWatch | CloseWatch) -> None:
+        """Pass on what is never answered; a stream that is not there has just ended by itself."""
+        stream = self._streams.get(body.watch)
+        if stream is None:
+            return
+        if isinstance(body, GrantWatch):
+            stream.grant(body.n_bytes)
+        else:
+            del self._streams[body.watch]
+            stream.ended()
 
     def _refusal(self, request: Request) -> NokvError:
         if request.shard:
@@ -487,6 +530,38 @@ class Connection(asyncio.Protocol):
             self._take_soon()
         if server.stopping:
             server.settled()
+
+    # ------------------------------------------------------------ streams
+
+    @property
+    def writable(self) -> bool:
+        """Whether the client reads what it is sent, so that a stream may send more."""
+        return self._transport is not None and not self._writing_paused
+
+    @property
+    def streams(self) -> int:
+        """How many requests go on being answered."""
+        return len(self._streams)
+
+    def open_stream(self, call: Call, stream: Stream) -> None:
+        """Give the id of an open call to a stream. Raises BadRequest if a stream has it."""
+        if call.id in self._streams:
+            raise BadRequest(f"request {call.id} is a stream that goes on")
+        self._streams[call.id] = stream
+
+    def push(self, number: int, body: bytes) -> None:
+        """Send an encoded body on a stream; many streams may share the bytes."""
+        # An array of two: the id, and the body as it is.
+        head = b"\x92" + _encode(number)
+        if not self._output:
+            self._server.mark_dirty(self)
+        self._output.append(HEADER.pack(len(head) + len(body)) + head)
+        self._output.append(body)
+
+    def end_stream(self, number: int, error: NokvError) -> None:
+        """Tell why a stream ends, and forget it."""
+        if self._streams.pop(number, None) is not None and self._transport is not None:
+            self._send(number, error_reply(error))
 
     def _send(self, number: int, body: ResponseBody) -> None:
         try:

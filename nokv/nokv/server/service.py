@@ -27,11 +27,13 @@ from nokv.server.backups import BackupImages
 from nokv.server.datadir import NodeFile
 from nokv.server.digests import Digests
 from nokv.server.leader import LeaderDuties
+from nokv.server.lock_waits import LockWaits
 from nokv.server.machine import MachinePort
 from nokv.server.mapping import proposal_error, read_error
 from nokv.server.membership import Change, Membership, for_operators
 from nokv.server.rpc import Call, error_reply
 from nokv.server.sessions import SessionAges
+from nokv.server.watches import Watches
 from nokv.types.commands import (
     INTERNAL_OPS,
     OPERATOR_OPS,
@@ -42,6 +44,7 @@ from nokv.types.commands import (
 )
 from nokv.types.formats import STATE_FORMAT, needed_format
 from nokv.types.limits import BATCH_MAX, LEASES_MAX, UINT63_MAX
+from nokv.types.locks import LocksWaited, WaitLocks
 from nokv.types.values import Marks
 from nokv.wire.codec import decode_command
 from nokv.wire.rpc import (
@@ -53,6 +56,7 @@ from nokv.wire.rpc import (
     MakeDigest,
     NodeAddress,
     OpenBackup,
+    OpenWatch,
     Pong,
     Propose,
     Query,
@@ -73,6 +77,7 @@ from nokv_replication import Committed, Group, Outcome, ReadOutcome, Replication
 log = logging.getLogger("nokv.service")
 
 AGENT_CHARACTERS_MAX: Final = 255
+_NOTHING_OVER: Final = LocksWaited(())
 
 
 class Space:
@@ -169,6 +174,7 @@ class Service:
         digests: Digests,
         space: Space,
         backups: BackupImages,
+        watches: Watches,
         build: str,
     ) -> None:
         self._group = group
@@ -181,13 +187,15 @@ class Service:
         self._digests = digests
         self._space = space
         self.backups: Final = backups
+        self._watches = watches
         self._build = build
         self.freshness = Freshness()
+        self.lock_waits: Final = LockWaits()
         self.leader_node: Callable[[], int | None] = lambda: None
         """Who leads, as this node knows it."""
         self.not_ready: Callable[[], str] = lambda: ""
         """Why this node should not be asked, or empty."""
-        self._reads: list[tuple[Call, Query | Renew]] = []
+        self._reads: list[tuple[Call, Query | Renew | OpenWatch]] = []
         # Of the sockets that are being read: they share one ReadIndex.
         self._checkpoint_calls: list[Call] = []
         # Callers at the leader that wait for the checkpoint in flight.
@@ -238,6 +246,10 @@ class Service:
             self._propose(call, body)
         elif isinstance(body, Renew):
             self._renew(call, body)
+        elif isinstance(body, OpenWatch):
+            self._check_serving()
+            self._watches.check(body)
+            self._reads.append((call, body))
         elif isinstance(body, Status):
             call.answer(self.status())
         elif isinstance(body, MakeDigest):
@@ -358,7 +370,10 @@ class Service:
         self._group.read_index(lambda outcome: self._confirmed(reads, asked_s, outcome))
 
     def _confirmed(
-        self, reads: list[tuple[Call, Query | Renew]], asked_s: float, outcome: ReadOutcome
+        self,
+        reads: list[tuple[Call, Query | Renew | OpenWatch]],
+        asked_s: float,
+        outcome: ReadOutcome,
     ) -> None:
         """Answer the reads; the state is at least as new as their arrival."""
         if isinstance(outcome, ReplicationError):
@@ -373,6 +388,8 @@ class Service:
                 continue
             if isinstance(request, Query):
                 self._serve(call, request)
+            elif isinstance(request, OpenWatch):
+                self._open_watch(call, request)
             else:
                 self._renewed(call, request.marks)
 
@@ -389,7 +406,18 @@ class Service:
             log.exception("a read failed: %s", type(query.read).__name__)
             call.fail(Internal(repr(error)[:500]))
         else:
-            call.answer(QueryReply(version, value))
+            read = query.read
+            if isinstance(read, WaitLocks) and read.waits and value == _NOTHING_OVER:
+                self.lock_waits.park(call, read, version, time.monotonic())
+            else:
+                call.answer(QueryReply(version, value))
+
+    def _open_watch(self, call: Call, body: OpenWatch) -> None:
+        """Begin a watch at the state as it is: it holds all that was acknowledged before."""
+        try:
+            self._watches.open(call, body)
+        except NokvError as error:
+            call.fail(error)
 
     # ------------------------------------------------------------ sessions
 
@@ -465,6 +493,10 @@ class Service:
             "digests_missed": self._digests.missed_total,
             "checkpoint": self._digests.latest,
             "store_commits": self._port.commits,
+            "watches_open": self._watches.count,
+            "watches_lagging": self._watches.lagging,
+            "watches": self._watches.opened_total,
+            "watch_events": self._watches.events_total,
         }
 
     def status(self) -> StatusReply:

@@ -50,9 +50,11 @@ from nokv.server.service import Service, Space
 from nokv.server.sessions import SessionAges
 from nokv.server.tls import load_tls
 from nokv.server.views import NodeView
+from nokv.server.watches import Watches
 from nokv.state.machine import Incompatible, StateMachine
 from nokv.types.commands import InitVolume
 from nokv.types.formats import STATE_FORMAT
+from nokv.types.locks import LockOutcome
 from nokv.wire.address import format_address, parse_address
 from nokv_replication import (
     ConfigurationError,
@@ -167,6 +169,7 @@ class Shard:
         ages = SessionAges(machine.live_sessions())
         self.digests = Digests(self.port, self._channel_end, time.monotonic)
         self.backups = BackupImages(self.kv, self.identity.node, time.monotonic)
+        self.watches = Watches(machine, lambda: self.port.between_entries)
         self.duties = LeaderDuties(
             machine=machine,
             ages=ages,
@@ -190,6 +193,7 @@ class Shard:
             digests=self.digests,
             space=self.space,
             backups=self.backups,
+            watches=self.watches,
             build=build_version(),
         )
         service.leader_node = self.leader
@@ -225,6 +229,7 @@ class Shard:
         """Finish what is open, commit, and close."""
         self.stopping = True
         log.info("node stops")
+        self.service.lock_waits.fail_all(NotReady("this node is stopping"))
         if self.role == Role.LEADER:
             await self.membership.hand_over(HAND_OVER_S)
         await self.rpc.stop(self.config.timing.stop_ms / 1000)
@@ -252,6 +257,7 @@ class Shard:
         log.info("role changes: %s", reason, extra={"fields": fields})
         if self.duties.active:
             self.duties.step_down()
+        self.service.lock_waits.fail_all(NotLeader("the leader changes"))
         if role == Role.LEADER:
             self._loop.call_soon(self._ask_for_office, term)
 
@@ -273,6 +279,12 @@ class Shard:
     def session_dead(self, session: int) -> None:
         """A session ended."""
         self.ages.ended(session)
+        self.service.lock_waits.fail(session, SessionExpired(f"session {session:016x} has ended"))
+
+    def lock_wait_over(self, session: int, ticket: int, granted: bool) -> None:  # noqa: FBT001
+        """A request for a lock waits no more."""
+        outcome = LockOutcome(ticket, granted)
+        self.service.lock_waits.over(session, outcome, self.port.machine.version)
 
     def checkpoint(self, number: int, applied_index: int, version: int) -> None:
         """A checkpoint is committed."""
@@ -291,11 +303,17 @@ class Shard:
         """A state image was installed: nothing known of the old state holds."""
         machine = self.port.machine
         self.ages.reload(machine.live_sessions())
+        self.service.lock_waits.fail_all(NotReady("this node took over another state"))
         self.backups.close_all()
         self.digests.state_replaced()
+        self.watches.state_replaced()
         position = machine.applied()
         fields = {"index": position.index, "term": position.term, "version": machine.version}
         log.info("a state image is installed", extra={"fields": fields})
+
+    def applied(self) -> None:
+        """An entry was applied: whoever watches is told in this turn of the loop's queue."""
+        self.watches.applied()
 
     # ------------------------------------------------------------ timers
 
@@ -311,6 +329,9 @@ class Shard:
             self._ask_for_office(self.group.status().term)
         self.digests.tick()
         self.backups.tick()
+        self.service.lock_waits.tick(self.port.machine.version, time.monotonic())
+        if self.watches.count:
+            self.watches.tick(self._loop.time(), self.service.not_ready())
         if self.port.between_entries:
             self.duties.tick()
         machine = self.port.machine

@@ -143,7 +143,7 @@ class NodeView:
         out.gauge("nokv_state_store_bytes", "Size of the store's file.", shard.kv.file_bytes())
         out.gauge("nokv_disk_free_bytes", "Free for state and log.", shard.free_bytes)
         out.gauge("nokv_disk_low", "1 while growing commands are refused.", int(shard.space.low))
-        gauges = ("sessions_live", "checkpoint")
+        gauges = ("sessions_live", "checkpoint", "watches_open", "watches_lagging")
         for name, value in shard.service.counters().items():
             text = f"Service: {name.replace('_', ' ')}."
             if name in gauges:

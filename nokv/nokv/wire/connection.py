@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
 from nokv.errors import (
+    CursorTooOld,
     DeadlineExceeded,
     InvalidArgument,
     NokvError,
@@ -58,7 +59,10 @@ class _Call(NamedTuple):
 
 def error_of(reply: ErrorReply) -> NokvError:
     """Return the typed error that a reply carries."""
-    return from_wire(reply.code, reply.message, reply.hint)
+    error = from_wire(reply.code, reply.message, reply.hint)
+    if isinstance(error, CursorTooOld):
+        error.oldest = reply.oldest
+    return error
 
 
 class RpcConnection(asyncio.Protocol):

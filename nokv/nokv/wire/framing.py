@@ -7,8 +7,10 @@ import struct
 from nokv.errors import TooLarge
 from nokv.types.limits import FRAME_BYTES_MAX
 
-_LENGTH = struct.Struct(">I")
-HEADER_BYTES = _LENGTH.size
+HEADER = struct.Struct(">I")
+"""A frame's length, as it stands in front of it."""
+
+HEADER_BYTES = HEADER.size
 
 
 def frame(payload: bytes) -> bytes:
@@ -16,7 +18,7 @@ def frame(payload: bytes) -> bytes:
     if len(payload) > FRAME_BYTES_MAX:
         message = f"a frame of {len(payload)} bytes; the limit is {FRAME_BYTES_MAX}"
         raise TooLarge(message)
-    return _LENGTH.pack(len(payload)) + payload
+    return HEADER.pack(len(payload)) + payload
 
 
 class FrameParser:
@@ -36,7 +38,7 @@ class FrameParser:
         frames: list[bytes] = []
         start = 0
         while len(buffer) - start >= HEADER_BYTES:
-            (length,) = _LENGTH.unpack_from(buffer, start)
+            (length,) = HEADER.unpack_from(buffer, start)
             if length > self._limit_bytes:
                 message = f"a frame of {length} bytes; the limit is {self._limit_bytes}"
                 raise TooLarge(message)

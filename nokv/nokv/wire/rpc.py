@@ -10,7 +10,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 from nokv.types.reads import Read, ReadValue, VolumeReply
-from nokv.types.values import Caller, Lenient, Marks, Strict
+from nokv.types.values import At, Caller, Lenient, Marks, Strict
+from nokv.types.watch import BOOKMARK_MS_DEFAULT, SINCE_NOW, WatchEvent
 from nokv.wire.codec import Codec
 
 PROTOCOL = 1
@@ -144,6 +145,43 @@ class CloseBackup(Strict, frozen=True, tag=14):
     backup: int
 
 
+class OpenWatch(Strict, frozen=True, tag=15):
+    """Tell every change of a directory, or below it. Reply: WatchOpened.
+
+    Then WatchFrames follow under the same id, until CloseWatch, the end of the connection, or an
+    ErrorReply: CursorTooOld where events that were not told yet were trimmed, Stale once the
+    directory is gone, PermissionDenied once the caller may not read it any more.
+    """
+
+    caller: Caller
+    root: At
+    """A directory that the caller may read and search; or a file that it may read."""
+    window_bytes: int
+    """Frames that may be under way to the client; see GrantWatch."""
+    recursive: bool = True
+    """All below it, not only its own names."""
+    kinds: tuple[int, ...] = ()
+    """Tell only these (`EventKind`, `Moved`); empty: all."""
+    since: int = SINCE_NOW
+    """Cursor: tell what has a higher version."""
+    bookmark_ms: int = BOOKMARK_MS_DEFAULT
+    """While there is nothing to tell, say so often how far the cursor is."""
+
+
+class GrantWatch(Strict, frozen=True, tag=16):
+    """The client took so many bytes of frames: as many more may be sent. Never answered."""
+
+    watch: int
+    """Id of the OpenWatch."""
+    n_bytes: int
+
+
+class CloseWatch(Strict, frozen=True, tag=17):
+    """Tell nothing more. Never answered, also if there is no such watch."""
+
+    watch: int
+
+
 RequestBody = (
     Hello
     | Propose
@@ -159,6 +197,9 @@ RequestBody = (
     | OpenBackup
     | ReadBackup
     | CloseBackup
+    | OpenWatch
+    | GrantWatch
+    | CloseWatch
 )
 
 
@@ -201,6 +242,8 @@ class ErrorReply(Lenient, frozen=True, tag=8):
     hint: str = ""
     leader: str = ""
     """With NotLeader: the leader's RPC address, or empty."""
+    oldest: int = 0
+    """With CursorTooOld: the oldest cursor that works."""
 
 
 class Outcome(Lenient, frozen=True):
@@ -330,6 +373,29 @@ class BackupPieces(Lenient, frozen=True, tag=13):
     pieces: tuple[bytes, ...]
 
 
+class WatchOpened(Lenient, frozen=True, tag=15):
+    """What is watched from now on."""
+
+    view: int
+    inode: int
+    file_type: int
+    """FileType of the watched inode."""
+    cursor: int
+    """Everything with a higher version will be told."""
+
+
+class WatchFrame(Lenient, frozen=True, tag=16):
+    """Some events, in order; none: a bookmark."""
+
+    cursor: int
+    """Everything up to here was told: a watch since it goes on without gap or repetition."""
+    version: int
+    """The node's present one: how much more there is to look at."""
+    oldest: int
+    """The oldest cursor that works now."""
+    events: tuple[WatchEvent, ...] = ()
+
+
 class DigestReply(Lenient, frozen=True, tag=7):
     """Per family the sum mod 2^128 of xxh3_128(key, value), at a checkpoint."""
 
@@ -351,6 +417,8 @@ ResponseBody = (
     | MemberChanged
     | BackupOpened
     | BackupPieces
+    | WatchOpened
+    | WatchFrame
     | ErrorReply
 )
 

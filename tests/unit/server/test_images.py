@@ -39,6 +39,8 @@ class Replica:
     def state_replaced(self) -> None:
         self.replaced += 1
 
+    def applied(self) -> None: ...
+
     def apply(self, op: InitVolume | OpenSession) -> None:
         self.index += 1
         payload = encode_command(Command(COMMAND_FORMAT, 0, 0, 0, Caller(), op))
