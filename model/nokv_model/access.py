@@ -19,8 +19,8 @@ from nokv.errors import (
     TooManyLinks,
 )
 from nokv.types.limits import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_HOPS_MAX
-from nokv.types.values import ROOT_INODE, ROOT_VIEW, At, Caller, InodeFlag
-from nokv_model.tree import Inode, Tree
+from nokv.types.values import At, Caller, InodeFlag
+from nokv_model.tree import ROOT, Forest, Inode
 
 R, W, X = 4, 2, 1
 STICKY, SETGID, SETUID = 0o1000, 0o2000, 0o4000
@@ -116,13 +116,13 @@ def require_writable_parent(caller: Caller, parent: Inode) -> None:
     require_flags_clear(parent, InodeFlag.IMMUTABLE)
 
 
-def require_deletable(tree: Tree, caller: Caller, parent: Inode, name: bytes) -> Inode:
+def require_deletable(forest: Forest, caller: Caller, parent: Inode, name: bytes) -> Inode:
     """Check that the caller may take `name` out of `parent`; return the inode it names."""
     require(caller, parent, X)
     if name not in parent.entries:
         message = "no such name"
         raise NotFound(message)
-    inode = tree.inodes[parent.entries[name]]
+    inode = forest.inodes[parent.entries[name]]
     require_deletable_entry(caller, parent, inode)
     return inode
 
@@ -137,16 +137,16 @@ def require_deletable_entry(caller: Caller, parent: Inode, inode: Inode) -> None
     require_flags_clear(inode, FROZEN)
 
 
-def require_same_tree(tree: Tree, first: Inode, second: Inode) -> None:
-    """Raise CrossesView unless both lie in the view's own tree, or in one staged tree."""
-    if tree.top(first) != tree.top(second):
+def require_same_tree(forest: Forest, first: Inode, second: Inode) -> None:
+    """Raise CrossesView unless both lie in one view's own tree, or in one staged tree."""
+    if forest.top(first) is not forest.top(second):
         message = "the two lie in different trees"
         raise CrossesView(message)
 
 
-def require_depth(tree: Tree, directory: Inode) -> None:
+def require_depth(forest: Forest, directory: Inode) -> None:
     """Raise NameTooLong more than DEPTH_MAX directories below the root of the directory's tree."""
-    if len(tree.chain(directory)) > DEPTH_MAX + 1:
+    if len(forest.chain(directory)) > DEPTH_MAX + 1:
         message = f"inode {directory.number} lies too deep"
         raise NameTooLong(message)
 
@@ -156,18 +156,20 @@ def require_depth(tree: Tree, directory: Inode) -> None:
 
 @dataclass
 class Resolver:
-    """Walks addresses in one tree for one caller; a command also addresses what it staged."""
+    """Walks addresses for one caller; a command also addresses what its session staged."""
 
-    tree: Tree
+    forest: Forest
     caller: Caller
     session: int = 0
 
     def start(self, view: int, number: int) -> Inode:
         """Return the inode of a handle; raise Stale if it is gone or not the caller's."""
-        inode = self.tree.inodes.get(number) if view == ROOT_VIEW else None
-        if inode is not None and inode.names:
-            require_depth(self.tree, self.tree.inodes[self.tree.parent(inode)])
-        if inode is None or self.tree.owner_session(inode) not in {0, self.session}:
+        inode = self.forest.inodes.get((view, number))
+        if inode is not None:
+            parent = self.forest.parent(inode)
+            if parent is not None and parent[0] == view:
+                require_depth(self.forest, self.forest.inodes[parent])
+        if inode is None or self.forest.owner_session(inode) not in {0, self.session}:
             message = f"no inode {number} in view {view}"
             raise Stale(message)
         return inode
@@ -189,7 +191,7 @@ class Resolver:
                 message = "too many symbolic links"
                 raise TooManyLinks(message)
             if child.target.startswith(b"/"):
-                current = self.tree.inodes[ROOT_INODE]
+                current = self.forest.inode(ROOT)
             pending = _components(child.target) + pending
         return current
 
@@ -202,14 +204,14 @@ class Resolver:
         if name == b".":
             return current
         if name == b"..":
-            return self.tree.inodes[self.tree.parent(current) or current.number]
+            return self.forest.inode(self.forest.parent(current) or current.key)
         if len(name) > NAME_BYTES_MAX:
             message = "a component of a link's target is too long"
             raise NameTooLong(message)
         if name not in current.entries:
             message = "no such name"
             raise NotFound(message)
-        return self.tree.inodes[current.entries[name]]
+        return self.forest.inode(current.entries[name])
 
     def parent(self, at: At) -> Inode:
         """Return the directory that an address shows; raise NotADirectory for anything else."""

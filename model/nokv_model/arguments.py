@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 from nokv.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -10,12 +12,17 @@ from nokv.errors import (
     ResultTooLarge,
 )
 from nokv.types import commands as c
+from nokv.types import views as v
 from nokv.types.limits import (
     BULK_NAMES_MAX,
     FILE_BYTES_MAX,
     NAME_BYTES_MAX,
+    PATH_BYTES_MAX,
     SESSION_TTL_NS_MAX,
     SESSION_TTL_NS_MIN,
+    SNAPSHOT_NAME_CHARACTERS_MAX,
+    SNAPSHOT_TTL_NS_MAX,
+    SNAPSHOT_TTL_NS_MIN,
     SYMLINK_TARGET_BYTES_MAX,
     UINT63_MAX,
     XATTR_VALUE_BYTES_MAX,
@@ -106,10 +113,58 @@ def check_arguments(op: c.Op | c.InnerOp) -> None:
             _require(SESSION_TTL_NS_MIN <= op.ttl_ns <= SESSION_TTL_NS_MAX, "a ttl out of range")
         case c.LeaseUploads():
             _require(1 <= op.count <= UPLOADS_LEASED_MAX, "too many uploads, or none")
-        case c.Reap() | c.TrimEvents():
+        case c.Reap() | c.TrimEvents() | v.ExpireSnapshots() | v.Flatten():
             _require(1 <= op.limit <= STEP_MAX, "a step out of range")
         case _:
+            _check_of_views(op)
+
+
+def _check_of_views(op: c.Op | c.InnerOp) -> None:
+    match op:
+        case v.SnapshotCreate():
+            check_at(op.at)
+            _require(is_snapshot_name(op.name), "no name for a snapshot")
+            _check_shown_path(op.path)
+            _check_lease(op.ttl_ns, held=True)
+        case v.SnapshotRenew():
+            _check_lease(op.ttl_ns, held=True)
+        case v.Clone():
+            check_at(op.source)
+            check_at(op.parent)
+            check_name(op.name)
+        case v.WorkspaceCreate():
+            check_at(op.parent)
+            check_name(op.name)
+            _permissions(op.mode)
+        case v.Rollback():
+            check_at(op.parent)
+            check_name(op.name)
+            _check_shown_path(op.path)
+            _check_lease(op.keep_ns, held=False)
+        case _:
             pass
+
+
+def is_snapshot_name(name: str) -> bool:
+    """Say whether a user may give a snapshot this name."""
+    letters = string.ascii_letters + string.digits
+    return (
+        1 <= len(name) <= SNAPSHOT_NAME_CHARACTERS_MAX
+        and not name.startswith("rollback-")
+        and name[0] in letters + "_-"
+        and set(name) <= set(letters + "._:-")
+    )
+
+
+def _check_shown_path(path: str) -> None:
+    _require(path.startswith("/"), "a path that is not absolute")
+    size = len(path.encode("utf-8", "surrogateescape"))
+    _require(size <= PATH_BYTES_MAX, "a path over the limit")
+
+
+def _check_lease(ttl_ns: int, *, held: bool) -> None:
+    fits = SNAPSHOT_TTL_NS_MIN <= ttl_ns <= SNAPSHOT_TTL_NS_MAX
+    _require(fits or (held and ttl_ns == v.HELD), "a lease out of range")
 
 
 def _check_making(op: c.Mkdir | c.Create | c.BulkCreate | c.Mknod | c.Symlink) -> None:

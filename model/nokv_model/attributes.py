@@ -44,7 +44,7 @@ def set_attr(step: Step, op: SetAttr) -> Made:
     _set_times(step, op, inode, before)
     step.touch(inode)
     step.event_of(EventKind.SETATTR, inode)
-    return Made(step.tree.attr(inode))
+    return Made(step.forest.attr(inode))
 
 
 def _set_flags(step: Step, op: SetAttr, inode: Inode) -> None:

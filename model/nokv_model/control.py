@@ -9,17 +9,18 @@ from nokv.errors import (
     NotFound,
     NotPermitted,
     PredicateFailed,
-    ResultTooLarge,
     Stale,
     TooLarge,
 )
 from nokv.types import commands as c
-from nokv.types.limits import PINS_MAX, PREDICATES_MAX
+from nokv.types.limits import PREDICATES_MAX
 from nokv.types.results import Checkpointed, Done, Leased, Pinned, Reaped, SessionOpened
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, FileType
 from nokv_model.sessions import Session, apply_marks
+from nokv_model.state import View
 from nokv_model.step import Step
-from nokv_model.tree import Inode
+from nokv_model.tree import ROOT, Inode
+from nokv_model.views import require_pinnable
 
 TOMBSTONE_NS = 24 * 3600 * 1_000_000_000
 """A tombstone answers retries for a day."""
@@ -81,9 +82,9 @@ def expire_session(step: Step, op: c.ExpireSession) -> Done:
     for pin, (owner, _) in list(step.state.pins.items()):
         if owner == op.target:
             del step.state.pins[pin]
-    for number, owner in list(step.tree.staged.items()):
+    for key, owner in list(step.forest.staged.items()):
         if owner == op.target:
-            step.drop(step.tree.inodes[number])
+            step.drop(step.forest.inodes[key])
     return Done()
 
 
@@ -95,14 +96,12 @@ def lease_uploads(step: Step, op: c.LeaseUploads) -> Leased:
 
 def pin_view(step: Step, op: c.PinView) -> Pinned:
     """Keep the view as it was before this command."""
-    if op.view != ROOT_VIEW:
+    if op.view not in step.state.views or step.state.views[op.view].dead:
         message = f"no view {op.view}"
         raise Stale(message)
-    if len(step.state.pins) >= PINS_MAX:
-        message = "the view has too many pins"
-        raise ResultTooLarge(message)
+    require_pinnable(step.state, [op.view])
     pin = (op.view, step.version - 1, step.version)
-    step.state.pins[pin] = (step.session_number, step.tree.copy())
+    step.state.pins[pin] = (step.session_number, step.forest.of_view(op.view))
     return Pinned(*pin)
 
 
@@ -128,7 +127,9 @@ def init_volume(step: Step, op: c.InitVolume) -> Done:
         message = "the volume exists"
         raise AlreadyExists(message)
     step.state.volume = op
-    step.tree.inodes[ROOT_INODE] = Inode(
+    step.state.views[ROOT_VIEW] = View(ROOT_VIEW, ROOT_INODE, step.version, step.wall_ns, ROOT)
+    step.forest.inodes[ROOT] = Inode(
+        view=ROOT_VIEW,
         number=ROOT_INODE,
         mode=FileType.DIRECTORY << 12 | op.mode,
         uid=op.uid,

@@ -8,11 +8,12 @@ from typing import Any
 
 from nokv.errors import InvalidArgument, NokvError, TooLarge, WindowFull
 from nokv.types import commands as c
+from nokv.types import views as v
 from nokv.types.limits import ATOMIC_MAX
 from nokv.types.reads import Event, Read, ReadValue
 from nokv.types.results import AtomicDone, InnerValue, Result, ResultValue
 from nokv.types.values import Caller
-from nokv_model import attributes, control, ops, publishing, reads
+from nokv_model import attributes, control, ops, publishing, reads, views
 from nokv_model.arguments import check_arguments
 from nokv_model.control import check_predicates
 from nokv_model.sessions import Results, admit
@@ -42,6 +43,14 @@ HANDLERS: dict[type, Callable[[Step, Any], Any]] = {
     c.LeaseUploads: control.lease_uploads,
     c.PinView: control.pin_view,
     c.UnpinView: control.unpin_view,
+    v.SnapshotCreate: views.snapshot_create,
+    v.SnapshotRenew: views.snapshot_renew,
+    v.SnapshotDelete: views.snapshot_delete,
+    v.Clone: views.clone,
+    v.WorkspaceCreate: views.workspace_create,
+    v.Rollback: views.rollback,
+    v.ExpireSnapshots: views.expire_snapshots,
+    v.Flatten: views.flatten,
     c.InitVolume: control.init_volume,
     c.SessionMarks: control.session_marks,
     c.Reap: control.reap,
@@ -120,7 +129,7 @@ class Model:
             self.results.acknowledge(self.state.sessions[command.session], command.acked)
             if stored:
                 self.results.kept[command.session, command.seq] = result
-        self.state.tree.check()
+        self.state.forest.check()
         return result
 
     def _execute(self, step: Step, command: c.Command) -> ResultValue:

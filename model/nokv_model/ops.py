@@ -48,9 +48,9 @@ def make_name(step: Step, at: At, name: bytes, mode: int) -> Inode:
 
 
 def _made(step: Step, name: bytes, inode: Inode) -> Made:
-    parent = step.tree.inodes[step.tree.parent(inode)]
+    parent = step.forest.inodes[step.forest.parent(inode) or inode.key]
     step.event(EventKind.CREATE, inode, (parent, name))
-    return Made(step.tree.attr(inode))
+    return Made(step.forest.attr(inode))
 
 
 def mkdir(step: Step, op: Mkdir) -> Made:
@@ -73,11 +73,12 @@ def bulk_create(step: Step, op: BulkCreate) -> MadeMany:
         message = "a name is taken"
         raise AlreadyExists(message)
     access.require_writable_parent(step.caller, parent)
-    first = step.state.next_inode
+    made = []
     for name in op.names:
-        step.attach(parent, name, step.make(FileType.REGULAR << 12 | op.mode, parent))
-    step.event(EventKind.CREATE, step.tree.inodes[first], (parent, b""), names=op.names)
-    return MadeMany(first, len(op.names))
+        made.append(step.make(FileType.REGULAR << 12 | op.mode, parent))
+        step.attach(parent, name, made[-1])
+    step.event(EventKind.CREATE, made[0], (parent, b""), names=op.names)
+    return MadeMany(made[0].number, len(made))
 
 
 def mknod(step: Step, op: Mknod) -> Made:
@@ -108,7 +109,7 @@ def link(step: Step, op: Link) -> Made:
     if op.name in parent.entries:
         message = "the name is taken"
         raise AlreadyExists(message)
-    access.require_same_tree(step.tree, source, parent)
+    access.require_same_tree(step.forest, source, parent)
     access.require(step.caller, parent, W)
     access.require_flags_clear(parent, InodeFlag.IMMUTABLE)
     access.require_flags_clear(source, FROZEN)
@@ -122,7 +123,7 @@ def link(step: Step, op: Link) -> Made:
     step.state.linked.add(source.number)
     step.touch(source)
     step.event(EventKind.LINK, source, (parent, op.name))
-    return Made(step.tree.attr(source))
+    return Made(step.forest.attr(source))
 
 
 # ---------------------------------------------------------------- removing
@@ -163,7 +164,7 @@ def remove_tree(step: Step, op: RemoveTree) -> Done:
 
 def _deletable(step: Step, op: Unlink | Rmdir | RemoveTree) -> tuple[Inode, Inode]:
     parent = step.resolver.parent(op.parent)
-    return parent, access.require_deletable(step.tree, step.caller, parent, op.name)
+    return parent, access.require_deletable(step.forest, step.caller, parent, op.name)
 
 
 def _removed(step: Step, parent: Inode, name: bytes, inode: Inode) -> Done:
@@ -180,7 +181,7 @@ def rename(step: Step, op: Rename) -> Done:
     exchange = op.flags == RenameFlag.EXCHANGE
     source_parent = step.resolver.parent(op.source)
     target_parent = step.resolver.parent(op.target)
-    access.require_same_tree(step.tree, source_parent, target_parent)
+    access.require_same_tree(step.forest, source_parent, target_parent)
     access.require(step.caller, source_parent, X)
     access.require(step.caller, target_parent, X)
     source, target = _renamed(step, op, source_parent, target_parent)
@@ -188,9 +189,9 @@ def rename(step: Step, op: Rename) -> Done:
         return Done()
     _check_loop(step, source, target, source_parent, target_parent, exchange=exchange)
     _check_rename(step, source, target, source_parent, target_parent, exchange=exchange)
-    step.tree.detach(source_parent, op.source_name)
+    step.forest.detach(source_parent, op.source_name)
     if target is not None and exchange:
-        step.tree.detach(target_parent, op.target_name)
+        step.forest.detach(target_parent, op.target_name)
         step.attach(source_parent, op.source_name, target)
         step.touch(target)
     elif target is not None:
@@ -214,7 +215,7 @@ def _renamed(
     if op.source_name not in source_parent.entries:
         message = "no such source"
         raise NotFound(message)
-    source = step.tree.inodes[source_parent.entries[op.source_name]]
+    source = step.forest.inodes[source_parent.entries[op.source_name]]
     if op.target_name not in target_parent.entries:
         if op.flags == RenameFlag.EXCHANGE:
             message = "no such target"
@@ -223,7 +224,7 @@ def _renamed(
     if op.flags == RenameFlag.NOREPLACE:
         message = "the target name is taken"
         raise AlreadyExists(message)
-    return source, step.tree.inodes[target_parent.entries[op.target_name]]
+    return source, step.forest.inodes[target_parent.entries[op.target_name]]
 
 
 def _check_loop(
@@ -236,10 +237,10 @@ def _check_loop(
     exchange: bool,
 ) -> None:
     """Refuse to move a directory below itself."""
-    if step.tree.below(source, target_parent.number):
+    if step.forest.below(source, target_parent):
         message = "a directory cannot move into itself"
         raise InvalidArgument(message)
-    if target is not None and step.tree.below(target, source_parent.number):
+    if target is not None and step.forest.below(target, source_parent):
         if exchange:
             message = "a directory cannot move into itself"
             raise InvalidArgument(message)

@@ -25,7 +25,7 @@ from nokv.types.commands import (
 )
 from nokv.types.events import EventKind
 from nokv.types.results import Done, Made, Published
-from nokv.types.values import ROOT_VIEW, FileType, InodeFlag
+from nokv.types.values import FileType, InodeFlag
 from nokv_model import access
 from nokv_model.access import W, X
 from nokv_model.body import ObjectName, content_after
@@ -72,7 +72,7 @@ def publish(step: Step, op: Publish) -> Published:
     else:
         step.event_of(EventKind.PUBLISH, inode)
     offset = old_size if op.publish_mode == PublishMode.APPEND else 0
-    return Published(inode.number, step.version, inode.size, offset, step.tree.attr(inode))
+    return Published(inode.number, step.version, inode.size, offset, step.forest.attr(inode))
 
 
 def _target(step: Step, op: Publish) -> tuple[Inode | None, Inode, bool]:
@@ -84,7 +84,7 @@ def _target(step: Step, op: Publish) -> tuple[Inode | None, Inode, bool]:
     parent = step.resolver.parent(op.parent)
     access.require(step.caller, parent, X)
     if op.name in parent.entries:
-        inode = step.tree.inodes[parent.entries[op.name]]
+        inode = step.forest.inodes[parent.entries[op.name]]
         if op.publish_mode == PublishMode.CREATE:
             message = "the name is taken"
             raise AlreadyExists(message)
@@ -123,22 +123,22 @@ def _require_publishable(step: Step, op: Publish, inode: Inode) -> None:
 
 def stage_begin(step: Step, op: StageBegin) -> Made:
     """Make a hidden root of the session's."""
-    if op.view != ROOT_VIEW:
+    if op.view not in step.state.views or step.state.views[op.view].dead:
         message = f"no view {op.view}"
         raise Stale(message)
-    if list(step.tree.staged.values()).count(step.session_number) >= STAGES_MAX:
+    if list(step.forest.staged.values()).count(step.session_number) >= STAGES_MAX:
         message = "too many staged trees"
         raise WindowFull(message)
-    inode = step.make(op.mode, None)
-    step.tree.staged[inode.number] = step.session_number
-    return Made(step.tree.attr(inode))
+    inode = step.make(op.mode, None, op.view)
+    step.forest.staged[inode.key] = step.session_number
+    return Made(step.forest.attr(inode))
 
 
 def _staged_root(step: Step, view: int, number: int) -> Inode:
-    if view != ROOT_VIEW or step.tree.staged.get(number) != step.session_number:
+    if step.forest.staged.get((view, number)) != step.session_number:
         message = f"inode {number} is no staged root of the session"
         raise Stale(message)
-    return step.tree.inodes[number]
+    return step.forest.inodes[view, number]
 
 
 def stage_drop(step: Step, op: StageDrop) -> Done:
@@ -151,8 +151,8 @@ def stage_swap(step: Step, op: StageSwap) -> Published:
     """Make a staged tree or file visible under a name."""
     root = _staged_root(step, op.view, op.stage)
     parent = step.resolver.parent(op.parent)
-    if step.tree.owner_session(parent):
-        message = "a staged tree enters the view's own tree only"
+    if step.forest.owner_session(parent) or parent.view != root.view:
+        message = "a staged tree enters its view's own tree only"
         raise CrossesView(message)
     access.require(step.caller, parent, X)
     if op.name in parent.entries:
@@ -160,21 +160,21 @@ def stage_swap(step: Step, op: StageSwap) -> Published:
         step.remove(parent, op.name)
     else:
         access.require_writable_parent(step.caller, parent)
-    del step.tree.staged[root.number]
+    del step.forest.staged[root.key]
     step.attach(parent, op.name, root)
     step.touch(root)
     if root.is_regular:
         root.generation = step.version
     kind = EventKind.MOVE_IN if root.is_directory else EventKind.PUBLISH
     step.event(kind, root, (parent, op.name), generation=step.version)
-    return Published(root.number, step.version, root.size, 0, step.tree.attr(root))
+    return Published(root.number, step.version, root.size, 0, step.forest.attr(root))
 
 
 def _require_replaceable(step: Step, op: StageSwap, root: Inode, parent: Inode) -> None:
     if op.stage_mode == StageMode.CREATE:
         message = "the name is taken"
         raise AlreadyExists(message)
-    target = access.require_deletable(step.tree, step.caller, parent, op.name)
+    target = access.require_deletable(step.forest, step.caller, parent, op.name)
     if root.is_directory and not target.is_directory:
         message = "a staged directory replaces only a directory"
         raise NotADirectory(message)

@@ -13,22 +13,23 @@ from nokv.errors import (
     VersionNotPinned,
 )
 from nokv.types import reads as r
+from nokv.types import views as v
 from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
-from nokv.types.values import ROOT_VIEW, Caller, StoredChunk, StoredExtent, StoredObject
+from nokv.types.values import Caller, FileType, StoredChunk, StoredExtent, StoredObject
 from nokv_model import access
 from nokv_model.access import R, Resolver, X, check_name
 from nokv_model.arguments import check_xattr_name
 from nokv_model.body import Content, window
 from nokv_model.sessions import Session
-from nokv_model.state import State
-from nokv_model.tree import Inode, Tree, file_type
+from nokv_model.state import Snapshot, State, View
+from nokv_model.tree import Forest, Inode, file_type
 
 
 def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Read) -> r.ReadValue:
     """Answer a read; NotSupported for those that show storage, which the model has none of."""
     match read:
         case r.StatFs():
-            return r.StatFsReply(*state.tree.totals())
+            return r.StatFsReply(*state.forest.totals())
         case r.ReadEvents():
             return _events(state, version, read)
         case r.GetSession():
@@ -37,32 +38,42 @@ def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Rea
             return _sessions(state, cluster_ns, read)
         case r.GetVolume():
             return _volume(state)
+        case v.GetSnapshot():
+            return _snapshot(state, cluster_ns, read)
+        case v.ListSnapshots():
+            return _snapshots(state, cluster_ns, read)
+        case v.ListViews():
+            return _views(state, read)
     at = read.parent if isinstance(read, r.Lookup) else read.at  # type: ignore[union-attr]
     access.check_at(at)
-    tree = tree_at(state, at.view, getattr(read, "at_version", r.PRESENT))
+    forest = forest_at(state, cluster_ns, at.view, getattr(read, "at_version", r.PRESENT))
     if isinstance(read, r.BodyMap):
-        return _body_map(state, Resolver(tree, caller, read.session), read)
-    return _of_tree(Resolver(tree, caller), read)
+        return _body_map(state, Resolver(forest, caller, read.session), read)
+    return _of_forest(Resolver(forest, caller), read)
 
 
-def tree_at(state: State, view: int, at_version: int) -> Tree:
-    """Return the present tree, or the one a pin keeps; raise VersionNotPinned without one."""
+def forest_at(state: State, cluster_ns: int, view: int, at_version: int) -> Forest:
+    """Return what is present, or all that is pinned at a version.
+
+    Raises VersionNotPinned unless the view is pinned there.
+    """
     if at_version == r.PRESENT:
-        return state.tree
-    for (pinned_view, pinned, _), (_, tree) in state.pins.items():
-        if (pinned_view, pinned) == (view, at_version):
-            return tree
-    message = f"no pin of view {view} at version {at_version}"
-    raise VersionNotPinned(message)
+        return state.forest
+    forest = state.forest_at(at_version, cluster_ns)
+    assert forest.pinned is not None
+    if view not in forest.pinned:
+        message = f"no pin of view {view} at version {at_version}"
+        raise VersionNotPinned(message)
+    return forest
 
 
-# ---------------------------------------------------------------- of one tree
+# ---------------------------------------------------------------- of what there is or was
 
 
-def _of_tree(resolver: Resolver, read: r.Read) -> r.ReadValue:
+def _of_forest(resolver: Resolver, read: r.Read) -> r.ReadValue:
     match read:
         case r.GetAttr():
-            return r.AttrReply(resolver.tree.attr(resolver.resolve(read.at)))
+            return r.AttrReply(resolver.forest.attr(resolver.resolve(read.at)))
         case r.Lookup():
             return _lookup(resolver, read)
         case r.ReadLink():
@@ -80,7 +91,7 @@ def _of_tree(resolver: Resolver, read: r.Read) -> r.ReadValue:
             names = sorted(n for n in inode.xattrs if _shown(resolver.caller, n))
             return r.NamesReply(tuple(names))
         case r.GetUsage():
-            return r.UsageReply(*resolver.tree.usage(resolver.parent(read.at)))
+            return r.UsageReply(*resolver.forest.usage(resolver.parent(read.at)))
         case r.Access():
             return _access(resolver, read)
         case _:
@@ -95,24 +106,28 @@ def _lookup(resolver: Resolver, read: r.Lookup) -> r.AttrReply:
     if read.name not in parent.entries:
         message = "no such name"
         raise NotFound(message)
-    return r.AttrReply(resolver.tree.attr(resolver.tree.inodes[parent.entries[read.name]]))
+    return r.AttrReply(resolver.forest.attr(resolver.forest.inode(parent.entries[read.name])))
 
 
 def _read_dir(resolver: Resolver, read: r.ReadDir) -> r.DirPage:
     if not 1 <= read.limit <= PAGE_MAX:
         message = "a page out of range"
         raise InvalidArgument(message)
-    tree, directory = resolver.tree, resolver.parent(read.at)
+    forest, directory = resolver.forest, resolver.parent(read.at)
     access.require(resolver.caller, directory, R)
     names = sorted(name for name in directory.entries if name > read.after)
     page = names[: read.limit]
     entries = []
     for name in page:
-        inode = tree.inodes[directory.entries[name]]
-        attr = tree.attr(inode) if read.plus else None
-        entries.append(r.DirEntry(name, inode.number, file_type(inode.mode), ROOT_VIEW, attr))
+        view, number = directory.entries[name]
+        if read.plus or view == directory.view:
+            inode = forest.inode((view, number))
+            kind, attr = file_type(inode.mode), forest.attr(inode) if read.plus else None
+        else:
+            kind, attr = FileType.DIRECTORY, None
+        entries.append(r.DirEntry(name, number, kind, view, attr))
     after = page[-1] if page else read.after
-    return r.DirPage(tuple(entries), len(page) < len(names), tree.attr(directory), after)
+    return r.DirPage(tuple(entries), len(page) < len(names), forest.attr(directory), after)
 
 
 def _shown(caller: Caller, name: bytes) -> bool:
@@ -136,7 +151,7 @@ def _access(resolver: Resolver, read: r.Access) -> r.AttrReply:
         raise InvalidArgument(message)
     inode = resolver.resolve(read.at)
     access.require(resolver.caller, inode, read.mask)
-    return r.AttrReply(resolver.tree.attr(inode))
+    return r.AttrReply(resolver.forest.attr(inode))
 
 
 # ---------------------------------------------------------------- bodies
@@ -158,15 +173,15 @@ def _body_map(state: State, resolver: Resolver, read: r.BodyMap) -> r.BodyMapRep
     if read.body:
         content = _leased(state, inode, read)
     chunks = stored_chunks(state, content, read.offset, end)
-    return r.BodyMapReply(resolver.tree.attr(inode), chunks, 0)
+    return r.BodyMapReply(resolver.forest.attr(inode), chunks, 0)
 
 
 def _leased(state: State, inode: Inode, read: r.BodyMap) -> Content:
     """Return what the body that is named shows: at its lease's version, if there is one."""
     session = state.sessions.get(read.session)
     for lease in session.leases if session else ():
-        if (lease.view, lease.inode, lease.body) == (ROOT_VIEW, inode.number, read.body):
-            return state.content_at(read.body, lease.version)
+        if (lease.view, lease.inode, lease.body) == (*inode.key, read.body):
+            return state.content_at((lease.view, read.body), lease.version)
     if read.body == inode.body:
         return inode.content
     message = f"body {read.body} was replaced, and is not leased"
@@ -231,6 +246,75 @@ def _events(state: State, version: int, read: r.ReadEvents) -> r.EventsReply:
     more = len(page) < len(records)
     cursor = page[-1][0] if more else version
     return r.EventsReply(events, cursor, more)
+
+
+# ---------------------------------------------------------------- snapshots and views
+
+
+def _snapshot(state: State, cluster_ns: int, read: v.GetSnapshot) -> v.SnapshotReply:
+    snapshot = state.snapshot(read.name, cluster_ns)
+    if snapshot is None:
+        message = "no such snapshot"
+        raise NotFound(message)
+    return _snapshot_reply(state, cluster_ns, snapshot)
+
+
+def _snapshot_reply(state: State, cluster_ns: int, snapshot: Snapshot) -> v.SnapshotReply:
+    assert snapshot.shown.pinned is not None
+    kept = (snapshot.root[0], snapshot.version)
+    return v.SnapshotReply(
+        snapshot=snapshot.number,
+        name=snapshot.name,
+        path=snapshot.path,
+        view=snapshot.root[0],
+        inode=snapshot.root[1],
+        version=snapshot.version,
+        created_wall_ns=snapshot.created_wall_ns,
+        until_cluster_ns=snapshot.until_cluster_ns,
+        automatic=snapshot.automatic,
+        views=len(snapshot.shown.pinned),
+        clones=sum(kept in view.origins for view in state.live_views()),
+        cluster_ns=cluster_ns,
+    )
+
+
+def _snapshots(state: State, cluster_ns: int, read: v.ListSnapshots) -> v.SnapshotsReply:
+    names = sorted(
+        name for name in state.snapshots if name > read.after and state.snapshot(name, cluster_ns)
+    )
+    page = names[: read.limit]
+    rows = tuple(_snapshot_reply(state, cluster_ns, state.snapshots[name]) for name in page)
+    return v.SnapshotsReply(rows, len(page) < len(names))
+
+
+def _views(state: State, read: v.ListViews) -> v.ViewsReply:
+    every = [view for view in state.live_views() if view.number > read.after]
+    page = every[: read.limit]
+    return v.ViewsReply(tuple(_view_reply(state, view) for view in page), len(page) < len(every))
+
+
+def _view_reply(state: State, view: View) -> v.ViewReply:
+    """Say what is known of a view; what it falls through to, and how often, is open."""
+    root = state.forest.inodes[state.root_of(view.number)]
+    [((parent_view, parent), name)] = root.names or {((-1, 0), b"")}
+    origin, origin_version = view.origins[0] if view.origins else (-1, 0)
+    entries, size = state.forest.usage(root)
+    return v.ViewReply(
+        view=view.number,
+        root=view.root,
+        created=view.created,
+        created_wall_ns=view.created_wall_ns,
+        origin=origin,
+        origin_version=origin_version,
+        parent_view=parent_view,
+        parent=parent,
+        name=name,
+        replaces=view.replaces,
+        dead=0,
+        depth=len(view.origins),
+        entries=entries,
+        size_bytes=size,
+    )
 
 
 def _volume(state: State) -> r.VolumeReply:

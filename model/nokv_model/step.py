@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nokv.types.events import EventKind
 from nokv.types.reads import Event
@@ -11,7 +11,7 @@ from nokv_model.access import SETGID, SETUID, Resolver, in_group, is_root, requi
 from nokv_model.body import EMPTY, Content
 from nokv_model.sessions import Session
 from nokv_model.state import State
-from nokv_model.tree import Inode, Tree, file_type
+from nokv_model.tree import Forest, Inode, Key, file_type
 
 
 @dataclass
@@ -26,13 +26,13 @@ class Step:
     seq: int
     version: int
     events: list[Event] = field(default_factory=list)
-    places: set[int] = field(default_factory=set)
+    places: set[Key] = field(default_factory=set)
     """Directories below which something changes; none may lie too deep."""
 
     @property
-    def tree(self) -> Tree:
-        """The tree at present."""
-        return self.state.tree
+    def forest(self) -> Forest:
+        """The namespace at present."""
+        return self.state.forest
 
     @property
     def session_number(self) -> int:
@@ -42,7 +42,7 @@ class Step:
     @property
     def resolver(self) -> Resolver:
         """Resolves addresses as this command does."""
-        return Resolver(self.tree, self.caller, self.session_number)
+        return Resolver(self.forest, self.caller, self.session_number)
 
     def touch(self, inode: Inode, *, modified: bool = False) -> None:
         """Set ctime, and mtime where the content changed; the record is this version's now."""
@@ -51,8 +51,11 @@ class Step:
             inode.mtime_ns = self.wall_ns
         inode.version = self.version
 
-    def make(self, mode: int, parent: Inode | None) -> Inode:
-        """Make an inode of the caller's; a set-gid directory passes its group on."""
+    def make(self, mode: int, parent: Inode | None, view: int | None = None) -> Inode:
+        """Make an inode of the caller's; a set-gid directory passes its group on.
+
+        It lies in the parent's view, or in the one that is named.
+        """
         gid = self.caller.gid
         directory = file_type(mode) == FileType.DIRECTORY
         if parent is not None and parent.mode & SETGID:
@@ -62,7 +65,10 @@ class Step:
         foreign = not is_root(self.caller) and not in_group(self.caller, gid)
         if not directory and foreign and mode & 0o010:
             mode &= ~SETGID
+        if view is None:
+            view = parent.view if parent is not None else ROOT_VIEW
         inode = Inode(
+            view=view,
             number=self.state.next_inode,
             mode=mode,
             uid=self.caller.uid,
@@ -73,19 +79,19 @@ class Step:
             version=self.version,
         )
         self.state.next_inode += 1
-        self.tree.inodes[inode.number] = inode
+        self.forest.inodes[inode.key] = inode
         return inode
 
     def attach(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """Give the inode a name; the directory is modified."""
-        self.tree.attach(parent, name, inode)
-        self.places.add(parent.number)
+        self.forest.attach(parent, name, inode)
+        self.places.add(parent.key)
         self.touch(parent, modified=True)
 
     def remove(self, parent: Inode, name: bytes) -> None:
         """Take a name away; with its last name an inode goes, and all below it."""
-        inode = self.tree.detach(parent, name)
-        self.places.add(parent.number)
+        inode = self.forest.detach(parent, name)
+        self.places.add(parent.key)
         self.touch(parent, modified=True)
         if inode.names:
             self.touch(inode)
@@ -93,18 +99,23 @@ class Step:
             self.drop(inode)
 
     def drop(self, inode: Inode) -> None:
-        """Let an inode without names go, and all below it."""
-        gone, loosened = self.tree.drop(inode)
+        """Let an inode without names go, and all below it; views end whose roots go."""
+        gone, loosened = self.forest.drop(inode)
         for one in gone:
             self.set_content(one, EMPTY, body=0)
         self.state.loosened |= loosened
+        for view in self.state.live_views():
+            if self.state.root_of(view.number) not in self.forest.inodes:
+                self.state.views[view.number] = replace(view, dead=self.version)
+                for key in [key for key in self.forest.staged if key[0] == view.number]:
+                    self.drop(self.forest.inodes[key])
 
     def set_content(self, inode: Inode, content: Content, *, body: int) -> None:
         """Give the inode a content under a body id; the old body, if another, has ended."""
         if inode.body not in {0, body}:
-            self.state.show(inode.body, self.version, self.cluster_ns, EMPTY)
+            self.state.show((inode.view, inode.body), self.version, self.cluster_ns, EMPTY)
         inode.content, inode.body = content, body
-        self.state.show(body, self.version, self.cluster_ns, content)
+        self.state.show((inode.view, body), self.version, self.cluster_ns, content)
 
     def resized(self, inode: Inode) -> None:
         """Note that the usage of every directory that names the inode changes."""
@@ -112,8 +123,8 @@ class Step:
 
     def check_depth(self) -> None:
         """Raise NameTooLong if something changed too deep below its tree's root."""
-        for number in self.places & set(self.tree.inodes):
-            require_depth(self.tree, self.tree.inodes[number])
+        for key in self.places & set(self.forest.inodes):
+            require_depth(self.forest, self.forest.inodes[key])
 
     def new_body(self) -> int:
         """Return a fresh body id."""
@@ -135,22 +146,23 @@ class Step:
         to: tuple[Inode, bytes] | None = None,
         names: tuple[bytes, ...] = (),
         generation: int | None = None,
+        to_name: bytes = b"",
     ) -> None:
         """Record what happened, unless it happened inside a staged tree."""
         parent, name = place
-        self.places.add(parent.number)
-        if self.tree.owner_session(parent):
+        self.places.add(parent.key)
+        if self.forest.owner_session(parent):
             return
         self.events.append(
             Event(
                 version=self.version,
                 kind=kind,
-                view=ROOT_VIEW,
-                chain=self.tree.chain(parent),
+                view=parent.view,
+                chain=self.forest.told_chain(parent),
                 name=name,
                 inode=inode.number,
-                to_chain=self.tree.chain(to[0]) if to else (),
-                to_name=to[1] if to else b"",
+                to_chain=self.forest.told_chain(to[0]) if to else (),
+                to_name=to[1] if to else to_name,
                 size=inode.size,
                 generation=inode.generation if generation is None else generation,
                 session=self.session_number,
@@ -160,8 +172,10 @@ class Step:
             )
         )
 
-    def event_of(self, kind: EventKind, inode: Inode) -> None:
-        """Record a change of an inode itself: its place is a directory that names it."""
-        if inode.names or inode.number not in self.tree.staged:
-            parent = self.tree.parent(inode) or inode.number
-            self.event(kind, inode, (self.tree.inodes[parent], b""))
+    def event_of(self, kind: EventKind, inode: Inode, to_name: bytes = b"") -> None:
+        """Record a change of an inode itself: its place is a directory that names it.
+
+        The root and staged roots are their own places.
+        """
+        parent = self.forest.parent(inode) or inode.key
+        self.event(kind, inode, (self.forest.inodes[parent], b""), to_name=to_name)

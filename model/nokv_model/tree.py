@@ -1,7 +1,8 @@
-"""One view's content as plain objects: inodes, names, and what can be computed by walking them.
+"""The namespace as plain objects: inodes, names, and what can be computed by walking them.
 
 Nothing that can be counted is stored: link counts, children, usage and statfs are walks, so they
-cannot drift. A pin is a `copy`, and so is the state an `Atomic` goes back to.
+cannot drift. A pin is a copy of a view, a clone a copy of a tree under another view's number, and
+what an `Atomic` goes back to a copy of everything.
 """
 
 from __future__ import annotations
@@ -9,8 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from nokv.errors import VersionNotPinned
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, Attr, FileType
 from nokv_model.body import EMPTY, Content
+
+Key = tuple[int, int]
+"""(view, inode number)."""
+
+ROOT: Key = (ROOT_VIEW, ROOT_INODE)
 
 
 def file_type(mode: int) -> int:
@@ -22,6 +29,7 @@ def file_type(mode: int) -> int:
 class Inode:
     """An inode. Directories have `entries`, symbolic links a `target`, regular files `content`."""
 
+    view: int
     number: int
     mode: int
     uid: int
@@ -38,10 +46,16 @@ class Inode:
     flags: int = 0
     sha256: bytes = b""
     target: bytes = b""
-    entries: dict[bytes, int] = field(default_factory=dict)
-    names: set[tuple[int, bytes]] = field(default_factory=set)
-    """(directory, name) of every name; none for the root and for staged roots."""
+    entries: dict[bytes, Key] = field(default_factory=dict)
+    """Name -> what it shows; in another view it is that view's root, and the entry a graft."""
+    names: set[tuple[Key, bytes]] = field(default_factory=set)
+    """(directory, name) of every name; none for the root of view 0 and for staged roots."""
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return self.view, self.number
 
     @property
     def is_directory(self) -> bool:
@@ -74,72 +88,132 @@ class Inode:
 
 
 @dataclass
-class Tree:
-    """All inodes of a view that can be reached, from the root or from a staged root."""
+class Forest:
+    """All inodes of some views that can be reached from a root or from a staged root.
 
-    inodes: dict[int, Inode] = field(default_factory=dict)
-    staged: dict[int, int] = field(default_factory=dict)
+    The present one has every view that lives. One of a version has the views that are pinned there,
+    and walking out of them is refused.
+    """
+
+    inodes: dict[Key, Inode] = field(default_factory=dict)
+    staged: dict[Key, int] = field(default_factory=dict)
     """Staged root -> the session that owns it."""
+    pinned: frozenset[int] | None = None
+    """Of a version: the views that are pinned there; None at present."""
 
-    def copy(self) -> Tree:
+    def copy(self) -> Forest:
         """Return an independent copy."""
-        return Tree({n: inode.copy() for n, inode in self.inodes.items()}, dict(self.staged))
+        inodes = {key: inode.copy() for key, inode in self.inodes.items()}
+        return Forest(inodes, dict(self.staged), self.pinned)
+
+    def of_view(self, view: int) -> Forest:
+        """Return a copy of one view: what a pin keeps."""
+        inodes = {key: inode.copy() for key, inode in self.inodes.items() if key[0] == view}
+        staged = {key: owner for key, owner in self.staged.items() if key[0] == view}
+        return Forest(inodes, staged, frozenset({view}))
+
+    def inode(self, key: Key) -> Inode:
+        """Return what an entry or a holder leads to; raise VersionNotPinned if it is not pinned."""
+        if self.pinned is not None and key[0] not in self.pinned:
+            message = f"view {key[0]} is not pinned at that version"
+            raise VersionNotPinned(message)
+        return self.inodes[key]
+
+    # ------------------------------------------------------------------ walking
 
     def children(self, inode: Inode) -> Iterator[Inode]:
         """Yield the inode of every entry of a directory, once per name."""
-        for number in inode.entries.values():
-            yield self.inodes[number]
+        for name in sorted(inode.entries):
+            yield self.inode(inode.entries[name])
+
+    def is_subdirectory(self, inode: Inode, name: bytes) -> bool:
+        """Say whether an entry shows a directory; a graft always does."""
+        key = inode.entries[name]
+        return key[0] != inode.view or self.inodes[key].is_directory
 
     def nlink(self, inode: Inode) -> int:
         """Count the names of a file, or 2 and the subdirectories of a directory."""
         if inode.is_directory:
-            return 2 + sum(child.is_directory for child in self.children(inode))
+            return 2 + sum(self.is_subdirectory(inode, name) for name in inode.entries)
         return len(inode.names)
 
-    def parent(self, inode: Inode) -> int:
-        """Return a directory that names the inode; 0 where none does."""
-        return min(inode.names)[0] if inode.names else 0
+    def parent(self, inode: Inode) -> Key | None:
+        """Return a directory that names the inode; None where none does."""
+        return min(inode.names)[0] if inode.names else None
 
-    def top(self, inode: Inode) -> int:
-        """Return the root of the tree that the inode lies in: the view's, or a staged one."""
-        while inode.names:
-            inode = self.inodes[self.parent(inode)]
-        return inode.number
+    def top(self, inode: Inode) -> Inode:
+        """Return the root of the tree that the inode lies in: its view's, or a staged one."""
+        parent = self.parent(inode)
+        while parent is not None and parent[0] == inode.view:
+            inode = self.inodes[parent]
+            parent = self.parent(inode)
+        return inode
 
     def chain(self, directory: Inode) -> tuple[int, ...]:
-        """Return the directories from this one up to its root, both included."""
+        """Return the directories from this one up to its view's or staged root, both included."""
         chain = [directory.number]
-        while directory.names:
-            directory = self.inodes[self.parent(directory)]
+        parent = self.parent(directory)
+        while parent is not None and parent[0] == directory.view:
+            chain.append(parent[1])
+            directory = self.inodes[parent]
+            parent = self.parent(directory)
+        return tuple(chain)
+
+    def told_chain(self, directory: Inode) -> tuple[int, ...]:
+        """Return the directories up to the root as events tell them: `~v` where view v begins."""
+        chain = [directory.number]
+        parent = self.parent(directory)
+        while parent is not None:
+            if parent[0] != directory.view:
+                chain.append(~parent[0])
+            directory = self.inodes[parent]
             chain.append(directory.number)
+            parent = self.parent(directory)
         return tuple(chain)
 
     def owner_session(self, inode: Inode) -> int:
         """Return the session that staged the inode's tree; 0 for the view's own tree."""
-        return self.staged.get(self.top(inode), 0)
+        return self.staged.get(self.top(inode).key, 0)
+
+    def below(self, directory: Inode, other: Inode) -> bool:
+        """Say whether `other` is the directory itself or lies below it in the same view."""
+        return directory.view == other.view and directory.number in self.chain(other)
+
+    def walk(self, inode: Inode) -> Iterator[Inode]:
+        """Yield an inode and all below it, through grafts, once per name."""
+        yield inode
+        for child in self.children(inode):
+            yield from self.walk(child)
+
+    def views_below(self, directory: Inode) -> list[int]:
+        """Return the directory's own view and those grafted below it, nested ones too."""
+        roots = [i.view for i in self.walk(directory) if i is self.top(i) and i is not directory]
+        return [directory.view, *roots]
+
+    # ------------------------------------------------------------------ changing
 
     def attach(self, directory: Inode, name: bytes, inode: Inode) -> None:
         """Give the inode a name that is free."""
         assert directory.is_directory
         assert name not in directory.entries
-        directory.entries[name] = inode.number
-        inode.names.add((directory.number, name))
+        directory.entries[name] = inode.key
+        inode.names.add((directory.key, name))
 
     def detach(self, directory: Inode, name: bytes) -> Inode:
         """Take a name away; return the inode it named, which the caller keeps or drops."""
         inode = self.inodes[directory.entries.pop(name)]
-        inode.names.remove((directory.number, name))
+        inode.names.remove((directory.key, name))
         return inode
 
     def drop(self, inode: Inode) -> tuple[list[Inode], set[int]]:
-        """Remove an inode without names and all below it.
+        """Remove an inode without names and all below it, through grafts.
 
-        Return what ceased to exist, and the files that lost a name but have others.
+        Return what ceased to exist, and the numbers of files that lost a name but have others.
         """
         assert not inode.names
         gone, loosened = [inode], set()
-        del self.inodes[inode.number]
-        self.staged.pop(inode.number, None)
+        del self.inodes[inode.key]
+        self.staged.pop(inode.key, None)
         for name in list(inode.entries):
             child = self.detach(inode, name)
             if child.names:
@@ -149,6 +223,30 @@ class Tree:
                 gone += below[0]
                 loosened |= below[1]
         return gone, loosened
+
+    def clone(self, source: Inode, numbers: Iterator[int]) -> Forest:
+        """Return a copy of all below a directory in fresh views, each view's root among them.
+
+        The new views take their numbers in the order in which a walk by names enters them. The
+        top has no name yet; what the copied files are called elsewhere does not count.
+        """
+        copied = Forest()
+        self._clone_into(copied, source, next(numbers), numbers)
+        return copied
+
+    def _clone_into(self, copied: Forest, source: Inode, view: int, numbers: Iterator[int]) -> Key:
+        key = (view, source.number)
+        if key not in copied.inodes:
+            copy = replace(source.copy(), view=view, entries={}, names=set())
+            copied.inodes[key] = copy
+            for name in sorted(source.entries):
+                child = self.inode(source.entries[name])
+                below = view if child.view == source.view else next(numbers)
+                copy.entries[name] = self._clone_into(copied, child, below, numbers)
+                copied.inodes[copy.entries[name]].names.add((key, name))
+        return key
+
+    # ------------------------------------------------------------------ counting
 
     def usage(self, directory: Inode) -> tuple[int, int]:
         """Count (names, bytes) below a directory, each name for itself."""
@@ -164,14 +262,11 @@ class Tree:
         every = self.inodes.values()
         return len(self.inodes), sum(inode.counted_bytes for inode in every)
 
-    def below(self, directory: Inode, other: int) -> bool:
-        """Say whether `other` is the directory itself or lies somewhere below it."""
-        return directory.number in self.chain(self.inodes[other])
-
     def attr(self, inode: Inode) -> Attr:
         """Return what stat(2) says of the inode."""
+        parent = self.parent(inode)
         return Attr(
-            view=ROOT_VIEW,
+            view=inode.view,
             inode=inode.number,
             mode=inode.mode,
             uid=inode.uid,
@@ -188,18 +283,22 @@ class Tree:
             children=len(inode.entries),
             body=inode.body,
             sha256=inode.sha256,
-            parent=self.parent(inode),
+            parent=parent[1] if parent and parent[0] == inode.view else 0,
         )
 
     def check(self) -> None:
-        """Assert that the tree is a tree."""
-        for number, inode in self.inodes.items():
-            assert number == inode.number
-            assert inode.names or number == ROOT_INODE or number in self.staged
+        """Assert that every view is a tree, and that all of them are one."""
+        for key, inode in self.inodes.items():
+            assert key == inode.key
+            assert inode.names or key == ROOT or key in self.staged
             assert not inode.is_directory or len(inode.names) <= 1
             assert inode.is_directory or not inode.entries
             for directory, name in inode.names:
-                assert self.inodes[directory].entries[name] == number
+                assert self.inodes[directory].entries[name] == key
             for name, child in inode.entries.items():
-                assert (number, name) in self.inodes[child].names
-            assert self.top(inode) == ROOT_INODE or self.top(inode) in self.staged
+                assert (key, name) in self.inodes[child].names
+        if self.inodes:
+            reached = {i.key for i in self.walk(self.inodes[ROOT])}
+            for root in self.staged:
+                reached |= {inode.key for inode in self.walk(self.inodes[root])}
+            assert reached == set(self.inodes), "an inode that nothing shows"

@@ -77,7 +77,7 @@ def test_an_atomic_uses_a_version_for_each_operation_also_when_it_fails() -> Non
     assert (done.version, done.value.first_version) == (4, 3)
     failed = shard.send(c.Atomic((c.Create(At(), b"b", 0o644), c.Mkdir(At(), b"a", 0o755))))
     assert (failed.version, failed.code) == (6, errors.AlreadyExists.code)
-    assert list(shard.model.state.tree.inodes[1].entries) == [b"a"]
+    assert list(shard.model.state.forest.inodes[0, 1].entries) == [b"a"]
     made = shard.do(c.Create(At(), b"b", 0o644)).value
     assert isinstance(made, Made)
     assert (made.attr.inode, made.attr.version) == (4, 7)
@@ -123,7 +123,7 @@ def test_what_was_cut_off_never_comes_back() -> None:
     shard.do(publish(b"f", 1))
     shard.do(c.SetAttr(At(path=(b"f",)), size=3))
     shard.do(c.SetAttr(At(path=(b"f",)), size=8))
-    [inode] = [i for i in shard.model.state.tree.inodes.values() if i.is_regular]
+    [inode] = [i for i in shard.model.state.forest.inodes.values() if i.is_regular]
     assert [(run.offset, run.length) for run in inode.content] == [(0, 3)]
     shard.do(c.SetAttr(At(path=(b"f",)), size=0))
     assert shard.attr(b"f").attr.body == 0
@@ -137,7 +137,7 @@ def test_an_append_crosses_a_chunk() -> None:
     done = shard.do(publish(b"f", 1, c.PublishMode.APPEND)).value
     assert isinstance(done, Published)
     assert (done.offset, done.size) == (CHUNK_BYTES - 3, CHUNK_BYTES + 5)
-    inode = shard.model.state.tree.inodes[2]
+    inode = shard.model.state.forest.inodes[0, 2]
     assert [(run.offset, run.length, run.object_offset) for run in inode.content] == [
         (CHUNK_BYTES - 3, 3, 0),
         (CHUNK_BYTES, 5, 3),
@@ -169,10 +169,10 @@ def test_objects_are_held_by_pins_leases_floors_and_the_grace() -> None:
     shard.internal(c.SessionMarks((Marks(SESSION, 1, 0, 1, (lease,)),)))
     shard.do(publish(b"f", 2))
     state = shard.model.state
-    assert state.named_objects() == {first, ObjectName(SESSION, 2, 0, 0, 0)}
+    assert state.named_objects(shard.model.cluster_ns) == {first, ObjectName(SESSION, 2, 0, 0, 0)}
     shard.internal(c.SessionMarks((Marks(SESSION, 2, 2**62, 1, ()),)))
     state, now = shard.model.state, shard.model.cluster_ns
-    assert first not in state.named_objects()
+    assert first not in state.named_objects(shard.model.cluster_ns)
     assert state.droppable(now, HOUR_NS) == set()
     assert state.droppable(now + HOUR_NS, HOUR_NS) == {first}
 
