@@ -1,7 +1,7 @@
 """`Group`: one replica of one Raft group, synchronous, on the ports it is given.
 
-The owner calls `step` whenever frames, proposals or reads arrived (`wake` tells it) and at
-`next_deadline_ns`. A step drains what arrived, lets the library tick, applies what is committed,
+The owner calls `step` when frames, proposals or reads arrived (`wake` tells it) and at its deadline
+(`next_deadline_ns`). A step drains what arrived, lets the library tick, applies what is committed,
 appends one entry with all waiting proposals, syncs the log once, and releases its answers.
 """
 
@@ -462,8 +462,7 @@ class Group(Membership):
         while inbox:
             peer, epoch, sequence, body = inbox.popleft()
             if body is not None:
-                # Who sent it is known of the present connection only; what came over an older one
-                # is lost with it. Before the list is synced this node neither votes nor stores.
+                # An older connection's are lost; until it is founded a node has nothing to say.
                 if epoch == self._peers[peer].epoch and not self._roster.founding:
                     self._receiver.handle(peer, sequence, body, self._now_ns)
             elif sequence:
