@@ -26,7 +26,14 @@ import msgspec
 import uvloop
 
 from nokv._guard import refuse_optimised
-from nokv.errors import ConfigError, DataDirectoryError, NokvError
+from nokv.errors import (
+    ConfigError,
+    DataDirectoryError,
+    NokvError,
+    NotLeader,
+    NotReady,
+    SessionExpired,
+)
 from nokv.kv.errors import StoreBusy, StoreFailed
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.server import logs

@@ -21,6 +21,7 @@ from nokv.state.context import JOB_UNPIN, Context, need_inode, root_of
 from nokv.state.detach import detach_tree
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
+from nokv.state.lock_tables import end_session_locks
 from nokv.state.ops_backup import abandon_of
 from nokv.state.pinned import Source
 from nokv.state.records import Pin, Session, decode_pin, decode_session
@@ -99,7 +100,7 @@ def open_session(ctx: Context, op: OpenSession) -> SessionOpened:
 
 
 def expire_session(ctx: Context, op: ExpireSession) -> Done:
-    """End a session: its uploads can't be published, its pins, leases and stages end."""
+    """End a session: its uploads can't be published, its pins, leases, stages and locks end."""
     if ctx.session_id and op.target != ctx.session_id:
         message = "a session ends itself only"
         raise NotPermitted(message)
@@ -120,8 +121,9 @@ def expire_session(ctx: Context, op: ExpireSession) -> Done:
     for view, version, pin_id in unpinned:
         _remove_pin(ctx, view, version, pin_id)
     abandon_of(ctx, op.target)
+    end_session_locks(ctx, op.target)
     ended = msgspec.structs.replace(
-        session, died=ctx.version, died_cluster_ns=ctx.cluster_ns, leases=(), stages=()
+        session, died=ctx.version, died_cluster_ns=ctx.cluster_ns, leases=(), stages=(), locks=0
     )
     save_session(ctx, op.target, ended)
     ctx.effects.append(SessionDead(op.target))

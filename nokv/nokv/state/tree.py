@@ -13,6 +13,7 @@ from nokv.state import keys
 from nokv.state.context import Context, above, chain, is_directory, names_inside, root_of
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
+from nokv.state.lock_tables import end_inode_locks
 from nokv.state.records import Inode, body_of, decode_count
 from nokv.state.resolve import Found
 from nokv.types.events import EventKind
@@ -79,7 +80,8 @@ def drop_name(
     if inode.nlink <= 1:
         destroy(ctx, view, ino, inode, death=death)
         return
-    _count(ctx, view, ino, directory, -1)
+    if not _count(ctx, view, ino, directory, -1):
+        _unnote(ctx, view, directory, ino)
     left = names_inside(ctx.txn, view, ino)
     assert sum(count for _, count in left) == inode.nlink - 1, f"inode {ino}: names are missing"
     parent = left[0][0]
@@ -100,14 +102,22 @@ def move_name(
 ) -> Inode:
     """Return the inode one of whose names moved between directories; the record is unwritten."""
     if is_directory(inode) or inode.nlink <= 1:
+        _unnote(ctx, view, directory, ino)
         return replace(inode, parent=to_directory, name=to_name)
-    _count(ctx, view, ino, directory, -1)
+    if not _count(ctx, view, ino, directory, -1):
+        _unnote(ctx, view, directory, ino)
     _count(ctx, view, ino, to_directory, 1)
     return replace(inode, parent=names_inside(ctx.txn, view, ino)[0][0])
 
 
-def _count(ctx: Context, view: int, ino: int, directory: int, more: int) -> None:
-    """Add to the number of the file's names in a directory."""
+def _unnote(ctx: Context, view: int, directory: int, ino: int) -> None:
+    """The directory no longer names the inode, which a view may have changed."""
+    if view:
+        ctx.txn.delete_row(Family.META, keys.changed(view, directory, ino))
+
+
+def _count(ctx: Context, view: int, ino: int, directory: int, more: int) -> int:
+    """Add to the number of the file's names in a directory; return it."""
     key = keys.backlink(view, ino, directory)
     value = ctx.txn.get(Family.BACKLINK, key)
     count = more if value is None else decode_count(body_of(value)) + more
@@ -116,6 +126,7 @@ def _count(ctx: Context, view: int, ino: int, directory: int, more: int) -> None
         ctx.txn.put(Family.BACKLINK, key, ctx.txn.encode(count))
     else:
         ctx.txn.delete(Family.BACKLINK, key)
+    return count
 
 
 def announce(
@@ -128,8 +139,9 @@ def announce(
     *,
     to_directory: int = 0,
     to_name: bytes = b"",
+    inode_view: int | None = None,
 ) -> None:
-    """Record an event of a name in `parent` that shows an inode."""
+    """Record an event of a name in `parent` that shows an inode, perhaps of another view."""
     ctx.emit(
         kind,
         parent.view,
@@ -140,6 +152,7 @@ def announce(
         to_name=to_name,
         size=inode.size,
         generation=inode.generation,
+        inode_view=inode_view,
     )
 
 
@@ -150,16 +163,31 @@ def destroy(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | Non
     which its tree was detached.
     """
     drop_body(ctx, view, ino, inode, death=death)
-    prefix = keys.inode(view, ino)
-    if inode.xattr_bytes:
-        rows = ctx.txn.scan(Family.XATTR, prefix, keys.after_prefix(prefix))
-        for key in [key for key, _ in rows]:
-            ctx.txn.delete(Family.XATTR, key, death=death)
-    if is_directory(inode):
-        ctx.txn.delete(Family.USAGE, prefix, death=death)
-    ctx.txn.delete(Family.INODE, prefix, death=death)
+    end_inode_locks(ctx, view, ino)
+    key = keys.inode(view, ino)
+    own = not view or ctx.txn.own(Family.INODE, key) is not None
+    _destroy_rows(ctx, view, ino, inode, death)
+    ctx.txn.delete(Family.INODE, key, death=death)
     ctx.txn.parents.pop((view, ino), None)
+    if not own:  # its origin's record is what was counted
+        return
     ctx.counters.files -= 1
     ctx.counters.size_bytes -= inode.size
     assert ctx.counters.files >= 0, "fewer than no inodes"
     assert ctx.counters.size_bytes >= 0, "fewer than no bytes"
+
+
+def _destroy_rows(ctx: Context, view: int, ino: int, inode: Inode, death: int | None) -> None:
+    """Remove what hangs on an inode. In a view its own rows alone: the inode's whiteout hides all."""
+    prefix = keys.inode(view, ino)
+    end = keys.after_prefix(prefix)
+    families = [Family.XATTR] if inode.xattr_bytes or view else []
+    if view:
+        _unnote(ctx, view, inode.parent, ino)
+        death = ctx.version if death is None else death
+        families.append(Family.BACKLINK)
+    for family in families:
+        for key in [key for key, _ in ctx.txn.own_scan(family, prefix, end)]:
+            ctx.txn.delete(family, key, death=death)
+    if is_directory(inode) and (not view or ctx.txn.own(Family.USAGE, prefix) is not None):
+        ctx.txn.delete(Family.USAGE, prefix, death=death)

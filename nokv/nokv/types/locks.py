@@ -105,7 +105,7 @@ class LockWait(Strict, frozen=True):
 
     view: int
     inode: int
-    kind: int
+    owner: int
     ticket: int
 
 
