@@ -49,6 +49,8 @@ JOB_UNPIN = 2
 """A dropped pin, whose history is to be reclaimed."""
 JOB_TRIM = 3
 """Leftover rows of a session (results, consumed ranges) after its tombstone went."""
+JOB_VIEW = 4
+"""A dead view, whose records are to go."""
 
 
 class Context:
@@ -111,6 +113,8 @@ class Context:
 
     def store_inode(self, view: int, ino: int, inode: Inode) -> None:
         """Write an inode record. The caller accounts for files and bytes."""
+        if view:
+            self._copy_up(view, ino, inode)
         self.txn.put(_INODE, keys.pack2(view, ino), self.txn.encode(inode))
         if inode.mode & S_IFMT == DIRECTORY:
             self.txn.set_parent(view, ino, inode.parent)
@@ -123,38 +127,94 @@ class Context:
         """Remove a name."""
         self.txn.delete(_DENTRY, keys.dentry(view, directory, name))
 
+    # ------------------------------------------------------------------ what a view inherits
+
+    def _copy_up(self, view: int, ino: int, inode: Inode) -> None:
+        """Do what comes with the first own record of an inode that the view inherits.
+
+        It counts as an inode of its own from now on, and is noted in its directories: without
+        that, taking a tree apart would have to look at all that the tree inherits.
+        """
+        record = self.txn.view(view)
+        assert record is not None, f"an inode of view {view}, which does not exist"
+        if record.origin is None:
+            return
+        key = keys.pack2(view, ino)
+        own = self.txn.own(_INODE, key)
+        value = self.txn.get(_INODE, key) if own is None and ino < record.first_inode else own
+        if value is None:
+            return  # a new one
+        before = decode_inode(body_of(value))
+        if own is None:
+            self.counters.files += 1
+            self.counters.size_bytes += before.size
+            for directory in {inode.parent, *(d for d, _ in names_inside(self.txn, view, ino))}:
+                self.note_changed(view, directory, ino)
+        if before.nlink > 1 and not is_directory(before):
+            self._forget_outside(view, ino)
+
+    def note_changed(self, view: int, directory: int, ino: int) -> None:
+        """Note that `ino`, which a directory names, has own records of the view, or leads to some.
+
+        So the own records of a tree are found from above. Nothing to do for a root.
+        """
+        record = self.txn.view(view)
+        assert record is not None, f"a directory of view {view}, which does not exist"
+        if not directory or ino == record.root or record.origin is None:
+            return
+        for above_it in chain(self.txn, view, directory):
+            key = keys.changed(view, above_it, ino)
+            if self.txn.get(Family.META, key) is not None:
+                return
+            self.txn.set_row(Family.META, key, b"")
+            ino = above_it
+
+    def _forget_outside(self, view: int, ino: int) -> None:
+        """Drop the backlinks of names that lie outside of the view's root, or were detached."""
+        prefix = keys.inode(view, ino)
+        inside = names_inside(self.txn, view, ino)
+        kept = {directory for directory, _ in inside} if sum(n for _, n in inside) > 1 else set()
+        rows = self.txn.scan(Family.BACKLINK, prefix, keys.after_prefix(prefix))
+        for key in [key for key, _ in rows if int.from_bytes(key[16:], "big") not in kept]:
+            self.txn.delete(Family.BACKLINK, key)
+
     # ------------------------------------------------------------------ usage
 
-    def add_usage(self, view: int, directory: int, entries: int, size: int) -> None:
+    def add_usage(
+        self, view: int, directory: int, entries: int, size: int, grafts: int = 0
+    ) -> None:
         """Add to the usage of a directory and of all above it.
 
         Up to its tree's root, and on through the graft that leads to its view.
         """
-        if not entries and not size:
+        if not entries and not size and not grafts:
             return
         place: tuple[int, int] | None = (view, directory)
         while place is not None:
             view, directory = place
             up = chain(self.txn, view, directory)
-            self.add_usage_to(view, up, entries, size)
+            self.add_usage_to(view, up, entries, size, grafts)
             holder = above(self.txn, view)
             inside = holder is not None and up[-1] == root_of(self.txn, view)
             place = (holder[0], holder[1]) if holder is not None and inside else None
 
-    def add_usage_to(self, view: int, directories: Iterable[int], entries: int, size: int) -> None:
+    def add_usage_to(
+        self, view: int, directories: Iterable[int], entries: int, size: int, grafts: int = 0
+    ) -> None:
         """Add to the usage of just these directories."""
-        if not entries and not size:
+        if not entries and not size and not grafts:
             return
         get, put, pack = self.txn.get, self.txn.put, keys.pack2
         for ino in directories:
             key = pack(view, ino)
             value = get(_USAGE, key)
-            new = Usage(entries, size)
+            new = Usage(entries, size, grafts)
             if value is not None:
                 old = decode_usage(body_of(value))
-                new = Usage(old.entries + entries, old.size_bytes + size)
+                new = Usage(old.entries + entries, old.size_bytes + size, old.grafts + grafts)
             assert new.entries >= 0, f"entries below inode {ino}: {new.entries}"
             assert new.size_bytes >= 0, f"bytes below inode {ino}: {new.size_bytes}"
+            assert new.grafts >= 0, f"views below inode {ino}: {new.grafts}"
             put(_USAGE, key, self.txn.encode(new))
 
     def usage(self, view: int, directory: int) -> Usage:
@@ -176,8 +236,12 @@ class Context:
         size: int = 0,
         generation: int = 0,
         names: tuple[bytes, ...] = (),
+        inode_view: int | None = None,
     ) -> None:
-        """Record an event below `directory`; inside a staged or detached tree there is none."""
+        """Record an event below `directory`; inside a staged or detached tree there is none.
+
+        `inode_view`: where the name is a graft, the view that it leads to.
+        """
         at = self._chain(view, directory)
         if at < 0:
             return
@@ -197,6 +261,7 @@ class Context:
                 self.session_id,
                 self.seq,
                 names,
+                None if inode_view == view else inode_view,
             )
         )
 
@@ -226,6 +291,12 @@ class Context:
         """Write the record of a view."""
         self.txn.set_view(number, view)
 
+    def view_may_end(self, number: int) -> None:
+        """Say that something is gone which a dead view waited for: its job looks whether all is."""
+        view = self.txn.view(number)
+        if view is not None and view.dead:
+            self.add_job(JOB_VIEW, number, view.dead)
+
     # ------------------------------------------------------------------ background work
 
     def add_job(self, kind: int, view: int, a: int, b: int = 0) -> None:
@@ -241,6 +312,9 @@ class Context:
         self.counters.next_drop += 1
         self.counters.drops += 1
         self.txn.set_row(Family.DROP, keys.pack(number), self.txn.encode(drop))
+        if drop.view:
+            record = view_of(self.txn, drop.view)
+            self.store_view(drop.view, structs.replace(record, drops=record.drops + 1))
 
 
 def root_of(source: Source, view: int) -> int:
@@ -289,6 +363,15 @@ def local(source: Source, view: int, ino: int, inode: Inode) -> Inode:
         return inode
     nlink = sum(count for _, count in inside)
     return structs.replace(inode, nlink=nlink, parent=inside[0][0])
+
+
+def name_of(source: Source, view: int, directory: int) -> bytes:
+    """Return a directory's name in the one above it; empty if it has none, or is gone."""
+    record = source.view(view) if view else None
+    if record is not None and directory == record.root:
+        return b"" if record.holder is None else record.holder[2]
+    value = source.get(_INODE, keys.inode(view, directory))
+    return b"" if value is None else decode_inode(body_of(value)).name
 
 
 def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
@@ -348,7 +431,9 @@ def chain(source: Source, view: int, directory: int) -> tuple[int, ...]:
         parent = parents.get((view, ino))
         if parent is None:
             value = source.get(_INODE, keys.inode(view, ino))
-            assert value is not None, f"inode {view}:{ino} is named and does not exist"
+            if value is None:
+                assert record is not None, f"inode {view}:{ino} is named and does not exist"
+                return tuple(found)  # what it named of the origin's is reachable by nothing
             parent = parents[view, ino] = decode_inode(body_of(value)).parent
         if not parent:
             return tuple(found)

@@ -27,6 +27,8 @@ JOB_PREFIX = b"job/"
 BACKUP_PREFIX = b"backup/"
 ORIGIN = b"origin"
 SNAPSHOT_PREFIX = b"snapshot/"
+GRAFT_PREFIX = b"graft/"
+CHANGED_PREFIX = b"changed/"
 
 RECORD = b"\x00"
 RESULT = b"\x01"
@@ -61,6 +63,11 @@ def chunk_parts(key: bytes) -> tuple[int, int, int, int]:
     """(view, inode, body, chunk) of a CHUNK key."""
     view, ino, body, index = U64X4.unpack(key)
     return view, ino, body, index
+
+
+def body_range(view: int, ino: int, body: int) -> tuple[bytes, bytes]:
+    """CHUNK: from the first to behind the last chunk of a body."""
+    return U64X4.pack(view, ino, body, 0), U64X4.pack(view, ino, body + 1, 0)
 
 
 def backlink(view: int, ino: int, directory: int) -> bytes:
@@ -143,6 +150,23 @@ def backup(number: int) -> bytes:
 def snapshot(name: str) -> bytes:
     """META: a snapshot."""
     return SNAPSHOT_PREFIX + name.encode()
+
+
+def graft(view: int, directory: int, name: bytes) -> bytes:
+    """META: the number of the view that a name leads into."""
+    return GRAFT_PREFIX + pack2(view, directory) + name
+
+
+def graft_parts(key: bytes) -> tuple[int, int, bytes]:
+    """(view, directory, name) of such a key."""
+    start = len(GRAFT_PREFIX)
+    view, directory = U64X2.unpack_from(key, start)
+    return view, directory, key[start + 16 :]
+
+
+def changed(view: int, directory: int, ino: int) -> bytes:
+    """META: what the origin shows as `ino` in a directory has own records, or leads to some."""
+    return CHANGED_PREFIX + pack2(view, directory) + pack(ino)
 
 
 def history(family: Family, key: bytes, death: int) -> bytes:

@@ -118,6 +118,8 @@ class Usage(Strict, frozen=True):
 
     entries: int
     size_bytes: int
+    grafts: int = 0
+    """Views below it, nested ones too: what takes them along finds none at once."""
 
 
 class View(Strict, frozen=True):
@@ -139,6 +141,8 @@ class View(Strict, frozen=True):
     """Version of its first own record; 0: it shows what its origin does. Never changes again."""
     drops: int = 0
     """Rows of the drop queue that name it; a dead view waits for them."""
+    first_inode: int = 0
+    """Inodes from this number on are none of its origin's. Never changes."""
 
 
 class Pin(Strict, frozen=True):
@@ -150,6 +154,8 @@ class Pin(Strict, frozen=True):
     """The snapshot that holds it; 0: none."""
     clone: int = 0
     """The view whose origin it keeps; 0: none."""
+    until_cluster_ns: int = 0
+    """End of the lease of its snapshot: nobody reads by it from then on. 0: there is none."""
 
 
 class Nested(Strict, frozen=True):
@@ -212,10 +218,11 @@ class Session(Strict, frozen=True):
 
 
 class Drop(Strict, frozen=True):
-    """A hold that ended. Key (queue number).
+    """Holds that ended. Key (queue number).
 
     With an empty `history` the whole body (view, inode, body) went, its chunk records still there;
-    else `objects` went from one chunk, and the HISTORY row of that key showed them.
+    else `objects` went from one chunk, and the HISTORY row of that key showed them. Body 0 stands
+    for all that the view shows: the view itself ended, or what it has of its origin (`pin`).
     """
 
     view: int
@@ -230,6 +237,10 @@ class Drop(Strict, frozen=True):
     objects: tuple[StoredObject, ...] = ()
     history: bytes = b""
     """Key of the HISTORY row that goes with it; empty for a whole body."""
+    births: tuple[int, ...] = ()
+    """When the hold of each of `objects` began."""
+    pin: tuple[int, int, int] | None = None
+    """(view, version, pin id): the view's hold of its origin, which goes with the row."""
 
 
 class Job(Strict, frozen=True):
@@ -306,6 +317,8 @@ class StoredEvent(Strict, frozen=True):
     session: int = 0
     seq: int = 0
     names: tuple[bytes, ...] = ()
+    inode_view: int | None = None
+    """View of `inode` where that is not `view`: behind a graft."""
 
 
 class EventRecord(Strict, frozen=True):

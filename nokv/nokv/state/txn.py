@@ -36,6 +36,7 @@ from nokv.types.formats import encode_at
 
 _Layer = list[dict[bytes, bytes | None]]
 _FAMILIES = tuple(Family)
+_INODE = Family.INODE
 _PIN = Family.PIN
 _VIEW = Family.VIEW
 
@@ -102,6 +103,8 @@ class Txn:
         self._overlay = _layer()
         self._own = _layer()
         self._pins: dict[int, tuple[int, ...]] = {}
+        self._pins_before: dict[int, tuple[int, ...]] = {}
+        """What `apply_pins` has changed for the running command."""
         self._views: dict[int, View] = {}
         self._branches: set[int] = set()
         """Views with an origin."""
@@ -149,6 +152,7 @@ class Txn:
         overlay = self._overlay
         if self._own[_PIN]:
             self._keep_pins(self._own[_PIN])
+            self._pins_before.clear()
         if self._own[_VIEW]:
             self._keep_views(self._own[_VIEW])
         for number, own in enumerate(self._own):
@@ -283,15 +287,21 @@ class Txn:
     def delete(self, family: Family, key: bytes, *, death: int | None = None) -> None:
         """Delete a record that died with this command, or at the earlier version `death`.
 
-        Where the origin shows the key a whiteout takes its place, but for an earlier `death`: what
-        dies so is reaped, and nothing leads to it.
+        Where the origin shows the key a whiteout takes its place. With a `death` an inode alone
+        leaves one: what dies so is reaped, nothing leads there any more but a handle.
         """
         if self._pins:
             self._retire(family, key, self.version if death is None else death)
         if key.startswith(LIVE):
             self._own[family][key] = None
         else:
-            self._end_in_branch(family, key, hide=death is None)
+            born = self.version if death is None else death
+            self._end_in_branch(family, key, born, hide=death is None or family is _INODE)
+
+    def forget(self, family: Family, key: bytes, *, death: int) -> None:
+        """Take a record away from a view that died at `death`: nothing looks for it there now."""
+        self._retire(family, key, death, touch=False)
+        self._own[family][key] = None
 
     def set_record(self, family: Family, key: bytes, body: bytes) -> None:
         """Write a record whose history the caller has kept (chunk records)."""
@@ -304,12 +314,12 @@ class Txn:
         if key.startswith(LIVE):
             self._own[family][key] = None
         else:
-            self._end_in_branch(family, key, hide=True)
+            self._end_in_branch(family, key, self.version, hide=True)
 
-    def _end_in_branch(self, family: Family, key: bytes, *, hide: bool) -> None:
+    def _end_in_branch(self, family: Family, key: bytes, born: int, *, hide: bool) -> None:
         self._mark_changed(key)
         hides = hide and inherited(self, family, key) is not None
-        self._own[family][key] = whiteout(self.version) if hides else None
+        self._own[family][key] = whiteout(born) if hides else None
 
     def _mark_changed(self, key: bytes) -> None:
         """Note the first record of its own that a view gets."""
@@ -330,7 +340,7 @@ class Txn:
         self.counters.history += 1
         return row
 
-    def _retire(self, family: Family, key: bytes, death: int) -> None:
+    def _retire(self, family: Family, key: bytes, death: int, *, touch: bool = True) -> None:
         view = int.from_bytes(key[: keys.VIEW_BYTES], "big")
         pins = self._pins.get(view)
         if not pins:
@@ -341,7 +351,7 @@ class Txn:
         newest = pins[below - 1]
         old = self.own(family, key)
         born = None if old is None else born_of(old)
-        if born is None or born <= newest:
+        if touch and (born is None or born <= newest):
             self._own[Family.TOUCHED][keys.touched(newest, family, key)] = b""
         if old is not None and born is not None and born <= newest:
             assert born < death, "a record dies after its birth"
@@ -359,6 +369,21 @@ class Txn:
         pins = self._pins.get(view, ())
         at = bisect_left(pins, born)
         return at < len(pins) and pins[at] < death
+
+    def apply_pins(self) -> None:
+        """Let the PIN rows that this command wrote count for what it writes from now on."""
+        for key in self._own[_PIN]:
+            view = int.from_bytes(key[: keys.VIEW_BYTES], "big")
+            self._pins_before.setdefault(view, self.pins(view))
+        self._keep_pins(self._own[_PIN])
+
+    def _take_pins_back(self) -> None:
+        for view, pins in self._pins_before.items():
+            if pins:
+                self._pins[view] = pins
+            else:
+                self._pins.pop(view, None)
+        self._pins_before.clear()
 
     def _keep_pins(self, rows: Mapping[bytes, bytes | None]) -> None:
         """Follow PIN rows that were put or deleted, before they are merged."""
