@@ -172,10 +172,10 @@ class Step:
             )
         )
 
-    def event_of(self, kind: EventKind, inode: Inode, to_name: bytes = b"") -> None:
+    def event_of(self, kind: EventKind, inode: Inode) -> None:
         """Record a change of an inode itself: its place is a directory that names it.
 
         The root and staged roots are their own places.
         """
         parent = self.forest.parent(inode) or inode.key
-        self.event(kind, inode, (self.forest.inodes[parent], b""), to_name=to_name)
+        self.event(kind, inode, (self.forest.inodes[parent], b""))

@@ -47,7 +47,9 @@ def snapshot_create(step: Step, op: SnapshotCreate) -> SnapshotMade:
         raise AlreadyExists(message)
     until = step.cluster_ns + op.ttl_ns if op.ttl_ns != HELD else 0
     snapshot = _taken(step, directory, op.name, op.path, until, automatic=False)
-    step.event_of(EventKind.SNAPSHOT, directory, to_name=op.name.encode())
+    [(parent, name)] = directory.names or {(directory.key, b"")}
+    place = (step.forest.inodes[parent], name)
+    step.event(EventKind.SNAPSHOT, directory, place, to_name=op.name.encode())
     return _made(snapshot)
 
 
