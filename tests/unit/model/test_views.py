@@ -220,8 +220,9 @@ def test_listings() -> None:
     page = shard.model.read(ROOT, ListSnapshots("", 1))
     assert isinstance(page, SnapshotsReply)
     assert ([row.name for row in page.rows], page.more) == (["s"], True)
-    [view] = shard.model.read(ROOT, ListViews()).rows  # type: ignore[union-attr]
-    assert isinstance(shard.model.read(ROOT, ListViews()), ViewsReply)
+    listed = shard.model.read(ROOT, ListViews())
+    assert isinstance(listed, ViewsReply)
+    [view] = listed.rows
     assert (view.view, view.parent, view.name, view.entries) == (1, 1, b"b", 3)
 
 
