@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nokv.errors import BodyGone, InvalidArgument, IsADirectory
+from nokv.errors import BodyGone, InvalidArgument, IsADirectory, Stale
 from nokv.state import access, keys
-from nokv.state.context import is_directory, is_regular, make_attr
+from nokv.state.context import REGULAR, is_directory, is_regular, make_attr
 from nokv.state.families import Family
 from nokv.state.ops_session import lease_of
 from nokv.state.pinned import PinnedSource, Source, shard_of
 from nokv.state.records import body_of, decode_chunk, decode_session
-from nokv.state.resolve import Found, resolve
+from nokv.state.resolve import resolve
 from nokv.types.limits import CHUNK_BYTES, CHUNKS_MAX, UINT63_MAX
 from nokv.types.reads import BodyMap, BodyMapReply, ChunkAt
-from nokv.types.values import Caller, Lease, StoredChunk
+from nokv.types.values import Attr, Caller, Lease, StoredChunk
 
 REPLY_BYTES_MAX = 1024 * 1024
 """Rough size of one reply's chunk records; the rest comes from `next_chunk`."""
@@ -29,29 +29,16 @@ def body_map(source: Source, caller: Caller, request: BodyMap) -> BodyMapReply:
     if not (0 <= request.offset <= UINT63_MAX and 0 <= request.length <= UINT63_MAX):
         message = f"a range of {request.length} bytes at {request.offset}"
         raise InvalidArgument(message)
-    found = resolve(source, caller, request.session, request.at)
-    if is_directory(found.inode):
-        message = "a directory has no body"
-        raise IsADirectory(message)
-    if not is_regular(found.inode):
-        message = "only regular files have bodies"
-        raise InvalidArgument(message)
-    access.need(found.inode, caller, access.R)
-    attr = make_attr(found.view, found.ino, found.inode, found.version)
-    body, size = found.inode.body, found.inode.size
-    lease = _lease(source, request, found) if request.body else None
+    attr, lease, body, size = _shown(source, caller, request)
     if lease is not None:
-        source, body, size = (
-            PinnedSource(shard_of(source), lease.version, leased=True),
-            lease.body,
-            UINT63_MAX,
-        )
+        source = PinnedSource(shard_of(source), lease.version, leased=True)
+        body, size = lease.body, UINT63_MAX
     end = min(request.offset + request.length, size)
     if not body or request.offset >= end:
         return BodyMapReply(attr, (), 0)
     first, last = request.offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES
-    start = keys.chunk(found.view, found.ino, body, first)
-    stop = keys.chunk(found.view, found.ino, body, min(last + 1, CHUNKS_MAX))
+    start = keys.chunk(attr.view, attr.inode, body, first)
+    stop = keys.chunk(attr.view, attr.inode, body, min(last + 1, CHUNKS_MAX))
     chunks: list[ChunkAt] = []
     cost = 0
     for key, value in source.scan(Family.CHUNK, start, stop):
@@ -64,19 +51,42 @@ def body_map(source: Source, caller: Caller, request: BodyMap) -> BodyMapReply:
     return BodyMapReply(attr, tuple(chunks), 0)
 
 
-def _lease(source: Source, request: BodyMap, found: Found) -> Lease | None:
-    """Return the session's lease of the body that it names: it shows the leased version.
+def _shown(source: Source, caller: Caller, request: BodyMap) -> tuple[Attr, Lease | None, int, int]:
+    """Return the file's attributes, the session's lease of the named body, the present body, size.
 
-    None where the body is the present one and not leased. Raises BodyGone otherwise.
+    Of a file that is gone a lease still shows the body: whoever has one was let in when the file
+    was opened. Its attributes say that no name is left, and no more. Raises BodyGone where the
+    request names another body than the present one and no lease holds it.
     """
-    in_range = 0 < request.session < 2**64
-    row = source.get(Family.SESSION, keys.session(request.session)) if in_range else None
-    session = None if row is None else decode_session(row)
-    lease = None if session is None else lease_of(session, found.view, found.ino, request.body)
-    if lease is None and request.body != found.inode.body:
+    view, ino = request.at.view, request.at.inode
+    try:
+        found = resolve(source, caller, request.session, request.at)
+    except Stale:
+        lease = None if request.at.path else _lease(source, request, view, ino)
+        if lease is None:
+            raise
+        return Attr(view, ino, REGULAR, 0, 0, 0, 0, 0, 0, 0, 0, 0), lease, 0, 0
+    if is_directory(found.inode):
+        message = "a directory has no body"
+        raise IsADirectory(message)
+    if not is_regular(found.inode):
+        message = "only regular files have bodies"
+        raise InvalidArgument(message)
+    access.need(found.inode, caller, access.R)
+    lease = _lease(source, request, found.view, found.ino)
+    if lease is None and request.body not in (0, found.inode.body):
         message = f"body {request.body} of inode {found.ino} was replaced, and is not leased"
         raise BodyGone(message)
-    return lease
+    attr = make_attr(found.view, found.ino, found.inode, found.version)
+    return attr, lease, found.inode.body, found.inode.size
+
+
+def _lease(source: Source, request: BodyMap, view: int, ino: int) -> Lease | None:
+    """Return the session's lease of the body that the request names; None where there is none."""
+    if not request.body or not 0 < request.session < 2**64:
+        return None
+    row = source.get(Family.SESSION, keys.session(request.session))
+    return None if row is None else lease_of(decode_session(row), view, ino, request.body)
 
 
 def _cost(chunk: StoredChunk) -> int:
