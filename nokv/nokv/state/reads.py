@@ -15,7 +15,7 @@ from nokv.errors import (
     NotFound,
     VersionNotPinned,
 )
-from nokv.state import keys, ops_lock, reads_admin, reads_bodies
+from nokv.state import keys, ops_lock, reads_admin, reads_bodies, reads_diff
 from nokv.state.access import R, X, need
 from nokv.state.arguments import check_at, check_name, check_xattr_name
 from nokv.state.branches import PRESENT, page_at
@@ -295,6 +295,7 @@ def _event(stored: StoredEvent, chains: tuple[tuple[int, ...], ...], wall_ns: in
         stored.seq,
         stored.names,
         wall_ns,
+        stored.view if stored.inode_view is None else stored.inode_view,
     )
 
 
@@ -323,6 +324,7 @@ _IN_SHARD: dict[type, Callable[[Any, Caller, Any], Any]] = {
     ReadEvents: _read_events,
     GetVolume: _get_volume,
     **reads_admin.HANDLERS,
+    **reads_diff.HANDLERS,
     **ops_lock.READS_IN_SHARD,
 }
 """Reads of the shard as a whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nokv.types.diffs import Diff, DiffReply
 from nokv.types.locks import LockConflict, LocksWaited, TestLock, WaitLocks
 from nokv.types.values import At, Attr, Lenient, StoredChunk, Strict
 from nokv.types.views import (
@@ -176,6 +177,7 @@ Read = (
     | GetSnapshot
     | ListSnapshots
     | ListViews
+    | Diff
     | TestLock
     | WaitLocks
 )
@@ -274,6 +276,8 @@ class Event(Lenient, frozen=True):
     names: tuple[bytes, ...]
     """Of a bulk create; inodes count up from `inode`."""
     wall_ns: int
+    inode_view: int = 0
+    """View of `inode`; another one than `view` where the name is a graft."""
 
 
 class EventsReply(Lenient, frozen=True, tag=8):
@@ -437,6 +441,7 @@ ReadValue = (
     | SnapshotReply
     | SnapshotsReply
     | ViewsReply
+    | DiffReply
     | LockConflict
     | LocksWaited
 )
