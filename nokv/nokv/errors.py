@@ -200,6 +200,13 @@ class LockLimit(NokvError):
     code, errno_value = 39, errno.ENOLCK
 
 
+class CopyTooLarge(NokvError):
+    """More than one copy takes (EFBIG)."""
+
+    code, errno_value = 35, errno.EFBIG
+    default_hint = "copy it in ranges"
+
+
 # ---------------------------------------------------------------- commands, sessions, versions
 
 

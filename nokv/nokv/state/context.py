@@ -365,13 +365,16 @@ def local(source: Source, view: int, ino: int, inode: Inode) -> Inode:
     return structs.replace(inode, nlink=nlink, parent=inside[0][0])
 
 
-def name_of(source: Source, view: int, directory: int) -> bytes:
-    """Return a directory's name in the one above it; empty if it has none, or is gone."""
+def name_in(source: Source, place: tuple[int, int], directory: tuple[int, int]) -> bytes:
+    """Return the name of (view, inode) in a directory; empty if there is none, or several."""
+    view, ino = place
     record = source.view(view) if view else None
-    if record is not None and directory == record.root:
-        return b"" if record.holder is None else record.holder[2]
-    value = source.get(_INODE, keys.inode(view, directory))
-    return b"" if value is None else decode_inode(body_of(value)).name
+    if record is not None and ino == record.root:
+        holder = record.holder
+        return holder[2] if holder is not None and holder[:2] == directory else b""
+    value = source.get(_INODE, keys.inode(view, ino)) if view == directory[0] else None
+    inode = None if value is None else decode_inode(body_of(value))
+    return inode.name if inode is not None and inode.parent == directory[1] else b""
 
 
 def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from nokv.state import (
     arguments,
     ops_attr,
     ops_backup,
+    ops_copy,
     ops_create,
     ops_internal,
     ops_lock,
@@ -34,6 +35,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
     **ops_rename.HANDLERS,
     **ops_attr.HANDLERS,
     **ops_publish.HANDLERS,
+    **ops_copy.HANDLERS,
     **ops_stage.HANDLERS,
     **ops_session.HANDLERS,
     **ops_internal.HANDLERS,
@@ -44,6 +46,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
 _CHECKS: dict[type, Callable[[Any], None]] = {
     **arguments.CHECKS,
     **ops_publish.CHECKS,
+    **ops_copy.CHECKS,
     **ops_stage.CHECKS,
     **ops_session.CHECKS,
     **ops_internal.CHECKS,

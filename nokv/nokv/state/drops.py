@@ -3,6 +3,9 @@
 A body that goes is one DROP row; its chunk records stay until the collector has deleted their
 objects. A chunk record that is overwritten always goes to history, and that row is its drop row's:
 a pin or lease reads it there, and it is removed only together with the drop.
+
+A view ends the holds that began in it (born >= view.created) and no others: what it shows of its
+origin is the origin's to end. So a body that a clone inherits and never patched ends without a row.
 """
 
 from __future__ import annotations
@@ -16,9 +19,21 @@ from nokv.state import keys
 from nokv.state.context import Context
 from nokv.state.extents import EMPTY, cut, gone
 from nokv.state.families import Family
-from nokv.state.records import Drop, Inode, body_of, born_of, decode_chunk
+from nokv.state.pinned import Source
+from nokv.state.records import Drop, Inode, View, body_of, born_of, decode_chunk, is_whiteout
 from nokv.types.limits import CHUNK_BYTES, CHUNKS_MAX, TRUNCATE_CHUNKS_MAX
 from nokv.types.values import StoredChunk
+
+_CHUNK = Family.CHUNK
+
+
+def created_of(source: Source, view: int) -> int:
+    """Return the version from which on holds are the view's own; 0 for the live tree."""
+    if not view:
+        return 0
+    record = source.view(view)
+    assert record is not None, f"records of view {view}, which does not exist"
+    return record.created
 
 
 def drop_body(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | None = None) -> None:
@@ -26,43 +41,69 @@ def drop_body(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | N
     if not inode.body:
         return
     ended = ctx.version if death is None else death
-    assert inode.body_born <= ended, "a body ends before it began"
-    ctx.add_drop(Drop(view, ino, inode.body, inode.body_born, ended, ctx.cluster_ns))
+    born, created = inode.body_born, created_of(ctx.txn, view)
+    if born < created:
+        start, end = keys.body_range(view, ino, inode.body)
+        if next(iter(ctx.txn.own_scan(_CHUNK, start, end)), None) is None:
+            return
+        born = created
+    assert born <= ended, "a body ends before it began"
+    ctx.add_drop(Drop(view, ino, inode.body, born, ended, ctx.cluster_ns))
+
+
+def drop_view(ctx: Context, number: int, view: View) -> None:
+    """Queue all that a view shows, as it is marked dead by this command.
+
+    Its readers may still read what it has of its origin, so its hold of that may not go before the
+    row: it counts in `view.drops` as any other. The view's record is written.
+    """
+    assert view.dead == ctx.version, "a view is queued when it dies"
+    ctx.store_view(number, view)
+    ctx.add_drop(Drop(number, view.root, 0, view.created, ctx.version, ctx.cluster_ns))
 
 
 def load_chunk(ctx: Context, key: bytes) -> StoredChunk:
     """Return a chunk record as this command sees it; absent is empty."""
-    value = ctx.txn.get(Family.CHUNK, key)
+    value = ctx.txn.get(_CHUNK, key)
     return EMPTY if value is None else decode_chunk(body_of(value))
 
 
 def write_chunk(ctx: Context, key: bytes, new: StoredChunk) -> None:
-    """Write or (empty) remove a chunk record; what it showed before goes to history and a drop."""
+    """Write or (empty) remove a chunk record; what it showed before goes to history and a drop.
+
+    A record that the view inherits stays where it is, and its extents keep their births here.
+    """
     txn = ctx.txn
-    value = txn.get(Family.CHUNK, key)
+    value = txn.own(_CHUNK, key)
     if value is not None:
-        old = decode_chunk(body_of(value))
-        lost, born = gone(old, new)
-        record_born = born_of(value)
-        assert record_born < ctx.version, "a chunk is written once a command"
-        row = txn.keep(Family.CHUNK, key, value, ctx.version)
-        view, ino, body, _ = keys.chunk_parts(key)
-        ctx.add_drop(
-            Drop(
-                view,
-                ino,
-                body,
-                min(born, record_born),
-                ctx.version,
-                ctx.cluster_ns,
-                tuple(lost),
-                row,
-            )
-        )
+        _end_record(ctx, key, value, new)
     if new.extents:
-        txn.set_record(Family.CHUNK, key, txn.encode(new))
-    elif value is not None:
-        txn.delete_row(Family.CHUNK, key)
+        txn.set_record(_CHUNK, key, txn.encode(new))
+    else:
+        txn.end_record(_CHUNK, key)
+
+
+def _end_record(ctx: Context, key: bytes, value: bytes, new: StoredChunk) -> None:
+    view, ino, body, _ = keys.chunk_parts(key)
+    old = EMPTY if is_whiteout(value) else decode_chunk(body_of(value))
+    lost = gone(old, new, created_of(ctx.txn, view))
+    births = tuple(born for _, born in lost)
+    record_born = born_of(value)
+    assert record_born < ctx.version, "a chunk is written once a command"
+    row = ctx.txn.keep(_CHUNK, key, value, ctx.version)
+    ctx.add_drop(
+        Drop(
+            view,
+            ino,
+            body,
+            min(record_born, *births) if births else record_born,
+            ctx.version,
+            ctx.cluster_ns,
+            tuple(obj for obj, _ in lost),
+            row,
+            births,
+        )
+    )
 
 
 def truncate_body(ctx: Context, view: int, ino: int, inode: Inode, size: int) -> Inode:
@@ -78,7 +119,7 @@ def truncate_body(ctx: Context, view: int, ino: int, inode: Inode, size: int) ->
     index, offset = divmod(size, CHUNK_BYTES)
     start = keys.chunk(view, ino, inode.body, index)
     end = keys.chunk(view, ino, inode.body, CHUNKS_MAX)
-    rows = list(islice(ctx.txn.scan(Family.CHUNK, start, end), TRUNCATE_CHUNKS_MAX + 1))
+    rows = list(islice(ctx.txn.scan(_CHUNK, start, end), TRUNCATE_CHUNKS_MAX + 1))
     if len(rows) > TRUNCATE_CHUNKS_MAX:
         message = f"a truncate that cuts more than {TRUNCATE_CHUNKS_MAX} chunks"
         raise FileTooLarge(message, hint="truncate in steps of 256 GiB")

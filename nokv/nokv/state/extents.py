@@ -129,21 +129,18 @@ def raised(chunk: StoredChunk, born: int) -> StoredChunk:
     return StoredChunk(chunk.objects, extents)
 
 
-def clipped(
-    chunk: StoredChunk, start: int, end: int, *, shift: int, born: int
-) -> StoredChunk:
-    """Return what [start, end) of the chunk shows, moved by `shift`, all its holds born then."""
+def clipped(chunk: StoredChunk, start: int, end: int, shift: int) -> StoredChunk:
+    """Return what [start, end) of the chunk shows, moved by `shift`."""
     extents = []
     for extent in chunk.extents:
         low, high = max(extent.offset, start), min(extent.offset + extent.length, end)
-        if low >= high:
-            continue
-        part = slice_extent(extent, low, high)
-        extents.append(
-            StoredExtent(
-                low + shift, part.length, part.object, part.object_offset, born, part.data
+        if low < high:
+            part = slice_extent(extent, low, high)
+            extents.append(
+                StoredExtent(
+                    low + shift, part.length, part.object, part.object_offset, part.born, part.data
+                )
             )
-        )
     return compact(StoredChunk(chunk.objects, tuple(extents)))
 
 

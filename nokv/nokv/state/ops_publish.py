@@ -69,8 +69,9 @@ def publish(ctx: Context, op: Publish) -> Published:
             if op.publish_mode == PublishMode.CREATE:
                 message = f"{op.name!r} exists"
                 raise AlreadyExists(message)
-            inode = need_inode(ctx.txn, parent.view, dentry.inode)
-            result = _rewrite(ctx, op, parent.view, dentry.inode, inode, parent.ino, op.name)
+            view, ino = enter(parent.view, dentry)
+            inode = need_inode(ctx.txn, view, ino)
+            result = _rewrite(ctx, op, view, ino, inode, parent.ino, op.name)
     if op.upload:
         consume_upload(ctx, op.upload)
     return result
@@ -151,7 +152,8 @@ def _mtime(ctx: Context, op: Publish) -> int:
     return ctx.wall_ns if op.mtime_ns == TIME_NOW else op.mtime_ns
 
 
-def _mint_body(ctx: Context) -> int:
+def mint_body(ctx: Context) -> int:
+    """Return a body id that was never used."""
     body = ctx.counters.next_body
     ctx.counters.next_body += 1
     return body
@@ -159,7 +161,7 @@ def _mint_body(ctx: Context) -> int:
 
 def _new_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) -> Inode:
     """Return the inode with the publish's body as its own; the old one is the caller's."""
-    body = _mint_body(ctx) if op.chunks else 0
+    body = mint_body(ctx) if op.chunks else 0
     rows = [
         (
             keys.chunk(view, ino, body, chunk.index),
@@ -194,7 +196,7 @@ def _merge_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) ->
         raise FileTooLarge(message)
     body, born = inode.body, inode.body_born
     if not body and op.chunks:
-        body, born = _mint_body(ctx), ctx.version
+        body, born = mint_body(ctx), ctx.version
     for index, new in _placed(ctx, op, base).items():
         key = keys.chunk(view, ino, body, index)
         merged = overlay(load_chunk(ctx, key), new)

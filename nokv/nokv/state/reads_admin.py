@@ -156,7 +156,7 @@ def get_origin(source: Source, _caller: Caller, _request: GetOrigin) -> OriginRe
     )
 
 
-HANDLERS: dict[type, Callable[[Source, Caller, Any], Any]] = {
+HANDLERS: dict[type, Callable[[Any, Caller, Any], Any]] = {
     GetDrops: get_drops,
     GetSession: get_session,
     ListSessions: list_sessions,

@@ -222,7 +222,7 @@ class Drop(Strict, frozen=True):
 
     With an empty `history` the whole body (view, inode, body) went, its chunk records still there;
     else `objects` went from one chunk, and the HISTORY row of that key showed them. Body 0 stands
-    for all that the view shows: the view itself ended, or what it has of its origin (`pin`).
+    for all that the view shows: the view itself ended, or needs its origin no more (`flat`).
     """
 
     view: int
@@ -239,8 +239,8 @@ class Drop(Strict, frozen=True):
     """Key of the HISTORY row that goes with it; empty for a whole body."""
     births: tuple[int, ...] = ()
     """When the hold of each of `objects` began."""
-    pin: tuple[int, int, int] | None = None
-    """(view, version, pin id): the view's hold of its origin, which goes with the row."""
+    flat: bool = False
+    """Of body 0: the view has copied all that it shows, and with the row loses its origin."""
 
 
 class Job(Strict, frozen=True):

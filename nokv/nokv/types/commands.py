@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
+from nokv.types.copies import Copy, CopyRange
 from nokv.types.locks import CancelLock, SetLock, Unlock
 from nokv.types.values import At, Caller, ChunkMap, Marks, Strict, Volume
 from nokv.types.views import (
@@ -235,6 +236,8 @@ InnerOp = (
     | Publish
     | StageSwap
     | RemoveTree
+    | Copy
+    | CopyRange
 )
 
 
@@ -424,6 +427,8 @@ Op = (
     | Publish
     | StageSwap
     | RemoveTree
+    | Copy
+    | CopyRange
     | Atomic
     | StageBegin
     | StageDrop

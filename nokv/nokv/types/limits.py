@@ -68,6 +68,15 @@ EXTENTS_PER_CHUNK_MAX = 1024
 TRUNCATE_CHUNKS_MAX = 4096
 """Chunk records that one truncate may cut."""
 
+COPY_CHUNKS_MAX = 1024
+"""Chunk records that one copy takes: files of 64 GiB, where none is a hole."""
+
+COPY_HOLDS_MAX = 8192
+"""Objects that one copy names, once per chunk."""
+
+COPY_INLINE_BYTES_MAX = 16 * 1024 * 1024
+"""Inline bytes of one copy."""
+
 RESULT_WINDOW = 4096
 """Unacknowledged results that a session keeps: seq <= acked + this."""
 

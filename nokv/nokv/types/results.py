@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nokv.types.copies import Copied
 from nokv.types.locks import LockSet
 from nokv.types.values import Attr, Lenient
 from nokv.types.views import RolledBack, SnapshotMade, ViewMade
@@ -72,7 +73,7 @@ class Checkpointed(Lenient, frozen=True, tag=9):
     number: int
 
 
-InnerValue = Done | Made | MadeMany | Published
+InnerValue = Done | Made | MadeMany | Published | Copied
 
 
 class AtomicDone(Lenient, frozen=True, tag=32):
@@ -87,6 +88,7 @@ ResultValue = (
     | Made
     | MadeMany
     | Published
+    | Copied
     | SessionOpened
     | Leased
     | Pinned

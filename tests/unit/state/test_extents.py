@@ -12,6 +12,7 @@ from nokv.state.extents import (
     cut,
     from_publish,
     gone,
+    holds_of,
     move,
     name_of,
     outside,
@@ -89,14 +90,10 @@ def test_overlay_and_cut_show_what_an_array_shows(maps: list[ChunkMap], size: in
         well_formed(after)
         data = laid_over(data, new)
         assert shown(after) == data
-        lost, born = gone(record, after)
-        assert {name_of(o) for o in lost} == {name_of(o) for o in record.objects} - {
-            name_of(o) for o in after.objects
-        }
-        births = [
-            e.born for e in record.extents if e.object >= 0 and record.objects[e.object] in lost
-        ]
-        assert born == min(births, default=2**63 - 1)
+        before = {(name_of(obj), born) for obj, born in holds_of(record)}
+        left = {(name_of(obj), born) for obj, born in holds_of(after)}
+        assert {(name_of(obj), born) for obj, born in gone(record, after)} == before - left
+        assert all(born >= upload for _, born in gone(record, after, upload))
         kept = {
             (e.born, name_of(record.objects[e.object])) for e in record.extents if e.object >= 0
         }
