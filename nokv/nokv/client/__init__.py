@@ -9,6 +9,7 @@ from nokv.client.files import AsyncReader, AsyncTextReader, AsyncTextWriter, Asy
 from nokv.client.fs import AsyncClient, PinnedView
 from nokv.client.publish import Published
 from nokv.client.upload import FileInfo
+from nokv.client.watch import Change, Watch
 from nokv.wire.tls import TlsFiles
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "AsyncTextReader",
     "AsyncTextWriter",
     "AsyncWriter",
+    "Change",
     "ClientConfig",
     "Entry",
     "FileInfo",
     "PinnedView",
     "Published",
     "TlsFiles",
+    "Watch",
     "connect",
 ]

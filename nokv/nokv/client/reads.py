@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from nokv.client import bodies, download
@@ -19,6 +19,7 @@ from nokv.client.files import (
 )
 from nokv.client.options import Options, expect, query
 from nokv.client.paths import AnyPath, at, components, decode_name, encode_name
+from nokv.client.watch import WINDOW_BYTES, Watch
 from nokv.errors import (
     InvalidArgument,
     NotADirectory,
@@ -28,6 +29,7 @@ from nokv.errors import (
 )
 from nokv.types.limits import PAGE_MAX
 from nokv.types.reads import (
+    PRESENT,
     Access,
     AttrReply,
     BytesReply,
@@ -210,6 +212,43 @@ class ReadHandle:
             for event in page.events:
                 yield event
             cursor, more = page.cursor, page.more
+
+    def watch(
+        self,
+        path: AnyPath,
+        *,
+        recursive: bool = True,
+        since: int | None = None,
+        types: Iterable[str | int] = (),
+        window_bytes: int = WINDOW_BYTES,
+        bookmark_s: float = 10.0,
+    ) -> Watch:
+        """Return a watch of a directory, or of one file; enter it, or iterate over it.
+
+        Args:
+            path: what to watch: it is followed wherever it is moved.
+            recursive: all below it; else its own names only.
+            since: a cursor: tell the changes after it; None: those from the opening on.
+            types: only these kinds (`Change.kind`); none: all.
+            window_bytes: events that may be on their way or wait here.
+            bookmark_s: how often a cursor is told while nothing changes.
+
+        Raises:
+            InvalidArgument: an argument that is none, or a handle that reads another version.
+        """
+        if self._options.at_version != PRESENT:
+            message = "a version that is past does not change: it can't be watched"
+            raise InvalidArgument(message, hint="watch through the client itself")
+        return Watch(
+            self._core,
+            self._options,
+            path,
+            recursive=recursive,
+            since=since,
+            types=types,
+            window_bytes=window_bytes,
+            bookmark_s=bookmark_s,
+        )
 
     # ------------------------------------------------------------ listings
 

@@ -549,7 +549,8 @@ class Router:
             for node in self.nodes:
                 if node.live is None and node.opening is None and node.rest_until_s <= loop.time():
                     self._begin_opening(node)
-            waiting = [node for node in self.nodes if (c := node.live) is not None and c.in_flight]
+            busy = (node for node in self.nodes if node.live is not None)
+            waiting = [node for node in busy if (c := node.live) and (c.in_flight or c.streams)]
             await asyncio.gather(*(self._ping(node) for node in waiting))
 
     async def _ask_for_members(self) -> None:

@@ -23,6 +23,7 @@ from nokv.client.fs import AsyncClient, PinnedView
 from nokv.client.paths import AnyPath
 from nokv.client.reads import ReadHandle
 from nokv.client.syncfiles import ReaderFile, TextWriterFile, WriterFile, open_file
+from nokv.client.watch import SyncWatch
 from nokv.errors import InvalidArgument, Stale, Unavailable
 from nokv.types.reads import VolumeReply
 from nokv.types.values import Caller
@@ -263,6 +264,10 @@ class SyncReadHandle(Generic[H]):
     read_bytes = _sync(ReadHandle.read_bytes)
     read_text = _sync(ReadHandle.read_text)
     get_file = _sync(ReadHandle.get_file)
+
+    @functools.wraps(ReadHandle.watch)
+    def watch(self, path: AnyPath, **how: Any) -> SyncWatch:  # noqa: ANN401  as `ReadHandle.watch`
+        return SyncWatch(self._owner, self._handle().watch(path, **how))
 
     def open(
         self, path: AnyPath, mode: str = "rb", *, buffering: int = -1, encoding: str = "utf-8"

@@ -27,6 +27,7 @@ from nokv.wire.address import parse_address
 from nokv.wire.framing import FrameParser, frame
 from nokv.wire.identity import identity_of
 from nokv.wire.rpc import (
+    CloseWatch,
     ErrorReply,
     Hello,
     HelloReply,
@@ -48,6 +49,9 @@ _SWEEP_S: Final = 0.02
 """Deadlines are looked at so often: an expired call is told at most so much late."""
 
 _WRITE_BUFFER_BYTES: Final = 1024 * 1024
+
+OnFrame = Callable[["ResponseBody | NokvError", int], None]
+"""Takes what a stream sends after its first answer, with its bytes; an error is the last."""
 
 
 class _Call(NamedTuple):
@@ -86,6 +90,7 @@ class RpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = FrameParser()
         self._calls: dict[int, _Call] = {}
+        self._streams: dict[int, OnFrame] = {}
         self._in_flight_bytes = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._outgoing: list[bytes] = []
@@ -175,6 +180,11 @@ class RpcConnection(asyncio.Protocol):
         """Calls that were sent and not yet answered."""
         return len(self._calls)
 
+    @property
+    def streams(self) -> int:
+        """Streams that go on."""
+        return len(self._streams)
+
     async def call(self, body: RequestBody, *, timeout_s: float = 30.0) -> ResponseBody:
         """Send one request and return its answer.
 
@@ -201,6 +211,37 @@ class RpcConnection(asyncio.Protocol):
         """
         assert not self.full, "look at `full` first, or use `call`"
         return self._send(body, self._loop.time() + timeout_s)
+
+    async def open_stream(
+        self, body: RequestBody, on_frame: OnFrame, *, timeout_s: float
+    ) -> tuple[int, ResponseBody]:
+        """Send a request that goes on being answered; return its id and the first answer.
+
+        What comes then goes to `on_frame`, in order, until an error, which the end of the
+        connection is too, or `close_stream`. Raises as `call`.
+        """
+        deadline = self._loop.time() + timeout_s
+        if self.full:
+            await self._wait_for_room(deadline)
+        answer = self._send(body, deadline)
+        number = self._next_id
+        self._streams[number] = on_frame
+        try:
+            return number, await answer
+        except BaseException:
+            # The node may have begun already, or begin yet.
+            self._streams.pop(number, None)
+            self.post(CloseWatch(number))
+            raise
+
+    def close_stream(self, number: int) -> None:
+        """Hear nothing more of a stream. What the node is to be told, the caller posts."""
+        self._streams.pop(number, None)
+
+    def post(self, body: RequestBody) -> None:
+        """Send a request that is never answered; nothing where the connection has ended."""
+        if self._error is None:
+            self._write_later(frame(request_codec.encode(Request(0, 0, self._shard, body))))
 
     async def close(self) -> None:
         """End the connection; open calls raise Unavailable. Returns when it is gone."""
@@ -266,13 +307,16 @@ class RpcConnection(asyncio.Protocol):
             assert self._transport is not None, "an open connection has a transport"
             self._transport.write(data)
         else:
-            self._outgoing.append(data)
-            if not self._flush_due and not self._write_paused:
-                self._flush_due = True
-                self._loop.call_soon(self._flush)
+            self._write_later(data)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         return answer
+
+    def _write_later(self, data: bytes) -> None:
+        self._outgoing.append(data)
+        if not self._flush_due and not self._write_paused:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -324,6 +368,9 @@ class RpcConnection(asyncio.Protocol):
         response = response_codec.decode(payload)
         body = response.body
         call = self._settle(response.id)
+        if call is None and response.id in self._streams:
+            self._stream(response.id, body, len(payload))
+            return
         if isinstance(body, ErrorReply):
             if body.leader:
                 self.leader = body.leader
@@ -331,6 +378,12 @@ class RpcConnection(asyncio.Protocol):
                 call.answer.set_exception(error_of(body))
         elif call is not None and not call.answer.done():
             call.answer.set_result(body)
+
+    def _stream(self, number: int, body: ResponseBody, size_bytes: int) -> None:
+        if isinstance(body, ErrorReply):
+            self._streams.pop(number)(error_of(body), size_bytes)
+        else:
+            self._streams[number](body, size_bytes)
 
     def pause_writing(self) -> None:
         """Hold back further frames; calls in flight stay bounded meanwhile."""
@@ -366,6 +419,9 @@ class RpcConnection(asyncio.Protocol):
         for call in calls.values():
             if not call.answer.done():
                 call.answer.set_exception(Unavailable(error.message))
+        streams, self._streams = self._streams, {}
+        for on_frame in streams.values():
+            on_frame(Unavailable(error.message), 0)
         for room in self._waiting:
             if not room.done():
                 room.set_result(None)
