@@ -22,7 +22,7 @@ from nokv.errors import InvalidArgument, NokvError, NotReady, Overloaded, Stale
 from nokv.server.rpc import Call, Connection
 from nokv.state.reads import too_old
 from nokv.state.records import Counters, EventRecord, decode_events
-from nokv.state.watching import Scope, inodes_of, tell
+from nokv.state.watching import Place, Scope, inodes_of, tell
 from nokv.types.events import EventKind
 from nokv.types.limits import UINT63_MAX
 from nokv.types.reads import Access, AttrReply, Read, ReadValue
@@ -78,6 +78,10 @@ class Machine(Protocol):
 
     def read(self, caller: Caller, request: Read) -> tuple[int, ReadValue]:
         """Answer a read."""
+        ...
+
+    def name_in(self, place: Place, directory: Place) -> bytes:
+        """Return the name of an inode in a directory, as it is now."""
         ...
 
 
@@ -170,8 +174,9 @@ class _Frames:
 
 def _size_of(event: WatchEvent) -> int:
     steps = 9 * (len(event.chain) + len(event.to_chain))
-    names = len(event.name) + len(event.to_name) + sum(len(name) + 3 for name in event.names)
-    return EVENT_BYTES + steps + names
+    size_bytes = EVENT_BYTES + steps + len(event.name) + len(event.to_name)
+    size_bytes += len(event.directory or b"") + len(event.to_directory or b"")
+    return size_bytes + sum(len(name) + 3 for name in event.names)
 
 
 class _Group:
@@ -213,6 +218,8 @@ class Watches:
         self._decoded: dict[int, tuple[int, EventRecord]] = {}
         """By key: (stored bytes, record), in the order of their decoding."""
         self._decoded_bytes = 0
+        self._names: dict[tuple[Place, Place], bytes] = {}
+        """What `_name_in` found during one slice: the state does not change meanwhile."""
         self._pump_due = False
         self.opened_total = 0
         self.events_total = 0
@@ -350,6 +357,7 @@ class Watches:
         self._pump_due = False
         if not self._between_entries():
             return  # the end of the entry wakes it
+        self._names.clear()
         more = self._broadcast()
         left_bytes = SLICE_BYTES
         for watch in list(self._ready):
@@ -358,6 +366,13 @@ class Watches:
                 break
         if more or self._ready:
             self._wake()
+
+    def _name_in(self, place: Place, directory: Place) -> bytes:
+        key = (place, directory)
+        name = self._names.get(key)
+        if name is None:
+            name = self._names[key] = self._machine.name_in(place, directory)
+        return name
 
     def _rows(self, after: int) -> Iterator[tuple[int, int, EventRecord]]:
         """Yield (key, stored bytes, record), each record decoded once while it is new."""
@@ -388,7 +403,7 @@ class Watches:
         end, seen_bytes = counters.version, 0
         for key, size_bytes, record in self._rows(start):
             for group in self._touched(record):
-                events = tell(record, group.scope, start)
+                events = tell(record, group.scope, start, self._name_in)
                 if events:
                     self.events_total += len(events)
                     frames.setdefault(group, _Frames()).add(events, counters)
@@ -431,7 +446,7 @@ class Watches:
         for key, size_bytes, record in self._rows(watch.cursor) if watch.cursor < head else ():
             if key > head:
                 break
-            events = tell(record, watch.scope, watch.cursor)
+            events = tell(record, watch.scope, watch.cursor, self._name_in)
             self.events_total += len(events)
             built.add(events, counters)
             seen_bytes += size_bytes

@@ -23,7 +23,7 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.state import dispatch, keys, ops_backup, reads
-from nokv.state.context import Context
+from nokv.state.context import Context, name_in
 from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
 from nokv.state.port import KV, StoreDamaged, StoreFailed
@@ -368,6 +368,10 @@ class StateMachine:
         start, end = keys.pack(after + 1), keys.pack(self._counters.version + 1)
         for key, value in self._kv.scan(Family.EVENT, start, end):
             yield int.from_bytes(key, "big"), value
+
+    def name_in(self, place: tuple[int, int], directory: tuple[int, int]) -> bytes:
+        """Return the name of (view, inode) in a directory; empty if there is none, or several."""
+        return name_in(self._txn.present, place, directory)
 
     def pending_work(self) -> bool:
         """Whether a `Reap` would find something to do."""

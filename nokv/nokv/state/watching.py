@@ -7,15 +7,23 @@ Watches).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
 import msgspec
 
 from nokv.state.records import EventRecord, StoredEvent
-from nokv.types.events import EventKind
+from nokv.types.events import EventKind, places
 from nokv.types.watch import Moved, WatchEvent
 
 Chain = tuple[int, ...]
+
+Place = tuple[int, int]
+"""(view, inode)."""
+
+NameIn = Callable[[Place, Place], bytes]
+"""The name of an inode in a directory; empty if it is not there now, or has several names."""
 
 _MOVES = (EventKind.RENAME, EventKind.EXCHANGE)
 
@@ -38,47 +46,59 @@ def inodes_of(record: EventRecord) -> Iterator[int]:
         yield event.inode
 
 
-def tell(record: EventRecord, scope: Scope, after: int) -> list[WatchEvent]:
+def tell(record: EventRecord, scope: Scope, after: int, name_in: NameIn) -> list[WatchEvent]:
     """Return what a watch tells of a record's events with a version above `after`."""
     told: list[WatchEvent] = []
     kinds = scope.kinds
-    # Chains repeat within a record; a chain is cut in the view that its events name.
-    cuts: dict[tuple[int, int], Chain] = {}
+    # Chains repeat within a record.
+    found: dict[tuple[int, int], _Spot] = {}
     for event in record.events:
         if event.version <= after:
             continue
-        chain = _cut_once(record, scope, event.view, event.chain, cuts)
-        to_chain: Chain = ()
+        key = (event.view, event.chain)
+        at = found.get(key) or found.setdefault(key, _spot(record, scope, *key, name_in))
+        to = _OUTSIDE
         if event.to_chain >= 0:
-            to_chain = _cut_once(record, scope, event.view, event.to_chain, cuts)
-        itself = (event.view, event.inode) in scope.roots
-        if not (chain or to_chain or itself):
+            key = (event.view, event.to_chain)
+            to = found.get(key) or found.setdefault(key, _spot(record, scope, *key, name_in))
+        if not (at.chain or to.chain) and not _is_root(event, scope):
             continue
-        one = _told(event, chain, to_chain, record.wall_ns)
+        one = _told(event, at, to, record.wall_ns, name_in)
         if not kinds or one.kind in kinds:
             told.append(one)
     return told
 
 
-def _cut_once(
-    record: EventRecord, scope: Scope, view: int, number: int, cuts: dict[tuple[int, int], Chain]
-) -> Chain:
-    key = (view, number)
-    found = cuts.get(key)
-    if found is None:
-        found = cuts[key] = cut(record.chains[number], view, scope)
-    return found
+def _is_root(event: StoredEvent, scope: Scope) -> bool:
+    view = event.view if event.inode_view is None else event.inode_view
+    return (view, event.inode) in scope.roots
+
+
+class _Spot(NamedTuple):
+    """Where a directory lies as the watch sees it."""
+
+    chain: Chain
+    """Empty: outside."""
+    path: bytes | None
+
+
+_OUTSIDE = _Spot((), b"")
+
+
+def _spot(record: EventRecord, scope: Scope, view: int, number: int, name_in: NameIn) -> _Spot:
+    chain = cut(record.chains[number], view, scope)
+    return _Spot(chain, path_below(chain, view, name_in)) if chain else _OUTSIDE
 
 
 def cut(chain: Chain, view: int, scope: Scope) -> Chain:
     """Return a directory's chain up to the watched one; empty if it is not shown.
 
-    `view` is the one that the chain begins in; `~view` in it says which one follows.
+    `view` is the one that the chain begins in; `-1 - v` in it says that v follows.
     """
     roots = scope.roots
     for position, step in enumerate(chain):
         if step < 0:
-            view = ~step
+            view = -1 - step
         elif (view, step) in roots:
             return chain[: position + 1]
         elif not scope.recursive:
@@ -86,17 +106,31 @@ def cut(chain: Chain, view: int, scope: Scope) -> Chain:
     return ()
 
 
-def _told(event: StoredEvent, chain: Chain, to_chain: Chain, wall_ns: int) -> WatchEvent:
+def path_below(chain: Chain, view: int, name_in: NameIn) -> bytes | None:
+    """Return the path from the last directory of a cut chain to the first; None if unknown."""
+    names: list[bytes] = []
+    for directory, above in pairwise(places(view, chain)):
+        name = name_in(directory, above)
+        if not name:
+            return None
+        names.append(name)
+    names.reverse()
+    return b"/".join(names)
+
+
+def _told(event: StoredEvent, at: _Spot, to: _Spot, wall_ns: int, name_in: NameIn) -> WatchEvent:
     """Return the event without what lies outside."""
     kind: int = event.kind
     name, to_name = event.name, event.to_name
-    if kind in _MOVES and bool(chain) != bool(to_chain):
-        if kind == EventKind.RENAME and chain:
+    view = event.view if event.inode_view is None else event.inode_view
+    if at.chain and not name and not event.names:
+        name = name_in((view, event.inode), (event.view, at.chain[0]))
+    if kind in _MOVES and bool(at.chain) != bool(to.chain):
+        if kind == EventKind.RENAME and at.chain:
             kind, to_name = Moved.OUT.value, b""
         elif kind == EventKind.RENAME:
-            kind, chain, name = Moved.IN.value, to_chain, to_name
-            to_chain, to_name = (), b""
-        elif chain:
+            kind, at, name, to, to_name = Moved.IN.value, to, to_name, _OUTSIDE, b""
+        elif at.chain:
             to_name = b""
         else:
             name = b""
@@ -104,11 +138,13 @@ def _told(event: StoredEvent, chain: Chain, to_chain: Chain, wall_ns: int) -> Wa
         event.version,
         kind,
         event.view,
-        chain,
+        at.chain,
+        at.path,
         name,
-        event.view,
+        view,
         event.inode,
-        to_chain,
+        to.chain,
+        to.path,
         to_name,
         event.size,
         event.generation,

@@ -51,12 +51,16 @@ class WatchEvent(Lenient, frozen=True):
     view: int
     """That `chain` begins in."""
     chain: tuple[int, ...]
+    directory: bytes | None
+    """Path of the first of `chain` below the watched directory, as the node found it when it told
+    the event; empty for the watched one itself, None where it was gone."""
     name: bytes
-    """Empty where an inode changed and not a name."""
+    """Where an inode changed and not a name: the one that it has in the directory now, if one."""
     inode_view: int
     inode: int
     to_chain: tuple[int, ...] = ()
     """Of a rename or exchange; both ends lie in one view."""
+    to_directory: bytes | None = b""
     to_name: bytes = b""
     size: int = 0
     generation: int = 0
