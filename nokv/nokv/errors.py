@@ -180,6 +180,13 @@ class ResultTooLarge(NokvError):
     default_hint = "split the request"
 
 
+class ReadOnly(NokvError):
+    """A change through a handle that shows a snapshot or a pinned version (EROFS)."""
+
+    code, errno_value = 33, errno.EROFS
+    default_hint = "a snapshot never changes: clone it, and write to the clone"
+
+
 class LockHeld(NokvError, BlockingIOError):
     """Somebody else's lock, or an earlier request for one, stands in the way (EAGAIN)."""
 
@@ -263,6 +270,13 @@ class VersionNotPinned(NokvError):
 
     code, errno_value = 47, errno.ESTALE
     default_hint = "pin first, or read the present"
+
+
+class SnapshotGone(VersionNotPinned):
+    """There is no such snapshot, or not any more: it was deleted, or its lease ended."""
+
+    code = 34
+    default_hint = "see what there is: nokv snapshot list"
 
 
 class CursorTooOld(NokvError):

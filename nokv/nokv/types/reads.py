@@ -92,6 +92,7 @@ class GetUsage(Strict, frozen=True, tag=9):
     """Exact entries and bytes of the tree below a directory, O(1). Reply: UsageReply."""
 
     at: At
+    at_version: int = PRESENT
 
 
 class ReadEvents(Strict, frozen=True, tag=10):
@@ -114,6 +115,7 @@ class Access(Strict, frozen=True, tag=12):
     at: At
     mask: int
     """R_OK | W_OK | X_OK."""
+    at_version: int = PRESENT
 
 
 class GetDrops(Strict, frozen=True, tag=32):
