@@ -30,6 +30,7 @@ from nokv.types.limits import (
 from nokv.types.values import FileType
 from nokv_model.access import FROZEN, check_at, check_name
 from nokv_model.body import check_body
+from nokv_model.locks import check_lock
 from nokv_model.tree import file_type
 
 PERMISSIONS = 0o7777
@@ -142,7 +143,7 @@ def _check_of_views(op: c.Op | c.InnerOp) -> None:
             _check_shown_path(op.path)
             _check_lease(op.keep_ns, held=False)
         case _:
-            pass
+            check_lock(op)
 
 
 def is_snapshot_name(name: str) -> bool:

@@ -67,7 +67,7 @@ def open_session(step: Step, op: c.OpenSession) -> SessionOpened:
 
 
 def expire_session(step: Step, op: c.ExpireSession) -> Done:
-    """End a session, its pins, leases and staged trees."""
+    """End a session, its pins, leases, locks and staged trees."""
     if step.session is not None and step.session.number != op.target:
         message = "a client ends only its own session"
         raise NotPermitted(message)
@@ -79,6 +79,8 @@ def expire_session(step: Step, op: c.ExpireSession) -> Done:
         return Done()
     session.died, session.died_cluster_ns = step.version, step.cluster_ns
     session.leases = ()
+    for table in step.state.locks.values():
+        table.end_session(op.target)
     for pin, (owner, _) in list(step.state.pins.items()):
         if owner == op.target:
             del step.state.pins[pin]

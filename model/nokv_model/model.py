@@ -8,12 +8,13 @@ from typing import Any
 
 from nokv.errors import InvalidArgument, NokvError, TooLarge, WindowFull
 from nokv.types import commands as c
+from nokv.types import locks as k
 from nokv.types import views as v
 from nokv.types.limits import ATOMIC_MAX
 from nokv.types.reads import Event, Read, ReadValue
 from nokv.types.results import AtomicDone, InnerValue, Result, ResultValue
 from nokv.types.values import Caller
-from nokv_model import attributes, control, ops, publishing, reads, views
+from nokv_model import attributes, control, locking, ops, publishing, reads, views
 from nokv_model.arguments import check_arguments
 from nokv_model.control import check_predicates
 from nokv_model.sessions import Results, admit
@@ -51,6 +52,9 @@ HANDLERS: dict[type, Callable[[Step, Any], Any]] = {
     v.Rollback: views.rollback,
     v.ExpireSnapshots: views.expire_snapshots,
     v.Flatten: views.flatten,
+    k.SetLock: locking.set_lock,
+    k.Unlock: locking.unlock,
+    k.CancelLock: locking.cancel_lock,
     c.InitVolume: control.init_volume,
     c.SessionMarks: control.session_marks,
     c.Reap: control.reap,

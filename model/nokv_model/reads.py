@@ -10,13 +10,15 @@ from nokv.errors import (
     NoAttribute,
     NotFound,
     NotSupported,
+    Stale,
     VersionNotPinned,
 )
+from nokv.types import locks as k
 from nokv.types import reads as r
 from nokv.types import views as v
 from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
-from nokv.types.values import Caller, FileType, StoredChunk, StoredExtent, StoredObject
-from nokv_model import access
+from nokv.types.values import Attr, Caller, FileType, StoredChunk, StoredExtent, StoredObject
+from nokv_model import access, locking
 from nokv_model.access import R, Resolver, X, check_name
 from nokv_model.arguments import check_xattr_name
 from nokv_model.body import Content, window
@@ -44,6 +46,11 @@ def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Rea
             return _snapshots(state, cluster_ns, read)
         case v.ListViews():
             return _views(state, read)
+        case k.TestLock():
+            access.check_at(read.at)
+            return locking.test_lock(state, caller, read)
+        case k.WaitLocks():
+            return locking.wait_locks(state, read)
     at = read.parent if isinstance(read, r.Lookup) else read.at  # type: ignore[union-attr]
     access.check_at(at)
     forest = forest_at(state, cluster_ns, at.view, getattr(read, "at_version", r.PRESENT))
@@ -161,7 +168,14 @@ def _body_map(state: State, resolver: Resolver, read: r.BodyMap) -> r.BodyMapRep
     if read.offset < 0 or read.length < 0:
         message = "a negative range"
         raise InvalidArgument(message)
-    inode = resolver.resolve(read.at)
+    end = read.offset + read.length
+    try:
+        inode = resolver.resolve(read.at)
+    except Stale:
+        gone = _leased_only(state, read)
+        if gone is None:
+            raise
+        return r.BodyMapReply(_nameless(read), stored_chunks(state, gone, read.offset, end), 0)
     if inode.is_directory:
         message = "it is a directory"
         raise IsADirectory(message)
@@ -169,11 +183,26 @@ def _body_map(state: State, resolver: Resolver, read: r.BodyMap) -> r.BodyMapRep
         message = "only a regular file has a body"
         raise InvalidArgument(message)
     access.require(resolver.caller, inode, R)
-    content, end = inode.content, read.offset + read.length
+    content = inode.content
     if read.body:
         content = _leased(state, inode, read)
     chunks = stored_chunks(state, content, read.offset, end)
     return r.BodyMapReply(resolver.forest.attr(inode), chunks, 0)
+
+
+def _nameless(read: r.BodyMap) -> Attr:
+    """Return what is said of a file of which only a leased body is left."""
+    mode = FileType.REGULAR << 12
+    return Attr(read.at.view, read.at.inode, mode, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def _leased_only(state: State, read: r.BodyMap) -> Content | None:
+    """Return what the session's lease of a file that is gone shows; None without one."""
+    session = state.sessions.get(read.session)
+    for lease in session.leases if session and not read.at.path else ():
+        if (lease.view, lease.inode, lease.body) == (read.at.view, read.at.inode, read.body):
+            return state.content_at((lease.view, read.body), lease.version)
+    return None
 
 
 def _leased(state: State, inode: Inode, read: r.BodyMap) -> Content:

@@ -9,6 +9,7 @@ from nokv.types.commands import InitVolume
 from nokv.types.reads import Event
 from nokv.types.values import ROOT_INODE
 from nokv_model.body import Content, ObjectName, objects_of
+from nokv_model.locks import Tables, copy_of
 from nokv_model.sessions import Session
 from nokv_model.tree import Forest, Inode, Key
 
@@ -97,6 +98,8 @@ class State:
     linked: set[int] = field(default_factory=set)
     """Files that had several names at some time."""
 
+    locks: Tables = field(default_factory=dict)
+
     def copy(self) -> State:
         """Return an independent copy; pins, snapshots and past contents never change: shared."""
         return replace(
@@ -111,6 +114,7 @@ class State:
             events=list(self.events),
             loosened=set(self.loosened),
             linked=set(self.linked),
+            locks=copy_of(self.locks),
         )
 
     # ------------------------------------------------------------------ views

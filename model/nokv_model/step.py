@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from nokv.types.events import EventKind
+from nokv.types.locks import LockKind
 from nokv.types.reads import Event
 from nokv.types.values import ROOT_VIEW, Caller, FileType
 from nokv_model.access import SETGID, SETUID, Resolver, in_group, is_root, require_depth
@@ -103,6 +104,8 @@ class Step:
         gone, loosened = self.forest.drop(inode)
         for one in gone:
             self.set_content(one, EMPTY, body=0)
+            for kind in LockKind:
+                self.state.locks.pop((*one.key, kind), None)
         self.state.loosened |= loosened
         for view in self.state.live_views():
             if self.state.root_of(view.number) not in self.forest.inodes:
@@ -169,6 +172,7 @@ class Step:
                 seq=self.seq,
                 names=names,
                 wall_ns=self.wall_ns,
+                inode_view=inode.view,
             )
         )
 

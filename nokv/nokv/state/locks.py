@@ -174,9 +174,11 @@ def settle(table: LockTable) -> Settled:
             if not is_free(table, wait):
                 continue
             granted.append(wait)
-            again = again or _frees_others(table, wait)
+            again = _frees_others(table, wait)
             waits = tuple(other for other in table.waits if other is not wait)
             table = LockTable(with_range(table.holds, wait), waits)
+            if again:
+                break
     return Settled(table, tuple(granted))
 
 

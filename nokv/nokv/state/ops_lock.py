@@ -10,6 +10,7 @@ from nokv.errors import (
     LockDeadlock,
     LockHeld,
     LockLimit,
+    NameTooLong,
     ResultTooLarge,
     SessionExpired,
     Stale,
@@ -18,7 +19,7 @@ from nokv.errors import (
 from nokv.state import keys
 from nokv.state.access import R, W, may, need
 from nokv.state.arguments import check_at
-from nokv.state.context import Context, is_symlink, load_inode, root_of
+from nokv.state.context import Context, is_symlink
 from nokv.state.families import Family
 from nokv.state.lock_tables import closes_circle, is_waiting, load_table, save_table
 from nokv.state.locks import (
@@ -54,7 +55,7 @@ from nokv.types.locks import (
     WaitLocks,
 )
 from nokv.types.results import Done
-from nokv.types.values import Caller
+from nokv.types.values import At, Caller
 
 PID_MAX = 2**32 - 1
 _U64 = 2**64
@@ -195,17 +196,21 @@ def cancel_lock(ctx: Context, op: CancelLock) -> LockSet:
         wait for wait in before.waits if wait.ticket != op.ticket or wait.session != ctx.session_id
     )
     if len(left) == len(before.waits):
-        return LockSet(op.view, op.inode, granted=_exists(ctx.txn, op.view, op.inode))
+        granted = _reachable(ctx.txn, ctx.session_id, op.view, op.inode)
+        return LockSet(op.view, op.inode, granted=granted)
     save_table(ctx, place, before, settle(LockTable(before.holds, left)).table)
     return LockSet(op.view, op.inode, granted=False)
 
 
-def _exists(source: Source, view: int, ino: int) -> bool:
+def _reachable(source: Source, session_id: int, view: int, ino: int) -> bool:
+    """Whether an inode is there: locks in a tree that was removed end when it is reaped."""
     try:
-        root_of(source, view)
+        resolve(source, Caller(), session_id, At(view, ino))
     except Stale:
         return False
-    return load_inode(source, view, ino) is not None
+    except NameTooLong:
+        return True
+    return True
 
 
 # ---------------------------------------------------------------- reads
@@ -257,8 +262,10 @@ def wait_locks(source: Source, _caller: Caller, request: WaitLocks) -> LocksWait
         if not all(0 <= number < _U64 for number in numbers):
             message = f"a wait with the numbers {numbers}"
             raise InvalidArgument(message)
-        if not is_waiting(source, (request.session, wait.owner), wait.ticket):
-            over.append(LockOutcome(wait.ticket, _exists(source, wait.view, wait.inode)))
+        if not _reachable(source, request.session, wait.view, wait.inode):
+            over.append(LockOutcome(wait.ticket, granted=False))
+        elif not is_waiting(source, (request.session, wait.owner), wait.ticket):
+            over.append(LockOutcome(wait.ticket, granted=True))
     return LocksWaited(tuple(over))
 
 
