@@ -35,7 +35,7 @@ class Family(IntEnum):
     REF = 12
     """(object, view, inode, chunk, born) -> one hold of a shared object."""
     TOUCHED = 13
-    """(view, newest pin, family, key) -> empty: changed since that pin."""
+    """(view, newest pin, family, key) -> empty: an inode's record, changed since that pin."""
     USAGE = 14
     """(view, directory inode) -> Usage of the tree below it."""
     EVENT = 15

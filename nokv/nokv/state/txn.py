@@ -291,7 +291,9 @@ class Txn:
         leaves one: what dies so is reaped, nothing leads there any more but a handle.
         """
         if self._pins:
-            self._retire(family, key, self.version if death is None else death)
+            # What is reaped was told of when its tree was detached.
+            at = self.version if death is None else death
+            self._retire(family, key, at, touch=death is None)
         if key.startswith(LIVE):
             self._own[family][key] = None
         else:
@@ -351,7 +353,7 @@ class Txn:
         newest = pins[below - 1]
         old = self.own(family, key)
         born = None if old is None else born_of(old)
-        if touch and (born is None or born <= newest):
+        if touch and family is _INODE and (born is None or born <= newest):
             self._own[Family.TOUCHED][keys.touched(newest, family, key)] = b""
         if old is not None and born is not None and born <= newest:
             assert born < death, "a record dies after its birth"
