@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tests.machine.drawing import (
     BAD_SIZES,
+    BAD_SNAPSHOTS,
     BAD_TARGETS,
     BAD_TIMES,
     BAD_XATTRS,
     SIZES,
+    SNAPSHOTS,
     TARGETS,
     TIMES,
     XATTRS,
@@ -18,11 +20,20 @@ from tests.machine.drawing import (
     filled,
     regular,
     tagged,
+    view_root,
 )
 
 from nokv.types import commands as c
 from nokv.types.commands import PublishMode, RenameFlag, StageMode
-from nokv.types.values import ROOT_VIEW, At, FileType
+from nokv.types.values import At, FileType
+from nokv.types.views import (
+    Clone,
+    Rollback,
+    SnapshotCreate,
+    SnapshotDelete,
+    SnapshotRenew,
+    WorkspaceCreate,
+)
 
 
 def mkdir(d: Drawing, s: int) -> c.InnerOp:
@@ -173,6 +184,48 @@ def stage_swap(d: Drawing, s: int) -> c.InnerOp:
     return c.StageSwap(*d.stage(s), *where, int(mode))
 
 
+# ---------------------------------------------------------------- views
+
+
+def snapshot_create(d: Drawing, s: int) -> c.Op:
+    name = d.often(SNAPSHOTS, BAD_SNAPSHOTS)
+    path = d.often(("/", "/a/b"), ("a", "", "/" * 4097))
+    return SnapshotCreate(d.parent(s), name, path, d.lease())
+
+
+def snapshot_renew(d: Drawing, s: int) -> c.Op:
+    del s
+    return SnapshotRenew(d.snapshot(), d.lease())
+
+
+def snapshot_delete(d: Drawing, s: int) -> c.Op:
+    del s
+    return SnapshotDelete(d.snapshot())
+
+
+def clone(d: Drawing, s: int) -> c.Op:
+    if d.crowded():
+        return snapshot_delete(d, s)
+    snapshot = d.snapshot() if d.chance(2) else ""
+    return Clone(d.parent(s if d.chance(8) else 0), *d.place(s if d.chance(8) else 0), snapshot)
+
+
+def workspace_create(d: Drawing, s: int) -> c.Op:
+    return WorkspaceCreate(*d.place(s if d.chance(8) else 0), d.mode())
+
+
+def rollback(d: Drawing, s: int) -> c.Op:
+    del s
+    if d.crowded():
+        return remove_view(d, 0)
+    return Rollback(*d.rolled_back(), "/a", d.lease(held=False))
+
+
+def remove_view(d: Drawing, s: int) -> c.Op:
+    remove = c.RemoveTree if d.chance(2) else c.Rmdir
+    return remove(*d.entry(s, kind=view_root))
+
+
 INNER = (
     mkdir,
     create,
@@ -218,7 +271,7 @@ def atomic(d: Drawing, s: int) -> c.Op:
 def stage_begin(d: Drawing, s: int) -> c.Op:
     del s
     kinds = d.often((FileType.DIRECTORY, FileType.DIRECTORY, FileType.REGULAR), (FileType.FIFO, 0))
-    return c.StageBegin(d.one((ROOT_VIEW,) * 7 + (3,)), kinds << 12 | d.one((0o777, 0o2755)))
+    return c.StageBegin(d.view(), kinds << 12 | d.one((0o777, 0o2755)))
 
 
 def stage_drop(d: Drawing, s: int) -> c.Op:
@@ -232,7 +285,7 @@ def lease_uploads(d: Drawing, s: int) -> c.Op:
 
 def pin_view(d: Drawing, s: int) -> c.Op:
     del s
-    return c.PinView(d.often((ROOT_VIEW,), (3,)))
+    return c.PinView(d.view())
 
 
 def unpin_view(d: Drawing, s: int) -> c.Op:

@@ -25,10 +25,11 @@ from nokv.types.values import (
     Marks,
     ObjectPart,
 )
+from nokv.types.views import HELD
 from nokv_model.access import Resolver
 from nokv_model.model import Model
 from nokv_model.sessions import Session
-from nokv_model.tree import Inode
+from nokv_model.tree import Forest, Inode
 
 T = TypeVar("T")
 
@@ -56,6 +57,9 @@ SIZES = (0, 1, 3, 4, 6, 8, 100, 4096, CHUNK_BYTES - 2, CHUNK_BYTES + 7, 2 * CHUN
 BAD_SIZES = (-1, FILE_BYTES_MAX + 1)
 TIMES = (c.TIME_NOW, 0, 7, 2**63 - 1)
 BAD_TIMES = (-2, 2**63)
+SNAPSHOTS = ("s", "t", "u-1", "rollback")
+BAD_SNAPSHOTS = ("", "rollback-9", ".s", "a/b", "é", "n" * 101)
+INODES_MANY = 60
 RARE = 30
 """One draw in so many is a bad one."""
 
@@ -92,6 +96,11 @@ def filled(inode: Inode) -> bool:
 def symlink(inode: Inode) -> bool:
     """Symbolic links."""
     return inode.is_symlink
+
+
+def view_root(inode: Inode) -> bool:
+    """Directories that a graft leads to."""
+    return any(directory[0] != inode.view for directory, _ in inode.names)
 
 
 def tagged(inode: Inode) -> bool:
@@ -143,45 +152,67 @@ class Drawing:
 
     def _inodes(self, session: int) -> list[Inode]:
         """Inodes that a session addresses, and now and then others'."""
-        tree = self._model.state.tree
+        forest = self._model.state.forest
         shown = {0, session}
         if self.chance(RARE):
             shown |= set(self._sessions)
-        return [i for i in tree.inodes.values() if tree.owner_session(i) in shown]
+        return [i for i in forest.inodes.values() if forest.owner_session(i) in shown]
 
-    def _path_to(self, inode: Inode) -> tuple[int, tuple[bytes, ...]]:
-        tree = self._model.state.tree
+    def _path_to(self, forest: Forest, inode: Inode, *, follow: bool = True) -> At:
+        """The address of an inode from some root above it: of its view, or of one further up."""
         path: list[bytes] = []
         while inode.names:
-            parent, name = self.one(sorted(inode.names))
+            (parent, name) = self.one(sorted(inode.names))
+            outside = forest.pinned is not None and parent[0] not in forest.pinned
+            if parent[0] != inode.view and (outside or self.chance(3)):
+                break
             path.insert(0, name)
-            inode = tree.inodes[parent]
-        return inode.number, tuple(path)
+            inode = forest.inodes[parent]
+        return At(inode.view, inode.number, tuple(path), follow)
 
     def at(self, session: int = 0, *, kind: Kind = anything) -> At:
         """An address: of an inode there is, by handle or by path, or of something made up."""
         follow = not self.chance(3)
         if self.chance(16):
             start = self.one((ROOT_INODE, ROOT_INODE, 0, 2, 5, 999))
-            view = self.one((ROOT_VIEW, ROOT_VIEW, ROOT_VIEW, 7))
+            view = self.one((ROOT_VIEW, ROOT_VIEW, 77, *self._model.state.views))
             path = tuple(self.one(COMPONENTS) for _ in range(self.number(0, 3)))
             return At(view, start, path, follow)
         inodes = self._inodes(session)
         wanted = [inode for inode in inodes if kind(inode)]
         inode = self.one(wanted or inodes)
+        return self._address(self._model.state.forest, inode, kind, follow=follow)
+
+    def _address(self, forest: Forest, inode: Inode, kind: Kind, *, follow: bool) -> At:
         if self.chance(3):
-            return At(ROOT_VIEW, inode.number, (), follow)
-        start, path = self._path_to(inode)
+            return At(inode.view, inode.number, (), follow)
+        at = self._path_to(forest, inode, follow=follow)
         if kind is directory and self.chance(6):
-            path = (*path, self.one((b".", b"..", b"a", b"b")))
-        return At(ROOT_VIEW, start, path, follow)
+            last = self.one((b".", b"..", b"a", b"b"))
+            at = At(at.view, at.inode, (*at.path, last), follow)
+        return at
+
+    def shown(self, *, kind: Kind = anything) -> tuple[At, int]:
+        """An address and the version that it is read at: the present, or what a pin keeps."""
+        copies = list(self._model.state.copies(self._model.cluster_ns))
+        if self.chance(RARE):
+            return self.at(kind=kind), self.one((self._model.version, 1))
+        if not copies or self.chance(2):
+            return self.at(kind=kind), 0
+        version, forest = self.one(copies)
+        forest = self._model.state.forest_at(version, self._model.cluster_ns)
+        if self.chance(6):
+            return self.at(kind=kind), version
+        inodes = list(forest.inodes.values())
+        wanted = [inode for inode in inodes if kind(inode)]
+        follow = not self.chance(3)
+        return self._address(forest, self.one(wanted or inodes), kind, follow=follow), version
 
     def place(self, session: int = 0) -> tuple[At, bytes]:
         """A directory, and a name that is free there, mostly."""
         at = self.parent(session)
-        tree = self._model.state.tree
         try:
-            inode = Resolver(tree, Caller(), session).resolve(at)
+            inode = Resolver(self._model.state.forest, Caller(), session).resolve(at)
         except NokvError:
             return at, self.name()
         free = [name for name in NAMES if name not in inode.entries]
@@ -193,14 +224,14 @@ class Drawing:
 
     def entry(self, session: int = 0, *, kind: Kind = anything) -> tuple[At, bytes]:
         """A parent and a name in it that exists, mostly."""
-        tree = self._model.state.tree
+        forest = self._model.state.forest
         named = [i for i in self._inodes(session) if i.names and kind(i)]
         if not named or self.chance(6):
             return self.parent(session), self.name()
         directory, name = self.one(sorted(self.one(named).names))
         if self.chance(3):
-            return At(ROOT_VIEW, directory), name
-        return At(ROOT_VIEW, *self._path_to(tree.inodes[directory])), name
+            return At(*directory), name
+        return self._path_to(forest, forest.inodes[directory]), name
 
     # ------------------------------------------------------------------ bodies
 
@@ -299,7 +330,7 @@ class Drawing:
         if not self.chance(RARE):
             return ()
         at = self.at(session)
-        inode = self._model.state.tree.inodes.get(at.inode)
+        inode = self._model.state.forest.inodes.get((at.view, at.inode))
         version = self.one((inode.version if inode and not at.path else 1, self._model.version))
         generation = self.one((inode.generation if inode and not at.path else 0, 0))
         return self.one(
@@ -317,10 +348,10 @@ class Drawing:
         """Marks of a client that reads the present only, but for leases."""
         version = self._model.version
         leases = list(session.leases)
-        bodies = [inode for inode in self._model.state.tree.inodes.values() if inode.body]
+        bodies = [inode for inode in self._model.state.forest.inodes.values() if inode.body]
         if bodies and self.chance(2):
             inode = self.one(bodies)
-            leases.append(Lease(ROOT_VIEW, inode.number, inode.body, version))
+            leases.append(Lease(*inode.key, inode.body, version))
         if leases and self.chance(4):
             leases.pop(0)
         number = session.marks_number + 1
@@ -334,11 +365,11 @@ class Drawing:
         known = self._model.state.sessions.get(number)
         held = list(known.leases) if known else []
         version = self._model.version
-        bodies = [i for i in self._model.state.tree.inodes.values() if i.body]
+        bodies = [i for i in self._model.state.forest.inodes.values() if i.body]
         if bodies and not self.chance(3):
             inode = self.one(bodies)
             leased = self.one((version, version, max(0, version - 3), version + 1))
-            held.append(Lease(ROOT_VIEW, inode.number, inode.body, leased))
+            held.append(Lease(*inode.key, inode.body, leased))
         if held and self.chance(3):
             held.pop(0)
         frame = Marks(
@@ -352,27 +383,62 @@ class Drawing:
 
     def generation(self, parent: At, name: bytes) -> int:
         """The generation of a file that a handle addresses, or another one."""
-        tree = self._model.state.tree
-        inode = tree.inodes.get(parent.inode)
+        forest = self._model.state.forest
+        inode = forest.inodes.get((parent.view, parent.inode))
         if name and inode is not None and not parent.path:
-            inode = tree.inodes.get(inode.entries.get(name, 0))
+            inode = forest.inodes.get(inode.entries.get(name, (0, 0)))
         right = inode.generation if inode is not None and not (name and parent.path) else 0
         return self.one((right, right, right, 0, self._model.version))
 
     def attribute(self, at: At) -> bytes:
         """The name of an attribute that a handle's inode has, mostly."""
-        inode = self._model.state.tree.inodes.get(at.inode)
+        inode = self._model.state.forest.inodes.get((at.view, at.inode))
         if at.path or inode is None or not inode.xattrs or self.chance(4):
             return self.often(XATTRS, BAD_XATTRS)
         return self.one(sorted(inode.xattrs))
 
     def stage(self, session: int) -> tuple[int, int]:
         """(view, root) of a staged tree, mostly the session's own."""
-        staged = self._model.state.tree.staged
-        own = [number for number, owner in staged.items() if owner == session]
+        staged = self._model.state.forest.staged
+        own = [key for key, owner in staged.items() if owner == session]
         if not own or self.chance(RARE):
-            return self.one((ROOT_VIEW, ROOT_VIEW, 3)), self.one((ROOT_INODE, 2, 99, *staged))
-        return ROOT_VIEW, self.one(own)
+            return self.one(((ROOT_VIEW, ROOT_INODE), (0, 2), (3, 2), (0, 99), *staged))
+        return self.one(own)
+
+    def view(self) -> int:
+        """A view, mostly one that lives."""
+        live = [view.number for view in self._model.state.live_views()]
+        return self.often((ROOT_VIEW, *live), (77, *self._model.state.views))
+
+    def snapshot(self) -> str:
+        """The name of a snapshot, mostly of one that exists."""
+        return self.often(tuple(self._model.state.snapshots) or SNAPSHOTS, (*SNAPSHOTS, "none"))
+
+    def lease(self, *, held: bool = True) -> int:
+        """How long a snapshot is kept."""
+        often: tuple[int, ...] = (10**9, 5 * 10**9, 86_400 * 10**9, *((HELD, HELD) if held else ()))
+        return self.often(often, (1, -1, 2**62))
+
+    def rolled_back(self) -> tuple[At, bytes, str]:
+        """(parent, name, snapshot): mostly a snapshot of that very directory."""
+        state = self._model.state
+        fit = [
+            (inode, snapshot.name)
+            for snapshot in state.snapshots.values()
+            for inode in state.forest.inodes.values()
+            if inode.is_directory and inode.names and state.identity(inode) == snapshot.identity
+        ]
+        if not fit or self.chance(6):
+            return *self.entry(kind=directory), self.snapshot()
+        inode, snapshot_name = self.one(fit)
+        [(parent, name)] = inode.names
+        if self.chance(3):
+            return At(*parent), name, snapshot_name
+        return self._path_to(state.forest, state.forest.inodes[parent]), name, snapshot_name
+
+    def crowded(self) -> bool:
+        """Whether there is so much already that a copy of it would be too slow to compare."""
+        return len(self._model.state.forest.inodes) > INODES_MANY
 
     def pin(self) -> tuple[int, int, int]:
         """(view, version, pin), mostly of a pin that lives."""
@@ -389,11 +455,6 @@ class Drawing:
             return self.at(kind=regular), self.one((0, *self._sessions)), self.number(0, 9)
         session, lease = self.one(leases)
         return At(lease.view, lease.inode), session, lease.body
-
-    def at_version(self) -> int:
-        """The present, a pinned version, or rarely one that nothing holds."""
-        pinned = [version for _, version, _ in self._model.state.pins]
-        return self.often((0, 0, *pinned), (self._model.version, 1))
 
     def node_type(self) -> int:
         """Type bits for mknod."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.machine import building
-from tests.machine.drawing import BAD_XATTRS, XATTRS, Drawing, regular, symlink
+from tests.machine.drawing import BAD_XATTRS, XATTRS, Drawing, directory, regular, symlink, tagged
 from tests.machine.world import GRACE_NS, ROOT, World, internal
 
 from nokv.state.memory import MemoryKV
@@ -19,6 +19,7 @@ from nokv.types import reads as r
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result, SessionOpened
 from nokv.types.values import At, ChunkMap, Extent, ObjectPart, Volume
+from nokv.types.views import ExpireSnapshots, Flatten, GetSnapshot, ListSnapshots
 from nokv_model.model import Model
 
 SEEDS = st.binary(min_size=6, max_size=6)
@@ -63,7 +64,7 @@ class Outcomes:
 
 def _stagers(model: Model) -> list[int]:
     """Sessions that own a staged tree."""
-    return list(model.state.tree.staged.values())
+    return list(model.state.forest.staged.values())
 
 
 def _pinners(model: Model) -> list[int]:
@@ -271,6 +272,13 @@ class NamespaceMachine(RuleBasedStateMachine):
     lease_uploads = _command(building.lease_uploads)
     pin_view = _command(building.pin_view)
     unpin_view = _owned(building.unpin_view, _pinners, building.pin_view)
+    snapshot_create = _command(building.snapshot_create)
+    snapshot_renew = _command(building.snapshot_renew)
+    snapshot_delete = _command(building.snapshot_delete)
+    clone = _command(building.clone)
+    workspace_create = _command(building.workspace_create)
+    rollback = _command(building.rollback)
+    remove_view = _command(building.remove_view)
 
     @rule(seed=SEEDS)
     def open_session(self, seed: bytes) -> None:
@@ -307,6 +315,8 @@ class NamespaceMachine(RuleBasedStateMachine):
             c.Swept(draw.one((*ended, *self.sessions, 77)), draw.one((0, self.world.cluster_ns))),
             c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
             c.InitVolume(VOLUME, 8),
+            ExpireSnapshots(draw.one((1, 100))),
+            Flatten(draw.view(), draw.one((1, 3, 100))),
         )
         op = draw.one(ops)
         self.queue(draw, "node", internal(op))
@@ -317,21 +327,23 @@ class NamespaceMachine(RuleBasedStateMachine):
     def get_attr(self, seed: bytes) -> None:
         draw = self.drawing(seed)
         if draw.chance(2):
-            self.ask(draw, "get_attr", r.GetAttr(draw.at(), draw.at_version()))
+            self.ask(draw, "get_attr", r.GetAttr(*draw.shown()))
         else:
-            self.ask(draw, "get_attr", r.Lookup(*draw.entry(), draw.at_version()))
+            at, version = draw.shown(kind=directory)
+            self.ask(draw, "get_attr", r.Lookup(at, draw.name(), version))
 
     @rule(seed=SEEDS)
     def read_link(self, seed: bytes) -> None:
         draw = self.drawing(seed)
-        self.ask(draw, "read_link", r.ReadLink(draw.at(kind=symlink), draw.at_version()))
+        self.ask(draw, "read_link", r.ReadLink(*draw.shown(kind=symlink)))
 
     @rule(seed=SEEDS)
     def read_dir(self, seed: bytes) -> None:
         draw = self.drawing(seed)
         after, limit = draw.one((b"", b"", b"a", b"c")), draw.often((1, 2, 100), (0, -1, 5_000))
         plus = draw.chance(2)
-        self.ask(draw, "read_dir", r.ReadDir(draw.parent(), after, limit, plus, draw.at_version()))
+        at, version = draw.shown(kind=directory)
+        self.ask(draw, "read_dir", r.ReadDir(at, after, limit, plus, version))
 
     @rule(seed=SEEDS)
     def body_map(self, seed: bytes) -> None:
@@ -342,15 +354,15 @@ class NamespaceMachine(RuleBasedStateMachine):
             at, session, body = draw.leased()
             self.ask(draw, "body_map", r.BodyMap(at, offset, length, 0, session, body))
         else:
-            at = draw.at(kind=regular)
-            self.ask(draw, "body_map", r.BodyMap(at, offset, length, draw.at_version()))
+            at, version = draw.shown(kind=regular)
+            self.ask(draw, "body_map", r.BodyMap(at, offset, length, version))
 
     @rule(seed=SEEDS)
     def get_xattr(self, seed: bytes) -> None:
         draw = self.drawing(seed)
-        name, version = draw.often(XATTRS, BAD_XATTRS), draw.at_version()
-        self.ask(draw, "get_xattr", r.GetXattr(draw.at(), name, version))
-        self.ask(draw, "get_xattr", r.ListXattr(draw.at(), version))
+        name, (at, version) = draw.often(XATTRS, BAD_XATTRS), draw.shown(kind=tagged)
+        self.ask(draw, "get_xattr", r.GetXattr(at, name, version))
+        self.ask(draw, "get_xattr", r.ListXattr(at, version))
 
     @rule(seed=SEEDS)
     def access(self, seed: bytes) -> None:
@@ -367,6 +379,12 @@ class NamespaceMachine(RuleBasedStateMachine):
         draw = self.drawing(seed)
         cursor = draw.one((0, 5, self.world.model.version // 2, self.world.model.version))
         self.ask(draw, "read_events", r.ReadEvents(cursor, draw.often((1, 3, 100), (0, -1))))
+
+    @rule(seed=SEEDS)
+    def get_snapshot(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
+        self.ask(draw, "get_snapshot", GetSnapshot(draw.snapshot()))
+        self.ask(draw, "get_snapshot", ListSnapshots(draw.one(("", "s", "t")), draw.one((1, 2, 9))))
 
     @rule(seed=SEEDS)
     def get_session(self, seed: bytes) -> None:
