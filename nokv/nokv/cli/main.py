@@ -65,6 +65,11 @@ GROUPS: Final = (
         ),
     ),
     Group(
+        "changes",
+        "nokv.cli.watch",
+        (("watch", "tell the changes of a directory as they happen"),),
+    ),
+    Group(
         "names",
         "nokv.cli.names",
         (

@@ -23,6 +23,7 @@ from nokv.objects.memory import MemoryStore
 from nokv.objects.volume import claim_volume
 from nokv.server.config import RpcConfig
 from nokv.server.rpc import Call, RpcServer, error_reply
+from nokv.server.watches import Watches
 from nokv.state.machine import StateMachine
 from nokv.state.memory import MemoryKV
 from nokv.state.records import Position
@@ -36,6 +37,7 @@ from nokv.wire.rpc import (
     Hello,
     HelloReply,
     NodeAddress,
+    OpenWatch,
     Outcome,
     Propose,
     Query,
@@ -74,6 +76,7 @@ class Node:
         """Answers nothing any more, like a stopped process; connections stay."""
         self.reads: list[Query] = []
         self.server = RpcServer(RpcConfig(listen="127.0.0.1:0"), self)
+        self.watches = Watches(cluster.machine, lambda: True)
 
     async def start(self) -> None:
         host, port = await self.server.start("127.0.0.1", 0)
@@ -111,6 +114,9 @@ class Node:
                 cluster.on_read(self, body)
             version, value = cluster.machine.read(body.caller, body.read)
             call.answer(QueryReply(version, value))
+        elif isinstance(body, OpenWatch):
+            self.watches.check(body)
+            self.watches.open(call, body)
         elif isinstance(body, Status):
             call.answer(cluster.status(self))
         elif cluster.leader is not self:
@@ -190,6 +196,8 @@ class Cluster:
             )
         )
         self.results += [result_codec.decode(result) for result in results]
+        for node in self.nodes:
+            node.watches.applied()
         return results
 
     def internal(self, op: Op) -> Result:
