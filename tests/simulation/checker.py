@@ -80,7 +80,7 @@ class Replica:
         self.terms: dict[int, int] = {}
         self.last = 0
         self.last_term = 0
-        # What was in the log, and synced, at the look before: `last` or `synced`.
+        # `last` at the look before.
         self.looked = 0
         self.base = 0
         self.synced = 0
@@ -162,7 +162,7 @@ class Checker:
         log, core = group._log, group._core
         replica = self.replicas[node]
         last_index, last_term = log.last_index, log.last_term
-        replica.looked = min(replica.last, replica.synced)
+        replica.looked = replica.last
         if last_index != replica.last or last_term != replica.last_term:
             self._mirror(replica, node, group)
         replica.synced = min(log.synced_index, last_index)
@@ -249,11 +249,14 @@ class Checker:
 
     def configuration_of(self, node: int, index: int) -> Configuration | None:
         """Return the newest configuration in a node's log up to `index`, None if there is none."""
-        terms = self.replicas[node].terms
+        replica, committed = self.replicas[node], self.committed
+        # Behind the log's base an image may have taken the place of other entries.
         found = [
             configuration
             for (at, term), configuration in self.configurations.items()
-            if at <= index and terms.get(at, self.committed.get(at)) == term
+            if at <= index
+            and term
+            == (committed if at <= replica.base else replica.terms).get(at, committed.get(at))
         ]
         return max(found, key=lambda c: c.at) if found else None
 

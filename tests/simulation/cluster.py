@@ -257,10 +257,7 @@ class Simulation:
 
         While the first members are not known to all, a wiped one ends the founding for ever.
         """
-        founded = all(
-            n.group is None or not n.group._roster.founding or n.stranger
-            for n in self.nodes.values()
-        )
+        founded = all(n.founded or n.stranger or n.joins for n in self.nodes.values())
         known = self.checker.possible_configurations()
         return founded and bool(known) and self.atlas.may_lose(node.node)
 
@@ -371,6 +368,7 @@ class Simulation:
 
     def _check(self, node: Node, group: Group) -> None:
         self._look(node, group)
+        node.founded = not group._roster.founding
         applier = group._applier
         if applier.between_entries:
             self.checker.fingerprint(node.node, applier.applied.index, applier.fingerprint())

@@ -31,6 +31,8 @@ class Node:
         self.tampered = False
         """Bits of its disk were turned: it may find its log damaged."""
         self.stranger = False
+        # It holds the list of the first members.
+        self.founded = False
         """It came back with an empty disk under its old number: nobody talks to it."""
         self.joins: dict[int, str] = {}
         """Addresses of the members it was made to join; a founder has none."""

@@ -44,8 +44,9 @@ ONCE_FOUND = {
     400041: "two votes of two terms in one step, and two segments filled after them",
     0: "two votes of two terms in one step, both durable",
     261: "a leader counted what a disk that was lost since had acknowledged",
-    1667: "commitment was counted before a change of members that the step then appended",
+    1667: "an image took the place of a change of members that was never committed",
     2894: "entries acknowledged to one leader were replaced by the next one's in the same step",
+    5529: "a disk was lost while a node that was down did not know all first members yet",
     1000623: "the only first member came back with an empty disk and founded again",
     1001291: "an answer to a question of a reader's process before: a stale read",
 }
