@@ -340,6 +340,12 @@ def view_of(source: Source, view: int) -> View:
     return record
 
 
+def is_alive(source: Source, view: int) -> bool:
+    """Whether the view exists and was not removed."""
+    record = source.view(view)
+    return record is not None and not record.dead
+
+
 def above(source: Source, view: int) -> tuple[int, int, bytes] | None:
     """Return (view, directory, name) of the graft that leads to a view; None for view 0."""
     record = source.view(view) if view else None

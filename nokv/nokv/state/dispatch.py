@@ -18,6 +18,7 @@ from nokv.state import (
     ops_rename,
     ops_session,
     ops_stage,
+    ops_view,
 )
 from nokv.state.arguments import check_caller
 from nokv.state.context import Context
@@ -41,6 +42,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
     **ops_internal.HANDLERS,
     **ops_backup.HANDLERS,
     **ops_lock.HANDLERS,
+    **ops_view.HANDLERS,
 }
 
 _CHECKS: dict[type, Callable[[Any], None]] = {
@@ -52,6 +54,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     **ops_internal.CHECKS,
     **ops_backup.CHECKS,
     **ops_lock.CHECKS,
+    **ops_view.CHECKS,
 }
 
 

@@ -21,6 +21,7 @@ from nokv.state import access, keys
 from nokv.state.context import (
     REGULAR,
     Context,
+    enter,
     is_directory,
     is_regular,
     load_attr,

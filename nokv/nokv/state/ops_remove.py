@@ -7,27 +7,29 @@ from typing import Any
 
 from nokv.errors import IsADirectory, NotADirectory, NotEmpty, NotFound
 from nokv.state.access import X, may_delete, need, need_owner
-from nokv.state.context import Context, is_directory, load_dentry, need_inode
-from nokv.state.detach import detach_tree
+from nokv.state.context import Context, enter, is_directory, load_dentry, need_inode
+from nokv.state.detach import detach
 from nokv.state.records import Inode
 from nokv.state.resolve import Found, resolve_parent
 from nokv.state.tree import announce, destroy, drop_name, touch_directory
+from nokv.state.views import kill
 from nokv.types.commands import RemoveTree, Rmdir, Unlink
 from nokv.types.events import EventKind
 from nokv.types.results import Done
 
 
-def _deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int, Inode]:
-    """Return the parent, and the entry that the caller may remove from it."""
+def _deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int, int, Inode]:
+    """Return the parent, and (view, inode, record) of the entry that the caller may remove."""
     parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
     need(parent.inode, ctx.caller, X)
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
     if dentry is None:
         message = f"no entry {op.name!r}"
         raise NotFound(message)
-    inode = need_inode(ctx.txn, parent.view, dentry.inode)
+    view, ino = enter(parent.view, dentry)
+    inode = need_inode(ctx.txn, view, ino)
     may_delete(parent.inode, inode, ctx.caller)
-    return parent, dentry.inode, inode
+    return parent, view, ino, inode
 
 
 def _need_directory(inode: Inode, name: bytes) -> None:
@@ -38,7 +40,7 @@ def _need_directory(inode: Inode, name: bytes) -> None:
 
 def unlink(ctx: Context, op: Unlink) -> Done:
     """Remove a name that is no directory; the last one takes the inode along."""
-    parent, ino, inode = _deletable(ctx, op)
+    parent, _, ino, inode = _deletable(ctx, op)
     if is_directory(inode):
         message = f"{op.name!r} is a directory"
         raise IsADirectory(message)
@@ -52,29 +54,43 @@ def unlink(ctx: Context, op: Unlink) -> Done:
 
 def rmdir(ctx: Context, op: Rmdir) -> Done:
     """Remove an empty directory."""
-    parent, ino, inode = _deletable(ctx, op)
+    parent, view, ino, inode = _deletable(ctx, op)
     _need_directory(inode, op.name)
     if inode.children:
         message = f"{op.name!r} has {inode.children} entries"
         raise NotEmpty(message)
     _take_directory(ctx, parent, op.name)
-    ctx.add_usage(parent.view, parent.ino, -1, 0)
-    destroy(ctx, parent.view, ino, inode)
+    ctx.add_usage(parent.view, parent.ino, -1, 0, -int(view != parent.view))
+    end_empty(ctx, parent.view, view, ino, inode)
     announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
     return Done()
 
 
 def remove_tree(ctx: Context, op: RemoveTree) -> Done:
     """Detach a directory with all below it; it is reaped in the background."""
-    parent, ino, inode = _deletable(ctx, op)
+    parent, view, ino, inode = _deletable(ctx, op)
     _need_directory(inode, op.name)
     need_owner(inode, ctx.caller)
-    inside = ctx.usage(parent.view, ino)
-    _take_directory(ctx, parent, op.name)
-    ctx.add_usage(parent.view, parent.ino, -1 - inside.entries, -inside.size_bytes)
-    detach_tree(ctx, parent.view, ino, inode)
+    take_tree(ctx, parent, op.name, view, ino, inode)
     announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
     return Done()
+
+
+def end_empty(ctx: Context, holder: int, view: int, ino: int, inode: Inode) -> None:
+    """Do what follows when the name of an empty directory, or of a view that is one, has gone."""
+    if view == holder:
+        destroy(ctx, view, ino, inode)
+    else:
+        kill(ctx, view)
+
+
+def take_tree(ctx: Context, parent: Found, name: bytes, view: int, ino: int, inode: Inode) -> None:
+    """Remove the name of a directory with all below it. Raises ResultTooLarge (`detach`)."""
+    inside = ctx.usage(view, ino)
+    grafts = inside.grafts + int(view != parent.view)
+    _take_directory(ctx, parent, name)
+    ctx.add_usage(parent.view, parent.ino, -1 - inside.entries, -inside.size_bytes, -grafts)
+    detach(ctx, parent.view, view, ino, inode)
 
 
 def _take_directory(ctx: Context, parent: Found, name: bytes) -> None:

@@ -25,13 +25,16 @@ from nokv.state.context import (
     Context,
     bytes_of,
     chain,
+    enter,
     is_directory,
     load_dentry,
     need_inode,
 )
-from nokv.state.records import Dentry, Inode
+from nokv.state.ops_remove import end_empty
+from nokv.state.records import Dentry, Inode, Usage
 from nokv.state.resolve import Found, resolve_parent
-from nokv.state.tree import announce, destroy, drop_name, move_name, touch_directory
+from nokv.state.tree import announce, drop_name, move_name, touch_directory
+from nokv.state.views import move_graft
 from nokv.types.commands import Rename, RenameFlag
 from nokv.types.events import EventKind
 from nokv.types.results import Done
@@ -48,8 +51,18 @@ class _End(msgspec.Struct, frozen=True):
     inode: Inode
 
     @property
+    def node(self) -> tuple[int, int]:
+        """(view, inode) of what the name shows."""
+        return enter(self.parent.view, self.dentry)
+
+    @property
     def ino(self) -> int:
         return self.dentry.inode
+
+    @property
+    def is_graft(self) -> bool:
+        """Whether the name leads into another view."""
+        return self.dentry.view is not None
 
 
 def rename(ctx: Context, op: Rename) -> Done:
@@ -76,7 +89,7 @@ def rename(ctx: Context, op: Rename) -> Done:
     if target is not None and op.flags == RenameFlag.NOREPLACE:
         message = f"{op.target_name!r} exists"
         raise AlreadyExists(message)
-    if target is not None and target.ino == source.ino:
+    if target is not None and target.node == source.node:
         return Done()
     _check_loops(source, target, to_up, exchange=exchange)
     _check_access(ctx, source, target, to_parent, exchange=exchange)
@@ -101,7 +114,7 @@ def _look_up(ctx: Context, parent: Found, up: tuple[int, ...], name: bytes) -> _
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, name)
     if dentry is None:
         return None
-    return _End(parent, up, name, dentry, need_inode(ctx.txn, parent.view, dentry.inode))
+    return _End(parent, up, name, dentry, need_inode(ctx.txn, *enter(parent.view, dentry)))
 
 
 # ---------------------------------------------------------------- checks
@@ -110,11 +123,14 @@ def _look_up(ctx: Context, parent: Found, up: tuple[int, ...], name: bytes) -> _
 def _check_loops(
     source: _End, target: _End | None, to_up: tuple[int, ...], *, exchange: bool
 ) -> None:
-    """Refuse to move a directory below itself. Raises InvalidArgument, NotEmpty."""
-    if source.ino in to_up:
+    """Refuse to move a directory below itself. Raises InvalidArgument, NotEmpty.
+
+    A graft has nothing of its parents' view below it.
+    """
+    if not source.is_graft and source.ino in to_up:
         message = "a directory can't move below itself"
         raise InvalidArgument(message)
-    if target is not None and target.ino in source.chain:
+    if target is not None and not target.is_graft and target.ino in source.chain:
         if exchange:
             message = "a directory can't move below itself"
             raise InvalidArgument(message)
@@ -164,15 +180,14 @@ def _move(
     to_name: bytes,
 ) -> None:
     view, directory = to_parent.view, int(is_directory(source.inode))
-    entries, size = _weight(ctx, view, source)
-    _shift_usage(ctx, view, source.chain, to_up, entries, size)
+    _shift_usage(ctx, view, source.chain, to_up, _weight(ctx, source))
     ctx.delete_dentry(view, source.parent.ino, source.name)
     ctx.put_dentry(view, to_parent.ino, to_name, source.dentry)
     lost = gained = 0  # subdirectories of the target parent, and entries of it
     if target is not None:
         lost = int(is_directory(target.inode))
         gained = -1
-        ctx.add_usage(view, to_parent.ino, -1, -bytes_of(target.inode))
+        ctx.add_usage(view, to_parent.ino, -1, -bytes_of(target.inode), -int(target.is_graft))
     if source.parent.ino == to_parent.ino:
         touch_directory(ctx, view, to_parent.ino, to_parent.inode, children=gained, nlink=-lost)
     else:
@@ -182,11 +197,11 @@ def _move(
         touch_directory(
             ctx, view, to_parent.ino, to_parent.inode, children=gained + 1, nlink=directory - lost
         )
-    _replant(ctx, view, source, to_parent.ino, to_name)
+    _replant(ctx, source, to_parent.ino, to_name)
     if target is None:
         return
     if lost:
-        destroy(ctx, view, target.ino, target.inode)
+        end_empty(ctx, view, *target.node, target.inode)
     else:
         drop_name(ctx, view, target.ino, target.inode, to_parent.ino)
 
@@ -194,9 +209,11 @@ def _move(
 def _exchange(ctx: Context, source: _End, target: _End) -> None:
     parent, to_parent = source.parent, target.parent
     view = parent.view
-    entries, size = _weight(ctx, view, source)
-    to_entries, to_size = _weight(ctx, view, target)
-    _shift_usage(ctx, view, source.chain, target.chain, entries - to_entries, size - to_size)
+    out, back = _weight(ctx, source), _weight(ctx, target)
+    more = Usage(
+        out.entries - back.entries, out.size_bytes - back.size_bytes, out.grafts - back.grafts
+    )
+    _shift_usage(ctx, view, source.chain, target.chain, more)
     ctx.put_dentry(view, to_parent.ino, target.name, source.dentry)
     ctx.put_dentry(view, parent.ino, source.name, target.dentry)
     gained = int(is_directory(source.inode)) - int(is_directory(target.inode))
@@ -205,36 +222,37 @@ def _exchange(ctx: Context, source: _End, target: _End) -> None:
     else:
         touch_directory(ctx, view, parent.ino, parent.inode, nlink=-gained)
         touch_directory(ctx, view, to_parent.ino, to_parent.inode, nlink=gained)
-    _replant(ctx, view, source, to_parent.ino, target.name)
-    _replant(ctx, view, target, parent.ino, source.name)
+    _replant(ctx, source, to_parent.ino, target.name)
+    _replant(ctx, target, parent.ino, source.name)
 
 
-def _weight(ctx: Context, view: int, end: _End) -> tuple[int, int]:
-    """Return what a name counts for in usage: (entries, bytes)."""
+def _weight(ctx: Context, end: _End) -> Usage:
+    """Return what a name counts for in usage."""
     if not is_directory(end.inode):
-        return 1, bytes_of(end.inode)
-    inside = ctx.usage(view, end.ino)
-    return 1 + inside.entries, inside.size_bytes
+        return Usage(1, bytes_of(end.inode))
+    inside = ctx.usage(*end.node)
+    return Usage(1 + inside.entries, inside.size_bytes, inside.grafts + int(end.is_graft))
 
 
 def _shift_usage(
-    ctx: Context,
-    view: int,
-    up: tuple[int, ...],
-    to_up: tuple[int, ...],
-    entries: int,
-    size: int,
+    ctx: Context, view: int, up: tuple[int, ...], to_up: tuple[int, ...], more: Usage
 ) -> None:
     """Move usage from one directory's chain to another's; what they share stays as it is."""
+    entries, size, grafts = more.entries, more.size_bytes, more.grafts
     shared = set(up) & set(to_up)
-    ctx.add_usage_to(view, [ino for ino in up if ino not in shared], -entries, -size)
-    ctx.add_usage_to(view, [ino for ino in to_up if ino not in shared], entries, size)
+    ctx.add_usage_to(view, [ino for ino in up if ino not in shared], -entries, -size, -grafts)
+    ctx.add_usage_to(view, [ino for ino in to_up if ino not in shared], entries, size, grafts)
 
 
-def _replant(ctx: Context, view: int, end: _End, to_directory: int, to_name: bytes) -> None:
-    """Write the moved inode, with its new parent and the time."""
-    after = move_name(ctx, view, end.ino, end.inode, end.parent.ino, to_directory, to_name)
-    ctx.store_inode(view, end.ino, replace(after, ctime_ns=ctx.wall_ns))
+def _replant(ctx: Context, end: _End, to_directory: int, to_name: bytes) -> None:
+    """Write the moved inode, with its new parent and the time; of a view its new entry."""
+    view, ino = end.node
+    if end.is_graft:
+        move_graft(ctx, view, to_directory, to_name)
+        after = end.inode
+    else:
+        after = move_name(ctx, view, ino, end.inode, end.parent.ino, to_directory, to_name)
+    ctx.store_inode(view, ino, replace(after, ctime_ns=ctx.wall_ns))
 
 
 HANDLERS: dict[type, Callable[[Context, Any], Any]] = {Rename: rename}

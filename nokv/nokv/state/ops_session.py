@@ -17,7 +17,7 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.state import keys
-from nokv.state.context import JOB_UNPIN, Context, need_inode, root_of
+from nokv.state.context import JOB_UNPIN, Context, is_alive, need_inode, root_of
 from nokv.state.detach import detach_tree
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
@@ -112,7 +112,8 @@ def expire_session(ctx: Context, op: ExpireSession) -> Done:
     if session.died:
         return Done()
     for view, ino in session.stages:
-        detach_tree(ctx, view, ino, need_inode(ctx.txn, view, ino))
+        if is_alive(ctx.txn, view):  # the others went with their view
+            detach_tree(ctx, view, ino, need_inode(ctx.txn, view, ino))
     unpinned = [
         keys.pin_parts(key)
         for key, value in ctx.txn.scan(Family.PIN, b"", b"\xff" * 8)

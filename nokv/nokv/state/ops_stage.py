@@ -24,6 +24,8 @@ from nokv.state.context import (
     S_IFMT,
     Context,
     chain,
+    enter,
+    is_alive,
     is_directory,
     load_attr,
     load_dentry,
@@ -31,6 +33,7 @@ from nokv.state.context import (
     root_of,
 )
 from nokv.state.detach import detach_tree
+from nokv.state.ops_remove import take_tree
 from nokv.state.ops_session import need_session
 from nokv.state.records import Dentry, Inode, Session
 from nokv.state.resolve import Found, resolve_parent
@@ -88,10 +91,13 @@ def stage_begin(ctx: Context, op: StageBegin) -> Made:
     return Made(attr)
 
 
-def _own_stage(ctx: Context, session: Session, view: int, stage: int) -> Inode:
+def _own_stage(ctx: Context, session: Session, view: int, stage: int) -> Inode | None:
+    """Return a staged root of the session; None if it went with its view. Raises Stale."""
     if (view, stage) not in session.stages:
         message = f"{view}:{stage} is no staged tree of this session"
         raise Stale(message)
+    if not is_alive(ctx.txn, view):
+        return None
     inode = need_inode(ctx.txn, view, stage)
     assert inode.stage == ctx.session_id, "a session's list and the inode disagree"
     return inode
@@ -105,7 +111,8 @@ def stage_drop(ctx: Context, op: StageDrop) -> Done:
     """Give a staged tree up."""
     session = need_session(ctx)
     inode = _own_stage(ctx, session, op.view, op.stage)
-    detach_tree(ctx, op.view, op.stage, inode)
+    if inode is not None:
+        detach_tree(ctx, op.view, op.stage, inode)
     ctx.session = _without(session, op.view, op.stage)
     return Done()
 
@@ -114,8 +121,9 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     """Make a staged tree visible, and detach what the name showed before."""
     session = need_session(ctx)
     staged = _own_stage(ctx, session, op.view, op.stage)
-    parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
     root = root_of(ctx.txn, op.view)
+    assert staged is not None, "a staged tree of a living view"
+    parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
     if parent.view != op.view or chain(ctx.txn, op.view, parent.ino)[-1] != root:
         message = "a staged tree enters its own view's tree, not another staged one"
         raise CrossesView(message)
@@ -162,7 +170,8 @@ def _replace_target(
     ctx: Context, op: StageSwap, staged: Inode, parent: Found, dentry: Dentry
 ) -> None:
     """Take what the name shows away: a file by its name, a directory as a whole."""
-    view, target = parent.view, need_inode(ctx.txn, parent.view, dentry.inode)
+    view, ino = enter(parent.view, dentry)
+    target = need_inode(ctx.txn, view, ino)
     access.may_delete(parent.inode, target, ctx.caller)
     if is_directory(staged) and not is_directory(target):
         message = f"{op.name!r} is not a directory"
@@ -170,17 +179,14 @@ def _replace_target(
     if not is_directory(staged) and is_directory(target):
         message = f"{op.name!r} is a directory"
         raise IsADirectory(message)
-    ctx.delete_dentry(view, parent.ino, op.name)
     if not is_directory(target):
+        ctx.delete_dentry(view, parent.ino, op.name)
         ctx.add_usage(view, parent.ino, -1, -target.size)
         touch_directory(ctx, view, parent.ino, parent.inode, children=-1)
         drop_name(ctx, view, dentry.inode, target, parent.ino)
         return
     access.need_owner(target, ctx.caller)
-    inside = ctx.usage(view, dentry.inode)
-    ctx.add_usage(view, parent.ino, -1 - inside.entries, -inside.size_bytes)
-    touch_directory(ctx, view, parent.ino, parent.inode, children=-1, nlink=-1)
-    detach_tree(ctx, view, dentry.inode, target)
+    take_tree(ctx, parent, op.name, view, ino, target)
 
 
 CHECKS: dict[type, Callable[[Any], None]] = {StageBegin: check_begin, StageSwap: check_swap}

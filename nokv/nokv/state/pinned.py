@@ -43,6 +43,10 @@ class Shard(Levels, Source, Protocol):
         """Return the versions at which the view is pinned, ascending."""
         ...
 
+    def readable(self, view: int, version: int) -> bool:
+        """Whether a pin that is not over holds the view at the version."""
+        ...
+
 
 class PinnedSource:
     """A `Source` that shows the versioned families as they were at `version`.
@@ -74,7 +78,7 @@ class PinnedSource:
 
     def enter(self, number: int) -> None:
         """Raise VersionNotPinned for a view that no pin holds at the version."""
-        if not self._leased and self.at_version not in self.shard.pins(number):
+        if not self._leased and not self.shard.readable(number, self.at_version):
             message = f"view {number} is not pinned at version {self.at_version}"
             raise VersionNotPinned(message)
 

@@ -9,12 +9,14 @@ from nokv.state.context import (
     JOB_ORPHAN,
     JOB_TRIM,
     JOB_UNPIN,
+    JOB_VIEW,
     Context,
     is_directory,
     need_inode,
 )
 from nokv.state.detach import detach_tree
 from nokv.state.families import Family
+from nokv.state.reap_views import reap_inherited, reap_view
 from nokv.state.records import (
     Dentry,
     Job,
@@ -63,7 +65,12 @@ def _step(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
     if job.kind == JOB_ORPHAN:
         return _orphan(ctx, job, limit)
     if job.kind == JOB_UNPIN:
-        return _unpin(ctx, job, limit)
+        done, finished = _unpin(ctx, job, limit)
+        if finished:
+            ctx.view_may_end(job.view)
+        return done, finished
+    if job.kind == JOB_VIEW:
+        return reap_view(ctx, job, limit)
     assert job.kind == JOB_TRIM, f"job kind {job.kind}"
     return _trim(ctx, job, limit)
 
@@ -79,6 +86,11 @@ def _orphan(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
     them as its parent, also for such a pin, and whoever asks walks up to find the tree removed.
     """
     view, ino, death = job.view, job.a, job.b
+    record = ctx.txn.view(view)
+    if record is None or record.dead:
+        return 0, True  # the job of the view takes all of its records
+    if record.origin is not None:
+        return reap_inherited(ctx, job, limit)
     inode = need_inode(ctx.txn, view, ino)
     assert inode.parent == 0, f"detached inode {view}:{ino} has a parent"
     if not is_directory(inode):
@@ -88,7 +100,9 @@ def _orphan(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
     rows = list(islice(ctx.txn.scan(Family.DENTRY, prefix, keys.after_prefix(prefix)), limit))
     for key, value in rows:
         ctx.txn.delete(Family.DENTRY, key, death=death)
-        _end_name(ctx, view, ino, decode_dentry(body_of(value)), death)
+        dentry = decode_dentry(body_of(value))
+        if dentry.view is None:  # another view died when the tree was detached
+            _end_name(ctx, view, ino, dentry, death)
     if len(rows) == limit:
         return limit, False
     destroy(ctx, view, ino, inode)

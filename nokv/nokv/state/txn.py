@@ -28,6 +28,7 @@ from nokv.state.records import (
     Counters,
     View,
     born_of,
+    decode_pin,
     decode_view,
     is_whiteout,
     whiteout,
@@ -61,6 +62,7 @@ class Present:
         self.shown = txn.shown
         self.view = txn.view
         self.pins = txn.pins
+        self.readable = txn.readable
         self.get = kv.get
         self.scan = kv.scan
 
@@ -365,6 +367,17 @@ class Txn:
     def pins(self, view: int) -> tuple[int, ...]:
         """Return the versions at which the view is pinned, ascending, each once."""
         return self._pins.get(view, ())
+
+    def readable(self, view: int, version: int) -> bool:
+        """Whether a pin holds the view at the version that is not that of an ended snapshot."""
+        if version not in self.pins(view):
+            return False
+        if not self.counters.leased_snapshots:
+            return True
+        prefix = keys.pack2(view, version)
+        rows = self.own_scan(_PIN, prefix, keys.after_prefix(prefix))
+        ends = [decode_pin(value).until_cluster_ns for _, value in rows]
+        return any(not end or end > self.counters.cluster_ns for end in ends)
 
     def pinned_within(self, view: int, born: int, death: int) -> bool:
         """Whether a pin of the view lies in [born, death)."""

@@ -1,0 +1,111 @@
+"""Reads of snapshots and views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from nokv.state import keys
+from nokv.state.collect import counters_of
+from nokv.state.context import load_usage
+from nokv.state.families import Family
+from nokv.state.pinned import Shard
+from nokv.state.records import Snapshot, View, decode_pin, decode_view
+from nokv.state.snapshots import is_over, need_snapshot, snapshots_of
+from nokv.state.views import depth_of, origin_at
+from nokv.types.limits import PAGE_MAX
+from nokv.types.values import Caller
+from nokv.types.views import (
+    GetSnapshot,
+    ListSnapshots,
+    ListViews,
+    SnapshotReply,
+    SnapshotsReply,
+    ViewReply,
+    ViewsReply,
+)
+
+
+def get_snapshot(source: Shard, _caller: Caller, request: GetSnapshot) -> SnapshotReply:
+    """Answer `GetSnapshot`. Raises NotFound, also for one whose lease is over."""
+    cluster_ns = counters_of(source).cluster_ns
+    snapshot = need_snapshot(source, request.name, cluster_ns)
+    return _snapshot_reply(source, request.name, snapshot, cluster_ns)
+
+
+def list_snapshots(source: Shard, _caller: Caller, request: ListSnapshots) -> SnapshotsReply:
+    """Answer `ListSnapshots`: what exists, without those whose lease is over."""
+    limit = max(1, min(request.limit, PAGE_MAX))
+    cluster_ns = counters_of(source).cluster_ns
+    found = snapshots_of(source, request.after)
+    alive = ((name, one) for name, one in found if not is_over(one, cluster_ns))
+    page = list(islice(alive, limit + 1))
+    rows = [_snapshot_reply(source, name, one, cluster_ns) for name, one in page[:limit]]
+    return SnapshotsReply(tuple(rows), len(page) > limit)
+
+
+def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> SnapshotReply:
+    return SnapshotReply(
+        s.snapshot,
+        name,
+        s.path,
+        s.view,
+        s.inode,
+        s.version,
+        s.created_wall_ns,
+        s.until_cluster_ns,
+        s.automatic,
+        1 + len(s.nested),
+        _clones(source, s),
+        cluster_ns,
+    )
+
+
+def _clones(source: Shard, snapshot: Snapshot) -> int:
+    """Return how many views have what the snapshot shows as their origin."""
+    prefix = keys.pack2(*origin_at(source, snapshot.view, snapshot.version))
+    rows = source.scan(Family.PIN, prefix, keys.after_prefix(prefix))
+    clones = [decode_pin(value).clone for _, value in rows]
+    return sum(1 for number in clones if number)
+
+
+def list_views(source: Shard, _caller: Caller, request: ListViews) -> ViewsReply:
+    """Answer `ListViews`: dead ones that wait for something too."""
+    limit = max(1, min(request.limit, PAGE_MAX))
+    start = keys.pack(min(max(0, request.after), 2**63) + 1)
+    found = list(islice(source.scan(Family.VIEW, start, b"\xff" * 9), limit + 1))
+    rows = [
+        _view_reply(source, int.from_bytes(key, "big"), decode_view(value))
+        for key, value in found[:limit]
+    ]
+    return ViewsReply(tuple(rows), len(found) > limit)
+
+
+def _view_reply(source: Shard, number: int, v: View) -> ViewReply:
+    usage = load_usage(source, number, v.root)
+    entered = v.holder is not None and not v.dead
+    parent_view, parent, name = v.holder if v.holder is not None and entered else (-1, 0, b"")
+    return ViewReply(
+        number,
+        v.root,
+        v.created,
+        v.created_wall_ns,
+        -1 if v.origin is None else v.origin,
+        v.origin_version,
+        parent_view,
+        parent,
+        name,
+        -1 if v.replaces is None else v.replaces,
+        v.dead,
+        depth_of(source, number),
+        usage.entries,
+        usage.size_bytes,
+    )
+
+
+HANDLERS: dict[type, Callable[[Any, Caller, Any], Any]] = {
+    GetSnapshot: get_snapshot,
+    ListSnapshots: list_snapshots,
+    ListViews: list_views,
+}

@@ -1,0 +1,198 @@
+"""Snapshots as records: found by name, made, and let go (docs/namespace.md: views)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from nokv.errors import AlreadyExists, InvalidArgument, NotFound, NotPermitted, ResultTooLarge
+from nokv.state import keys
+from nokv.state.context import JOB_UNPIN, Context
+from nokv.state.families import Family
+from nokv.state.pinned import Source
+from nokv.state.records import Nested, Pin, Snapshot, decode_snapshot
+from nokv.state.views import add_pin
+from nokv.types.limits import (
+    PATH_BYTES_MAX,
+    SNAPSHOT_NAME_CHARACTERS_MAX,
+    SNAPSHOT_TTL_NS_MAX,
+    SNAPSHOT_TTL_NS_MIN,
+    SNAPSHOTS_MAX,
+)
+from nokv.types.values import Caller
+from nokv.types.views import HELD, SnapshotMade
+
+AUTOMATIC = "rollback-"
+"""How the names of automatic snapshots begin."""
+
+_NAME = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._:-]{{0,{SNAPSHOT_NAME_CHARACTERS_MAX - 1}}}")
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidArgument for what a user can't name a snapshot."""
+    if _NAME.fullmatch(name) is None:
+        message = f"a snapshot can't be named {name[:120]!r}"
+        raise InvalidArgument(message, hint="letters, digits, '.', '_', ':' and '-', at most 100")
+    if name.startswith(AUTOMATIC):
+        message = f"names that begin with {AUTOMATIC!r} are those of automatic snapshots"
+        raise InvalidArgument(message)
+
+
+def check_lease(ttl_ns: int, *, may_hold: bool) -> None:
+    """Raise InvalidArgument for a time that no snapshot can last."""
+    if may_hold and ttl_ns == HELD:
+        return
+    if not SNAPSHOT_TTL_NS_MIN <= ttl_ns <= SNAPSHOT_TTL_NS_MAX:
+        message = f"a snapshot's lease of {ttl_ns} ns"
+        raise InvalidArgument(message, hint="between a second and a hundred years")
+
+
+def check_path(path: str) -> None:
+    """Raise InvalidArgument for what is no absolute path."""
+    try:
+        size = len(path.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        size = 0
+    if not path.startswith("/") or not 0 < size <= PATH_BYTES_MAX:
+        message = f"{path[:120]!r} is no absolute path of at most {PATH_BYTES_MAX} bytes"
+        raise InvalidArgument(message)
+
+
+# ---------------------------------------------------------------- records
+
+
+def is_over(snapshot: Snapshot, cluster_ns: int) -> bool:
+    """Whether the snapshot's lease has ended."""
+    return 0 < snapshot.until_cluster_ns <= cluster_ns
+
+
+def stored(source: Source, name: str) -> Snapshot | None:
+    """Return a snapshot's record, also when its lease is over; None for any other name."""
+    if _NAME.fullmatch(name) is None:
+        return None
+    value = source.get(Family.META, keys.snapshot(name))
+    return None if value is None else decode_snapshot(value)
+
+
+def need_snapshot(source: Source, name: str, cluster_ns: int) -> Snapshot:
+    """Return a snapshot. Raises NotFound, also for one whose lease is over."""
+    found = stored(source, name)
+    if found is None or is_over(found, cluster_ns):
+        message = f"no snapshot {name[:120]!r}"
+        raise NotFound(message)
+    return found
+
+
+def snapshots_of(source: Source, after: str = "") -> Iterator[tuple[str, Snapshot]]:
+    """Yield (name, record) of every snapshot behind a name, ended ones too."""
+    behind = after.encode("utf-8", "replace")[: SNAPSHOT_NAME_CHARACTERS_MAX + 1]
+    start = keys.SNAPSHOT_PREFIX + behind + (b"\0" if behind else b"")
+    end = keys.after_prefix(keys.SNAPSHOT_PREFIX)
+    for key, value in source.scan(Family.META, start, end):
+        yield key[len(keys.SNAPSHOT_PREFIX) :].decode(), decode_snapshot(value)
+
+
+def need_owner(snapshot: Snapshot, caller: Caller) -> None:
+    """Raise NotPermitted unless the caller owns the directory as it shows it, or is root."""
+    if caller.uid not in (0, snapshot.owner):
+        message = f"uid {caller.uid} does not own what the snapshot shows; {snapshot.owner} does"
+        raise NotPermitted(message)
+
+
+def made(snapshot: Snapshot) -> SnapshotMade:
+    """Return what a command answers of a snapshot."""
+    s = snapshot
+    return SnapshotMade(s.snapshot, s.view, s.inode, s.version, s.until_cluster_ns)
+
+
+# ---------------------------------------------------------------- making and letting go
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """The directory that a snapshot is made of."""
+
+    view: int
+    ino: int
+    owner: int
+    identity: tuple[int, int]
+    nested: tuple[Nested, ...]
+    """The views below it."""
+
+
+def hold(
+    ctx: Context, name: str, path: str, subject: Subject, ttl_ns: int, *, automatic: bool = False
+) -> Snapshot:
+    """Hold a directory and the views below it as they were before this command.
+
+    Raises AlreadyExists, ResultTooLarge.
+    """
+    if stored(ctx.txn, name) is not None:
+        message = f"a snapshot {name!r} exists"
+        raise AlreadyExists(message)
+    if ctx.counters.snapshots >= SNAPSHOTS_MAX:
+        message = f"the volume has {SNAPSHOTS_MAX} snapshots"
+        raise ResultTooLarge(message, hint="delete some: nokv snapshot delete")
+    snapshot = Snapshot(
+        ctx.version,
+        path,
+        subject.view,
+        subject.ino,
+        ctx.version - 1,
+        subject.identity,
+        subject.owner,
+        ctx.wall_ns,
+        _until(ctx, ttl_ns),
+        automatic,
+        subject.nested,
+    )
+    for view in _views(snapshot):
+        pin = Pin(0, snapshot.snapshot, until_cluster_ns=snapshot.until_cluster_ns)
+        add_pin(ctx, view, snapshot.version, snapshot.snapshot, pin)
+    ctx.counters.snapshots += 1
+    ctx.counters.leased_snapshots += int(snapshot.until_cluster_ns > 0)
+    _save(ctx, name, snapshot)
+    return snapshot
+
+
+def renew(ctx: Context, name: str, snapshot: Snapshot, ttl_ns: int) -> Snapshot:
+    """Let a snapshot's lease begin anew."""
+    until = _until(ctx, ttl_ns)
+    ctx.counters.leased_snapshots += int(until > 0) - int(snapshot.until_cluster_ns > 0)
+    after = msgspec.structs.replace(snapshot, until_cluster_ns=until)
+    pin = ctx.txn.encode(Pin(0, snapshot.snapshot, until_cluster_ns=until))
+    for view in _views(snapshot):
+        key = keys.pin(view, snapshot.version, snapshot.snapshot)
+        assert ctx.txn.get(Family.PIN, key) is not None, f"snapshot {name} lacks a pin of {view}"
+        ctx.txn.set_row(Family.PIN, key, pin)
+    _save(ctx, name, after)
+    return after
+
+
+def let_go(ctx: Context, name: str, snapshot: Snapshot) -> int:
+    """Delete a snapshot, and return how many pins went; what only they held is reaped."""
+    views = _views(snapshot)
+    for view in views:
+        ctx.txn.delete_row(Family.PIN, keys.pin(view, snapshot.version, snapshot.snapshot))
+        ctx.add_job(JOB_UNPIN, view, snapshot.version)
+    ctx.txn.delete_row(Family.META, keys.snapshot(name))
+    ctx.counters.snapshots -= 1
+    ctx.counters.leased_snapshots -= int(snapshot.until_cluster_ns > 0)
+    assert 0 <= ctx.counters.leased_snapshots <= ctx.counters.snapshots, "counts of snapshots"
+    return len(views)
+
+
+def _until(ctx: Context, ttl_ns: int) -> int:
+    return 0 if ttl_ns == HELD else ctx.cluster_ns + ttl_ns
+
+
+def _views(snapshot: Snapshot) -> list[int]:
+    return [snapshot.view, *(one.view for one in snapshot.nested)]
+
+
+def _save(ctx: Context, name: str, snapshot: Snapshot) -> None:
+    ctx.txn.set_row(Family.META, keys.snapshot(name), ctx.txn.encode(snapshot))

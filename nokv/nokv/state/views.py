@@ -1,0 +1,285 @@
+"""Views as branches of the namespace: how one is made, entered, found from above, and ends.
+
+The grafts of a view are one range of META (`keys.graft`), kept by all that makes, moves or removes
+one; which of them lie below a directory is told by walking up from them. What takes a tree along
+pays for the views in it, never for its entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from nokv.errors import ResultTooLarge
+from nokv.state import keys
+from nokv.state.branches import VERSIONED
+from nokv.state.context import (
+    JOB_UNPIN,
+    JOB_VIEW,
+    Context,
+    chain,
+    root_of,
+    view_of,
+)
+from nokv.state.drops import drop_view
+from nokv.state.families import Family
+from nokv.state.pinned import Source
+from nokv.state.records import Dentry, Nested, Pin, View
+from nokv.types.limits import NESTED_VIEWS_MAX, PINS_MAX, VIEW_DEPTH_MAX
+from nokv.types.values import FileType
+
+CLONE_PIN = 1 << 63
+"""Added to a view's number it is the id of its pin; all other pins have a version as theirs."""
+
+
+# ---------------------------------------------------------------- looking
+
+
+def identity_of(source: Source, view: int, ino: int) -> tuple[int, int]:
+    """Return what the snapshots of a directory have in common, whatever it was rolled back to."""
+    record = view_of(source, view)
+    return record.identity if view and ino == record.root else (view, ino)
+
+
+def depth_of(source: Source, view: int) -> int:
+    """Return how many origins a lookup in the view may fall through."""
+    depth = 0
+    while (origin := view_of(source, view).origin) is not None:
+        view = origin
+        depth += 1
+    return depth
+
+
+def origin_at(source: Source, view: int, version: int) -> tuple[int, int]:
+    """Return the (view, version) that shows the same, past views that add nothing to it."""
+    record = view_of(source, view)
+    while record.origin is not None and not 0 < record.changed <= version:
+        view, version = record.origin, record.origin_version
+        record = view_of(source, view)
+    return view, version
+
+
+def grafts_of(source: Source, view: int) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (directory, name, view) of each graft in a view, in order."""
+    prefix = keys.GRAFT_PREFIX + keys.pack(view)
+    for key, value in source.scan(Family.META, prefix, keys.after_prefix(prefix)):
+        _, directory, name = keys.graft_parts(key)
+        yield directory, name, int.from_bytes(value, "big")
+
+
+def nested_below(ctx: Context, view: int, ino: int) -> tuple[Nested, ...]:
+    """Return the views below a directory, each behind the one that holds it.
+
+    Raises ResultTooLarge for more than one command takes along.
+    """
+    count = ctx.usage(view, ino).grafts
+    if not count:
+        return ()
+    if count > NESTED_VIEWS_MAX:
+        message = f"{count} views below the directory; the limit is {NESTED_VIEWS_MAX}"
+        raise ResultTooLarge(message, hint="take its subdirectories one by one")
+    found: list[Nested] = []
+    _collect(ctx, view, ino, found)
+    assert len(found) == count, f"{len(found)} views below {view}:{ino}, which counts {count}"
+    return tuple(found)
+
+
+def _collect(ctx: Context, view: int, ino: int, found: list[Nested]) -> None:
+    todo = [(view, ino)]
+    while todo:
+        view, ino = todo.pop()
+        whole = ino == root_of(ctx.txn, view)
+        for directory, name, number in grafts_of(ctx.txn, view):
+            if whole or ino in chain(ctx.txn, view, directory):
+                found.append(Nested(number, view, directory, name))
+                todo.append((number, root_of(ctx.txn, number)))
+
+
+# ---------------------------------------------------------------- pins and grafts
+
+
+def add_pin(ctx: Context, view: int, version: int, pin_id: int, pin: Pin) -> None:
+    """Pin a view. Raises ResultTooLarge."""
+    start, end = keys.pack(view), keys.pack(view + 1)
+    if sum(1 for _ in ctx.txn.scan(Family.PIN, start, end)) >= PINS_MAX:
+        message = f"view {view} has {PINS_MAX} pins"
+        raise ResultTooLarge(message, hint="delete snapshots, or end readers, of it")
+    ctx.txn.set_row(Family.PIN, keys.pin(view, version, pin_id), ctx.txn.encode(pin))
+
+
+def put_graft(ctx: Context, number: int, record: View) -> None:
+    """Write a view that was made or moved, and the entry that leads into it (`record.holder`)."""
+    assert record.holder is not None, f"view {number} without an entry"
+    view, directory, name = record.holder
+    ctx.store_view(number, record)
+    ctx.txn.set_row(Family.META, keys.graft(view, directory, name), keys.pack(number))
+    ctx.put_dentry(view, directory, name, Dentry(FileType.DIRECTORY, record.root, number))
+
+
+def move_graft(ctx: Context, number: int, directory: int, name: bytes) -> None:
+    """Note that the entry of a view moved inside its own view; the entry is the caller's.
+
+    Of two that change places the second takes the row that the first one had.
+    """
+    record = view_of(ctx.txn, number)
+    assert record.holder is not None, f"view {number} has no entry"
+    view = record.holder[0]
+    _forget_graft(ctx, number, record)
+    ctx.store_view(number, msgspec.structs.replace(record, holder=(view, directory, name)))
+    ctx.txn.set_row(Family.META, keys.graft(view, directory, name), keys.pack(number))
+
+
+def _forget_graft(ctx: Context, number: int, record: View) -> None:
+    """Remove a view's row of the graft index, unless another view stands there already."""
+    assert record.holder is not None, f"view {number} has no entry"
+    key = keys.graft(*record.holder)
+    if ctx.txn.get(Family.META, key) == keys.pack(number):
+        ctx.txn.delete_row(Family.META, key)
+
+
+# ---------------------------------------------------------------- copies
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A directory at a version, with the views below it: what a copy is made of."""
+
+    view: int
+    ino: int
+    version: int
+    nested: tuple[Nested, ...]
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """A view that is to be made, and those nested in it."""
+
+    number: int
+    views: tuple[tuple[int, View], ...]
+    """(number, record), the outermost first."""
+
+
+def plan_copy(
+    ctx: Context,
+    shown: Shown,
+    holder: tuple[int, int, bytes],
+    *,
+    identity: tuple[int, int] | None = None,
+    replaces: int | None = None,
+) -> Copy:
+    """Pin all that a copy falls through to, and return its views, unwritten: `make_copy`.
+
+    Between the two the caller lets the pins count (`Txn.apply_pins`). Raises ResultTooLarge.
+    """
+    number = _plan(ctx, shown.view, shown.version)
+    outer = View(
+        shown.ino,
+        ctx.version,
+        *origin_at(ctx.txn, shown.view, shown.version),
+        holder=holder,
+        replaces=replaces,
+        created_wall_ns=ctx.wall_ns,
+        identity=(number, shown.ino) if identity is None else identity,
+        first_inode=ctx.counters.next_inode,
+    )
+    copies = {shown.view: number}
+    views = [(number, outer)]
+    for one in shown.nested:
+        root = view_of(ctx.txn, one.view).root
+        inner = _plan(ctx, one.view, shown.version)
+        copies[one.view] = inner
+        origin, version = origin_at(ctx.txn, one.view, shown.version)
+        record = msgspec.structs.replace(
+            outer,
+            root=root,
+            origin=origin,
+            origin_version=version,
+            holder=(copies[one.in_view], one.directory, one.name),
+            replaces=None,
+            identity=(inner, root),
+        )
+        views.append((inner, record))
+    return Copy(number, tuple(views))
+
+
+def _plan(ctx: Context, view: int, version: int) -> int:
+    origin, at = origin_at(ctx.txn, view, version)
+    if depth_of(ctx.txn, origin) >= VIEW_DEPTH_MAX:
+        message = f"a copy of a copy, {VIEW_DEPTH_MAX} times"
+        raise ResultTooLarge(message, hint="it can be copied when it is flattened")
+    number = ctx.new_view()
+    add_pin(ctx, origin, at, CLONE_PIN | number, Pin(0, clone=number))
+    return number
+
+
+def make_copy(ctx: Context, copy: Copy) -> None:
+    """Write the views of a copy, and the entries that lead into them.
+
+    The outermost entry's directory, and the usage above it, are the caller's.
+    """
+    for number, record in copy.views:
+        put_graft(ctx, number, record)
+        assert record.holder is not None
+        if number != copy.number:  # the entry lies in a directory that is inherited as it is
+            view, directory, _ = record.holder
+            up = chain(ctx.txn, view, directory)
+            if len(up) > 1:
+                ctx.note_changed(view, up[1], directory)
+
+
+# ---------------------------------------------------------------- the end of a view
+
+
+def kill(ctx: Context, number: int) -> None:
+    """Mark a view dead, with all nested in it. The entry that led into it is the caller's.
+
+    Raises ResultTooLarge for more views than one command takes along.
+    """
+    record = view_of(ctx.txn, number)
+    for one in nested_below(ctx, number, record.root):
+        _kill_one(ctx, one.view)
+    _kill_one(ctx, number)
+
+
+def kill_below(ctx: Context, view: int, ino: int) -> None:
+    """Mark the views dead that lie below a directory, which is to be detached.
+
+    Raises ResultTooLarge for more than one command takes along.
+    """
+    for one in nested_below(ctx, view, ino):
+        _kill_one(ctx, one.view)
+
+
+def _kill_one(ctx: Context, number: int) -> None:
+    record = view_of(ctx.txn, number)
+    assert number, "the live tree does not end"
+    assert not record.dead, f"view {number} died at {record.dead}"
+    _forget_graft(ctx, number, record)
+    drop_view(ctx, number, msgspec.structs.replace(record, dead=ctx.version))
+    ctx.add_job(JOB_VIEW, number, ctx.version)
+
+
+def end_view(ctx: Context, number: int) -> None:
+    """Remove a dead view that nothing pins, names or waits for; else it stays.
+
+    Whatever it waits for calls again when it is gone (`Context.view_may_end`).
+    """
+    record = ctx.txn.view(number)
+    if record is None or not record.dead or record.drops or ctx.txn.pins(number):
+        return
+    start, end = keys.pack(number), keys.pack(number + 1)
+    families = (Family.PIN, Family.HISTORY, *VERSIONED)
+    if any(True for family in families for _ in ctx.txn.own_scan(family, start, end)):
+        return
+    release_origin(ctx, number, record)
+    ctx.txn.delete_view(number)
+
+
+def release_origin(ctx: Context, number: int, record: View) -> None:
+    """Let go of what a view fell through to. Nothing to do for one without an origin."""
+    if record.origin is None:
+        return
+    key = keys.pin(record.origin, record.origin_version, CLONE_PIN | number)
+    assert ctx.txn.get(Family.PIN, key) is not None, f"view {number} does not hold its origin"
+    ctx.txn.delete_row(Family.PIN, key)
+    ctx.txn.apply_pins()
+    ctx.add_job(JOB_UNPIN, record.origin, record.origin_version)
