@@ -87,6 +87,8 @@ KEYS: dict[str, bytes] = {
     "key job": keys.job(9),
     "key backup": keys.backup(9),
     "key snapshot": keys.snapshot("s"),
+    "key graft": keys.graft(1, 2, b"name"),
+    "key changed": keys.changed(1, 2, 3),
     "key history": keys.history(Family.DENTRY, DENTRY, 10),
     "key reclaim": keys.reclaim(8, 7, Family.DENTRY, DENTRY, 10),
     "key touched": keys.touched(8, Family.DENTRY, DENTRY),
@@ -115,7 +117,7 @@ def test_every_record_type_has_a_line() -> None:
         and issubclass(kind, msgspec.Struct)
         and kind.__module__ == records.__name__
     }
-    nested = {StoredEvent}
+    nested = {StoredEvent, Nested}
     assert kinds - nested <= {type(record) for record in RECORDS.values()}
 
 
@@ -139,6 +141,7 @@ def test_keys_take_each_other_apart() -> None:
     assert keys.history_parts(KEYS["key history"]) == (Family.DENTRY, DENTRY, 10)
     assert keys.reclaim_parts(KEYS["key reclaim"]) == (8, 7, Family.DENTRY, DENTRY, 10)
     assert keys.chunk_parts(KEYS["key chunk"]) == (0, 2, 3, 4)
+    assert keys.graft_parts(KEYS["key graft"]) == (1, 2, b"name")
 
 
 def test_family_numbers_do_not_change() -> None:
