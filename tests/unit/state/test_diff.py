@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.unit.state.diffing import asked, naive
 from tests.unit.state.namespace_programs import Program
-from tests.unit.state.shard import Shard, at
+from tests.unit.state.shard import ALICE, ROOT, Shard, at
+
+from nokv.errors import InvalidArgument, NotFound, PermissionDenied, VersionNotPinned
+from nokv.state.families import Family
+from nokv.state.memory import MemoryKV
+from nokv.types.commands import (
+    BulkCreate,
+    Link,
+    Reap,
+    RemoveTree,
+    Rename,
+    RenameFlag,
+    SetAttr,
+    SetXattr,
+    Unlink,
+)
+from nokv.types.diffs import Changed, Diff, DiffKind, DiffReply
+from nokv.types.values import Caller
 
 SEEDS = range(12)
 STEPS = 300
@@ -26,3 +45,212 @@ def test_a_diff_says_what_two_trees_say(seed: int) -> None:
             limit = rng.choice((1, 3, 4096))
             wanted = naive(shard, (at(), left), (at(), right))
             assert asked(shard, (at(), left), (at(), right), limit) == wanted, (seed, number)
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def told(shard: Shard, version: int, to: int = 0, below: str = "") -> list[tuple[str, str, str]]:
+    """Return (letter, path, old path) of each row, those that are no change left out."""
+    rows = asked(shard, (at(below), version), (at(below), to))
+    found = [
+        (DiffKind(row.kind).name[0], row.path.decode(), row.old_path.decode())
+        for row in rows
+        if row.kind != DiffKind.LEFT
+    ]
+    assert rows == naive(shard, (at(below), version), (at(below), to))
+    return sorted(found, key=lambda one: one[1])
+
+
+def planted() -> Shard:
+    shard = Shard()
+    for directory in ("a", "a/in", "b"):
+        shard.mkdir(directory)
+    for name in ("a/f", "a/in/g", "b/h"):
+        shard.create(name)
+    return shard
+
+
+def test_a_directory_that_moved_is_one_rename() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.do(Rename(at(), b"a", at("b"), b"moved"))
+    assert told(shard, version) == [("R", "b/moved", "a")]
+    assert told(shard, 0, version) == [("R", "a", "b/moved")]
+    shard.do(SetAttr(at("b/moved/in/g"), size=3))
+    assert told(shard, version) == [("R", "b/moved", "a"), ("M", "b/moved/in/g", "")]
+
+
+def test_the_other_way_round_what_was_added_is_deleted() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.create("b/new")
+    shard.do(Unlink(at("a"), b"f"))
+    assert told(shard, version) == [("D", "a/f", ""), ("A", "b/new", "")]
+    newer = shard.pin()
+    assert told(shard, newer, version) == [("A", "a/f", ""), ("D", "b/new", "")]
+    assert told(shard, newer) == told(shard, newer, newer) == []
+
+
+def test_a_new_or_removed_directory_stands_for_what_is_below() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.mkdir("new")
+    shard.create("new/one")
+    shard.do(Rename(at("b"), b"h", at("new"), b"h"))
+    shard.do(RemoveTree(at(), b"a"))
+    assert told(shard, version) == [("D", "a", ""), ("A", "new", ""), ("R", "new/h", "b/h")]
+    (row,) = [row for row in page(shard, version).rows if row.path == b"new"]
+    assert row.after is not None
+    assert row.after.entries == 2
+    while shard.machine.pending_work():
+        shard.do(Reap(100), session=0)
+    assert told(shard, version) == [("D", "a", ""), ("A", "new", ""), ("R", "new/h", "b/h")]
+
+
+def test_a_file_over_a_file_is_modified_and_another_type_is_told() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.create("b/temporary")
+    shard.do(Rename(at("b"), b"temporary", at("b"), b"h"))
+    shard.do(Unlink(at("a"), b"f"))
+    shard.mkdir("a/f")
+    assert told(shard, version) == [("T", "a/f", ""), ("M", "b/h", "")]
+
+
+def test_an_exchange_is_two_renames_and_a_move_over_a_file_deletes_it() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.do(Rename(at("a"), b"f", at("b"), b"h", RenameFlag.EXCHANGE))
+    assert told(shard, version) == [("R", "a/f", "b/h"), ("R", "b/h", "a/f")]
+    shard.do(Rename(at("a"), b"f", at("a/in"), b"g"))
+    assert ("D", "a/in/g", "") in told(shard, version)
+    assert ("R", "a/in/g", "b/h") in told(shard, version)
+
+
+def test_times_and_entries_of_a_directory_are_no_change() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.create("b/new")
+    shard.do(Unlink(at("b"), b"new"))
+    shard.do(SetAttr(at("b/h"), atime_ns=1))
+    assert told(shard, version) == []
+    shard.do(SetAttr(at("b/h"), mtime_ns=1))
+    shard.do(SetAttr(at("b"), mode=0o700))
+    shard.do(SetXattr(at("a"), b"user.x", b"1"))
+    rows = {row.path: row.what for row in page(shard, version).rows}
+    assert rows == {
+        b"b/h": Changed.ATTRIBUTES,
+        b"b": Changed.ATTRIBUTES,
+        b"a": Changed.XATTRS,
+    }
+
+
+def test_every_name_of_a_file_that_changed_is_told() -> None:
+    shard = planted()
+    shard.do(Link(at("a/f"), at("b"), b"link"))
+    version = shard.pin()
+    shard.do(SetAttr(at("a/f"), size=5))
+    assert told(shard, version) == [("M", "a/f", ""), ("M", "b/link", "")]
+    assert told(shard, version, below="b") == [("M", "link", "")]
+    shard.do(Unlink(at("a"), b"f"))
+    assert told(shard, version) == [("D", "a/f", ""), ("M", "b/link", "")]
+
+
+def test_below_a_directory_moves_over_its_edge_are_additions_and_deletions() -> None:
+    shard = planted()
+    version = shard.pin()
+    shard.do(Rename(at("a"), b"in", at("b"), b"in"))
+    assert told(shard, version, below="a") == [("D", "in", "")]
+    assert told(shard, version, below="b") == [("A", "in", "")]
+
+
+# ---------------------------------------------------------------- refusals and permissions
+
+
+def page(shard: Shard, version: int, caller: Caller = ROOT, **rest: Any) -> DiffReply:
+    reply = shard.read(Diff(at(), at(), version, **rest), caller)
+    assert isinstance(reply, DiffReply)
+    return reply
+
+
+def test_bad_arguments_are_refused() -> None:
+    shard = planted()
+    version = shard.pin()
+    with pytest.raises(VersionNotPinned):
+        page(shard, version + 1)
+    for limit in (0, 4097):
+        with pytest.raises(InvalidArgument):
+            page(shard, version, limit=limit)
+    for after in (b"x", b"\x01" + bytes(7), b"\x02" + bytes(8), b"\x00" + bytes(8) + b"n" * 256):
+        with pytest.raises(InvalidArgument):
+            page(shard, version, after=after)
+    with pytest.raises(InvalidArgument, match="no two versions"):
+        shard.read(Diff(at("a"), at("b"), version))
+    with pytest.raises(NotFound):
+        shard.read(Diff(at("a"), at("none"), version))
+
+
+def test_nothing_is_told_of_directories_that_the_caller_may_not_read() -> None:
+    shard = planted()
+    shard.mkdir("private", 0o700)
+    version = shard.pin()
+    shard.create("private/secret")
+    shard.create("b/open")
+    assert [row.path for row in page(shard, version, ALICE).rows] == [b"b/open"]
+    with pytest.raises(PermissionDenied):
+        shard.read(Diff(at("private"), at("private"), version), ALICE)
+
+
+# ---------------------------------------------------------------- cost
+
+
+class Counted(MemoryKV):
+    """A store that counts what is read of it."""
+
+    calls = 0
+
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        self.calls += 1
+        return super().get(family, key)
+
+    def scan(
+        self, family: Family, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        self.calls += 1
+        for row in super().scan(family, start, end, reverse=reverse):
+            self.calls += 1
+            yield row
+
+
+def cost(files: int, pins: int) -> int:
+    """Return how much is read for a diff of six changes in a tree."""
+    store = Counted()
+    shard = Shard(store)
+    for number in range(3):
+        shard.mkdir(f"d{number}")
+        names = tuple(b"%d" % one for one in range(files))
+        shard.do(BulkCreate(at(f"d{number}"), names, 0o600))
+    version = shard.pin()
+    shard.create("d0/new")
+    shard.do(SetAttr(at("d1/3"), size=5))
+    shard.do(SetAttr(at("d2/7"), mode=0o644))
+    for _ in range(pins):
+        shard.pin()
+    shard.do(Unlink(at("d1"), b"4"))
+    shard.do(Rename(at("d1"), b"6", at("d2"), b"new"))
+    shard.do(SetAttr(at("d2"), mode=0o700))
+    store.calls = 0
+    assert len(told_of(shard, version)) == 6
+    return store.calls
+
+
+def told_of(shard: Shard, version: int) -> list[bytes]:
+    return [row.path for row in page(shard, version).rows if row.kind != DiffKind.LEFT]
+
+
+def test_the_cost_follows_the_change() -> None:
+    small, large = cost(10, 0), cost(4000, 0)
+    assert large == small
+    assert small < 200
+    assert cost(10, 50) - small < 20 * 2
