@@ -1,7 +1,9 @@
 """The collector's rules: which ended holds are safe, which objects go with them, and their end.
 
 A hold [born, death) is safe when no pin of its view and no lease lies in it, every live session's
-floor is at or above `death`, and the grace has passed. Safe stays safe, so a worker may delete the
+floor is at or above `death`, and the grace has passed. What the view shows of its origin is the
+origin's hold, which a pin there keeps for it: a row without a body keeps that pin, for the readers
+of a view that ended or needs its origin no more. Safe stays safe, so a worker may delete the
 objects after it has read them here, also for a leader that is deposed meanwhile; only then the
 rows go, by `Collected`.
 """
@@ -13,11 +15,15 @@ from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
+from msgspec.structs import replace
 
 from nokv.state import keys
-from nokv.state.context import Context
+from nokv.state.context import Context, view_of
+from nokv.state.drops import created_of
+from nokv.state.extents import Hold, holds_of, name_of
 from nokv.state.families import Family
-from nokv.state.pinned import Source
+from nokv.state.flatten import end_origin
+from nokv.state.pinned import Shard, Source
 from nokv.state.records import (
     Counters,
     Drop,
@@ -28,6 +34,7 @@ from nokv.state.records import (
     decode_drop,
     decode_origin,
     decode_session,
+    is_whiteout,
 )
 from nokv.types.commands import Collected
 from nokv.types.limits import CHUNKS_MAX
@@ -47,8 +54,8 @@ PAGE_COST_MAX = 8192
 HOLDS_ONLY = -1
 """As `through` of a row: nothing may be deleted yet, first its holds of shared objects end."""
 
-_Ended = list[tuple[int, tuple[StoredObject, ...]]]
-"""(chunk, its objects)."""
+_Ended = list[tuple[int, list[Hold]]]
+"""(chunk, the holds of it that end)."""
 
 
 class Guards(msgspec.Struct, frozen=True):
@@ -109,20 +116,20 @@ def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
         return False
     if guards.cluster_ns - drop.cluster_ns <= grace_ns:
         return False
-    pins = guards.pins.get(drop.view, ())
-    at = bisect_left(pins, drop.born)
-    if at < len(pins) and pins[at] < drop.death:
-        return False
+    if not drop.flat:  # else the view itself has all that its pins show
+        pins = guards.pins.get(drop.view, ())
+        at = bisect_left(pins, drop.born)
+        if at < len(pins) and pins[at] < drop.death:
+            return False
     return not any(
         lease.view == drop.view
-        and lease.inode == drop.inode
-        and lease.body == drop.body
+        and (not drop.body or (lease.inode, lease.body) == (drop.inode, drop.body))
         and drop.born <= lease.version < drop.death
         for lease in guards.leases
     )
 
 
-def get_drops(source: Source, _caller: Caller, request: GetDrops) -> DropsReply:
+def get_drops(source: Shard, _caller: Caller, request: GetDrops) -> DropsReply:
     """Answer `GetDrops`: safe rows above the cursor, with the objects to delete for each."""
     guards = read_guards(source)
     found: list[DropReply] = []
@@ -139,33 +146,45 @@ def get_drops(source: Source, _caller: Caller, request: GetDrops) -> DropsReply:
         if is_safe(drop, guards, request.grace_ns):
             ended = _ended(source, drop, CHUNKS_MAX)
             found.append(_reply(source, after, drop, ended))
-            cost += sum(1 + len(objects) for _, objects in ended)
+            cost += sum(1 + len(holds) for _, holds in ended)
     return DropsReply(tuple(found), more, after)
 
 
-def _reply(source: Source, number: int, drop: Drop, ended: _Ended) -> DropReply:
-    if _own_holds(source, drop, ended):
+def _reply(source: Shard, number: int, drop: Drop, ended: _Ended) -> DropReply:
+    if _shared(source, drop, ended):
         return DropReply(number, HOLDS_ONLY, ())
     through = ended[-1][0] if ended else 0
-    gone = [obj for _, objects in ended for obj in objects if not _holds(source, obj)]
-    return DropReply(number, through, tuple(map(_name, gone)))
+    gone = {name_of(obj): obj for _, holds in ended for obj, _ in holds}
+    free = (obj for obj in gone.values() if not _is_held(source, obj))
+    return DropReply(number, through, tuple(map(_name, free)))
 
 
-def _ended(source: Source, drop: Drop, through: int) -> _Ended:
-    """Return (chunk, objects) that one step of the row covers, no chunk beyond `through`."""
+def _ended(source: Shard, drop: Drop, through: int) -> _Ended:
+    """Return (chunk, holds) that one step of the row covers, no chunk beyond `through`.
+
+    Of a whole body the view's own records, and of them the holds that began in the view: others
+    are its origin's to end.
+    """
     if drop.history:
-        return [(_chunk_index(drop), drop.objects)]
+        return [(_chunk_index(drop), list(zip(drop.objects, drop.births, strict=True)))]
+    created = created_of(source, drop.view)
     return [
-        (keys.chunk_parts(key)[3], decode_chunk(body_of(value)).objects)
+        (keys.chunk_parts(key)[3], [] if is_whiteout(value) else _holds(value, created))
         for key, value in _chunks(source, drop, through)
     ]
 
 
-def _chunks(source: Source, drop: Drop, through: int) -> list[tuple[bytes, bytes]]:
-    """Return the first chunk records of a dropped body, none beyond `through`."""
+def _holds(value: bytes, since: int) -> list[Hold]:
+    return holds_of(decode_chunk(body_of(value)), since)
+
+
+def _chunks(source: Shard, drop: Drop, through: int) -> list[tuple[bytes, bytes]]:
+    """Return the view's own first chunk records of a dropped body, none beyond `through`."""
+    if not drop.body:
+        return []
     start = keys.chunk(drop.view, drop.inode, drop.body, 0)
     end = keys.chunk(drop.view, drop.inode, drop.body, through + 1)
-    return list(islice(source.scan(Family.CHUNK, start, end), CHUNKS_A_STEP))
+    return list(islice(source.own_scan(Family.CHUNK, start, end), CHUNKS_A_STEP))
 
 
 def _chunk_index(drop: Drop) -> int:
@@ -173,26 +192,26 @@ def _chunk_index(drop: Drop) -> int:
     return keys.chunk_parts(record)[3]
 
 
-def _holds(source: Source, obj: StoredObject) -> list[bytes]:
+def _is_held(source: Shard, obj: StoredObject) -> bool:
+    """Whether the object has a REF row: a hold beside those that end."""
     prefix = keys.object_prefix(obj)
-    return [key for key, _ in source.scan(Family.REF, prefix, keys.after_prefix(prefix))]
+    rows = source.own_scan(Family.REF, prefix, keys.after_prefix(prefix))
+    return next(iter(rows), None) is not None
 
 
-def _own_holds(source: Source, drop: Drop, ended: _Ended) -> list[bytes]:
-    """Return the REF rows of the chunks that end here.
+def _shared(source: Shard, drop: Drop, ended: _Ended) -> list[bytes]:
+    """Return the REF rows of the holds that end here.
 
-    An object with REF rows stands in several chunk records, which may end in any order and in one
+    An object with REF rows has several holds, in any views, which may end in any order and in one
     page. It is deleted with a row that is read when no REF row is left: so the row that ends the
     last one is read once more, and neither is the object deleted too early nor never.
     """
-    body = keys.pack2(drop.view, drop.inode) + keys.pack(drop.body)
-    return [
-        hold
-        for index, objects in ended
-        for obj in objects
-        for hold in _holds(source, obj)
-        if hold.startswith(keys.object_prefix(obj) + body + keys.pack(index))
+    rows = [
+        keys.ref(obj, drop.view, drop.inode, drop.body, index, born)
+        for index, holds in ended
+        for obj, born in holds
     ]
+    return [row for row in rows if source.own(Family.REF, row) is not None]
 
 
 def _name(obj: StoredObject) -> DroppedObject:
@@ -214,13 +233,28 @@ def collected(ctx: Context, op: Collected) -> Reaped:
         if value is None:
             continue
         drop = decode_drop(value)
-        if ctx.txn.pinned_within(drop.view, drop.born, drop.death):
+        if not drop.flat and ctx.txn.pinned_within(drop.view, drop.born, drop.death):
             continue
         if _end_row(ctx, drop, through):
             ctx.txn.delete_row(Family.DROP, key)
             ctx.counters.drops -= 1
+            _release(ctx, drop)
         removed += 1
     return Reaped(removed, ctx.counters.drops > 0)
+
+
+def _release(ctx: Context, drop: Drop) -> None:
+    """Do what a view waited for the row with."""
+    if not drop.view:
+        return
+    view = view_of(ctx.txn, drop.view)
+    assert view.drops > 0, f"view {drop.view} with fewer than no drop rows"
+    left = replace(view, drops=view.drops - 1)
+    if drop.flat:
+        left = end_origin(ctx, drop.view, left)
+    ctx.store_view(drop.view, left)
+    if left.dead and not left.drops:
+        ctx.view_may_end(drop.view)
 
 
 def _end_row(ctx: Context, drop: Drop, through: int) -> bool:
@@ -228,14 +262,15 @@ def _end_row(ctx: Context, drop: Drop, through: int) -> bool:
     txn = ctx.txn
     holds_only = through == HOLDS_ONLY
     ended = _ended(txn, drop, CHUNKS_MAX if holds_only else min(max(through, 0), CHUNKS_MAX))
-    holds = _own_holds(txn, drop, ended)
-    if holds_only or holds:
-        for hold in holds if holds_only else ():
-            txn.delete_row(Family.REF, hold)
+    shared = _shared(txn, drop, ended)
+    if holds_only or shared:
+        for row in shared if holds_only else ():
+            txn.delete_row(Family.REF, row)
         return False
     if drop.history:
-        txn.delete_row(Family.HISTORY, drop.history)
-        ctx.counters.history -= 1
+        if txn.own(Family.HISTORY, drop.history) is not None:  # else a twin has taken it along
+            txn.delete_row(Family.HISTORY, drop.history)
+            ctx.counters.history -= 1
         return True
     for index, _ in ended:
         txn.delete_row(Family.CHUNK, keys.chunk(drop.view, drop.inode, drop.body, index))

@@ -66,6 +66,8 @@ class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Those of them with a lease: whether cluster time has to be proposed for them."""
     locks: int = 0
     """Lock tables: without any, nothing has to be looked for when an inode goes."""
+    event_bytes: int = 0
+    """Encoded length of all event records: their retention is by size too."""
 
 
 class Inode(Strict, frozen=True):
@@ -328,6 +330,8 @@ class EventRecord(Strict, frozen=True):
     chains: tuple[tuple[int, ...], ...]
     """Directories from a parent up to its root, both included."""
     events: tuple[StoredEvent, ...]
+    cluster_ns: int = 0
+    """Of the entry: retention counts in it."""
 
 
 class Position(Strict, frozen=True):

@@ -246,7 +246,7 @@ class Files(Shard):
             self.internal(Swept(session, self.cluster_ns))
         self.reap()
         self.check()
-        for family in (Family.HISTORY, Family.RECLAIM, Family.TOUCHED, Family.DROP, Family.REF):
+        for family in (Family.HISTORY, Family.RECLAIM, Family.TOUCHED, Family.DROP):
             assert not self.count(family), f"{family.name} at rest"
         assert not self.count(Family.SESSION)
         assert not self.count(Family.PIN)
