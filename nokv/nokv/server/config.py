@@ -121,8 +121,8 @@ class SessionsConfig(_Section, frozen=True, kw_only=True):
     """Changed marks of all sessions go into the log in one command so often."""
     events_keep_ms: Millis = 86_400_000
     """Events older than this, in cluster time, are trimmed."""
-    events_max: Annotated[int, msgspec.Meta(ge=1_000, le=1 << 40)] = 10_000_000
-    """Versions of events kept at most: older ones are trimmed."""
+    events_keep_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=1 << 50)] = 1024 * MIB
+    """Stored events that are kept at most: the oldest are trimmed, however young."""
     reap_limit: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
     """Records that one step of background work may remove."""
 

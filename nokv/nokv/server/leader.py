@@ -7,7 +7,6 @@ anybody but sessions: a deposed leader's proposals fail, and the next one begins
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
@@ -40,7 +39,7 @@ log = logging.getLogger("nokv.leader")
 
 MS: Final = 1_000_000
 TICK_MS: Final = 100
-TRIM_PERIOD_NS: Final = 10_000 * MS
+TRIM_PERIOD_NS: Final = 1_000 * MS
 EXPIRE_IN_FLIGHT_MAX: Final = 64
 _MARKS_BYTES: Final = COMMAND_BYTES_MAX // 4
 """Marks of one command; what does not fit goes into the next."""
@@ -75,6 +74,10 @@ class MachineView(Protocol):
 
     def marks_of(self, session_id: int) -> Marks | None:
         """The newest applied marks of a session."""
+        ...
+
+    def events_to_trim(self, old_cluster_ns: int, keep_bytes: int, limit: int) -> tuple[int, bool]:
+        """Below which version events are too old or too many, and whether there are more."""
         ...
 
 
@@ -115,8 +118,6 @@ class LeaderDuties:
         self._expiring = 0
         self._silence_end_ns: int | None = None
         """When a restored volume may serve."""
-        self._history: deque[tuple[int, int]] = deque()
-        """(cluster time, version) once per trim period: how old which version is."""
         self.expired_total = 0
         self.reaps_total = 0
         self.marks_total = 0
@@ -133,7 +134,6 @@ class LeaderDuties:
         self._marks_due_ns = now_ns
         self._trim_due_ns = now_ns
         self._silence_end_ns = None
-        self._history.clear()
         self.start_volume()
 
     def step_down(self) -> None:
@@ -262,14 +262,15 @@ class LeaderDuties:
             self._reap()
 
     def _trim(self, now_ns: int) -> None:
-        history, version = self._history, self._machine.version
-        history.append((now_ns, version))
-        keep_ns = self._config.events_keep_ms * MS
-        below = version - self._config.events_max
-        while len(history) > 1 and history[0][0] <= now_ns - keep_ns:
-            below = max(below, history.popleft()[1])
-        if below > 0:
-            self._propose("trim", TrimEvents(below, self._config.reap_limit))
+        """Drop a step of the events that are too old, or too many; more at the next tick."""
+        config = self._config
+        old_ns = now_ns - config.events_keep_ms * MS
+        limit = config.reap_limit
+        below, more = self._machine.events_to_trim(old_ns, config.events_keep_bytes, limit)
+        if more:
+            self._trim_due_ns = now_ns
+        if below:
+            self._propose("trim", TrimEvents(below, limit))
 
     # ------------------------------------------------------------ checkpoints
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from itertools import islice
 
 import msgspec
 import xxhash
@@ -41,6 +42,7 @@ from nokv.state.records import (
     decode_session,
 )
 from nokv.state.txn import Txn
+from nokv.state.watching import decode_age
 from nokv.types.commands import Atomic, Command, RaiseFormat
 from nokv.types.formats import STATE_FORMAT
 from nokv.types.limits import ATOMIC_MAX, RESULT_WINDOW
@@ -194,8 +196,10 @@ class StateMachine:
     ) -> None:
         txn = self._txn
         if events:
-            record = EventRecord(wall_ns, tuple(chains), tuple(events))
-            txn.set_row(Family.EVENT, keys.pack(self._counters.version), txn.encode(record))
+            cluster_ns = self._counters.cluster_ns
+            record = txn.encode(EventRecord(wall_ns, tuple(chains), tuple(events), cluster_ns))
+            self._counters.event_bytes += len(record)
+            txn.set_row(Family.EVENT, keys.pack(self._counters.version), record)
         self._position = position
         txn.set_row(_META, keys.COUNTERS, txn.encode(self._counters))
         txn.set_row(_META, keys.POSITION, txn.encode(position))
@@ -368,6 +372,20 @@ class StateMachine:
         start, end = keys.pack(after + 1), keys.pack(self._counters.version + 1)
         for key, value in self._kv.scan(Family.EVENT, start, end):
             yield int.from_bytes(key, "big"), value
+
+    def events_to_trim(self, old_cluster_ns: int, keep_bytes: int, limit: int) -> tuple[int, bool]:
+        """Return below which version events are too old or too many, and whether there are more.
+
+        0: none. Looks at `limit` records at most, from the oldest one on.
+        """
+        below, excess_bytes = 0, self._counters.event_bytes - keep_bytes
+        rows = self._kv.scan(Family.EVENT, keys.pack(0), keys.pack(self._counters.version + 1))
+        for key, value in islice(rows, limit):
+            if excess_bytes <= 0 and decode_age(value).cluster_ns > old_cluster_ns:
+                return below, False
+            excess_bytes -= len(value)
+            below = int.from_bytes(key, "big") + 1
+        return below, below > 0
 
     def name_in(self, place: tuple[int, int], directory: tuple[int, int]) -> bytes:
         """Return the name of (view, inode) in a directory; empty if there is none, or several."""

@@ -115,12 +115,14 @@ def trim_events(ctx: Context, op: TrimEvents) -> Reaped:
     rows = ctx.txn.scan(Family.EVENT, keys.pack(0), keys.pack(op.below))
     removed = 0
     last = 0
-    for key, _ in rows:
+    for key, value in rows:
         if removed == op.limit:
             break
         ctx.txn.delete_row(Family.EVENT, key)
+        ctx.counters.event_bytes -= len(value)
         last = int.from_bytes(key, "big")
         removed += 1
+    assert ctx.counters.event_bytes >= 0, "fewer than no bytes of events"
     ctx.counters.first_event = max(ctx.counters.first_event, last)
     return Reaped(removed, removed == op.limit)
 

@@ -38,6 +38,18 @@ class Scope(msgspec.Struct, frozen=True):
     """Empty: all."""
 
 
+class EventAge(msgspec.Struct, array_like=True, frozen=True):
+    """An `EventRecord` of which only the time is looked at."""
+
+    wall_ns: int
+    chains: msgspec.Raw
+    events: msgspec.Raw
+    cluster_ns: int
+
+
+decode_age = msgspec.msgpack.Decoder(EventAge).decode
+
+
 def inodes_of(record: EventRecord) -> Iterator[int]:
     """Yield the inodes whose watches may have to be told of the record; some several times."""
     for chain in record.chains:

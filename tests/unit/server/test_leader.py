@@ -13,6 +13,7 @@ from nokv.state import machine as state_machine
 from nokv.state import ops_internal
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.types.commands import (
+    BulkCreate,
     Checkpoint,
     ExpireSession,
     InitVolume,
@@ -216,6 +217,29 @@ def test_events_are_trimmed_by_age(leader: Leader) -> None:
     last = trims[-1]
     assert isinstance(last, TrimEvents)
     assert last.below < leader.shard.machine.version
+
+
+def test_events_are_trimmed_by_size(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        leader.duties, "_config", SessionsConfig(events_keep_bytes=1 << 20, reap_limit=4)
+    )
+    session = leader.open_session(1000 * S)
+    name = b"n" * 250
+    for n in range(0, 10_000, 500):
+        names = tuple(name[:-4] + b"%04d" % number for number in range(n, n + 500))
+        leader.shard.do(BulkCreate(At(), names, 0o644), session)
+    machine = leader.shard.machine
+    assert machine.counters.event_bytes > 1 << 20
+    leader.tick(1)
+    assert len(leader.ops(TrimEvents)) == 1
+    assert machine.counters.event_bytes > 1 << 20, "one step is bounded"
+    for _ in range(3):
+        leader.tick()
+    assert machine.counters.event_bytes <= 1 << 20
+    assert all(op.limit == 4 for op in leader.ops(TrimEvents) if isinstance(op, TrimEvents))
+    trims = len(leader.ops(TrimEvents))
+    leader.tick(5)
+    assert len(leader.ops(TrimEvents)) == trims
 
 
 def test_a_checkpoint_is_numbered_by_the_version(leader: Leader) -> None:
