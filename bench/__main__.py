@@ -2,7 +2,7 @@
 
     python -m bench                      everything, three interleaved repeats
     python -m bench creates stat         only these groups: creates serial stat bodies size failover
-                                         idle replication
+                                         idle replication diff
     python -m bench --repeats 1 --seconds 1
 
 Nodes, client and etcd share this machine. *Unsynced* means that the nodes' data lie on tmpfs, where
@@ -33,7 +33,7 @@ import obstore.store
 import uvloop
 
 import nokv
-from bench import workloads
+from bench import diff, workloads
 from bench.etcd import PUT, Etcd, encode_put
 from bench.replication import replication
 from bench.report import Row, machine, save, show
@@ -499,6 +499,11 @@ async def ordering(bench: Bench) -> None:
     await replication(bench.directory, bench.seconds, bench.repeats)
 
 
+async def diffs(bench: Bench) -> None:
+    """Diffs whose cost follows the change; `python -m bench.diff` runs it by itself."""
+    bench.show("diff", diff.TITLE, await asyncio.to_thread(diff.rows, bench.directory))
+
+
 GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "creates": creates,
     "serial": serial,
@@ -508,6 +513,7 @@ GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "failover": failover,
     "idle": idle,
     "replication": ordering,
+    "diff": diffs,
 }
 
 
