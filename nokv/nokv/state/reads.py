@@ -15,7 +15,7 @@ from nokv.errors import (
     NotFound,
     VersionNotPinned,
 )
-from nokv.state import keys, ops_lock, reads_admin, reads_bodies, reads_diff, reads_view
+from nokv.state import keys, ops_lock, reads_admin, reads_bodies, reads_diff, reads_gc, reads_view
 from nokv.state.access import R, X, need
 from nokv.state.arguments import check_at, check_name, check_xattr_name
 from nokv.state.branches import PRESENT, page_at
@@ -325,6 +325,7 @@ _IN_SHARD: dict[type, Callable[[Any, Caller, Any], Any]] = {
     GetVolume: _get_volume,
     **reads_admin.HANDLERS,
     **reads_diff.HANDLERS,
+    **reads_gc.HANDLERS,
     **reads_view.HANDLERS,
     **ops_lock.READS_IN_SHARD,
 }

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from nokv.types.diffs import Diff, DiffReply
+from nokv.types.gc import (
+    GetPendingDrops,
+    GetWaiting,
+    ListWaitingSessions,
+    PendingDropsReply,
+    WaitingReply,
+    WaitingSessionsReply,
+)
 from nokv.types.locks import LockConflict, LocksWaited, TestLock, WaitLocks
 from nokv.types.values import At, Attr, Lenient, StoredChunk, Strict
 from nokv.types.views import (
@@ -182,6 +190,9 @@ Read = (
     | Diff
     | TestLock
     | WaitLocks
+    | GetPendingDrops
+    | GetWaiting
+    | ListWaitingSessions
 )
 
 
@@ -446,4 +457,7 @@ ReadValue = (
     | DiffReply
     | LockConflict
     | LocksWaited
+    | PendingDropsReply
+    | WaitingReply
+    | WaitingSessionsReply
 )
