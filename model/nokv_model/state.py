@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from nokv.types.commands import InitVolume
 from nokv.types.reads import Event
-from nokv.types.values import ROOT_INODE
+from nokv.types.values import ROOT_INODE, ROOT_VIEW
 from nokv_model.body import Content, ObjectName, objects_of
 from nokv_model.locks import Tables, copy_of
 from nokv_model.sessions import Session
@@ -81,6 +81,7 @@ class State:
     next_inode: int = ROOT_INODE + 1
     next_body: int = 1
     next_session: int = 1
+    next_view: int = ROOT_VIEW + 1
     sessions: dict[int, Session] = field(default_factory=dict)
     pins: dict[Pin, tuple[int, Forest]] = field(default_factory=dict)
     """Pin -> (its session, a copy of the view as it was)."""

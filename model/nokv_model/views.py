@@ -153,7 +153,7 @@ def workspace_create(step: Step, op: WorkspaceCreate) -> ViewMade:
     """Make an empty directory that is a view of its own."""
     parent = _parent(step, op)
     access.require_makeable(step.caller, parent, op.name)
-    view = len(step.state.views)
+    view = step.state.next_view
     root = step.make(FileType.DIRECTORY << 12 | op.mode, parent, view)
     _enter(step, View(view, root.number, step.version, step.wall_ns, root.key))
     step.attach(parent, op.name, root)
@@ -238,7 +238,7 @@ def _copied(
     """Copy a directory and all below it into fresh views; return the copy, which has no name."""
     origins = shown.views_below(source)
     _require_few(origins)
-    first = len(step.state.views)
+    first = step.state.next_view
     copied = shown.clone(source, iter(range(first, first + len(origins))))
     step.forest.inodes.update(copied.inodes)
     for number, origin in enumerate(origins, first):
@@ -267,5 +267,6 @@ def _is_root(copied: Forest, inode: Inode) -> bool:
 
 def _enter(step: Step, view: View) -> None:
     """Note a new view; numbers count up and are never used again."""
-    assert view.number == len(step.state.views)
+    assert view.number == step.state.next_view
+    step.state.next_view += 1
     step.state.views[view.number] = view
