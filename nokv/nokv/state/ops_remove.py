@@ -62,7 +62,7 @@ def rmdir(ctx: Context, op: Rmdir) -> Done:
     _take_directory(ctx, parent, op.name)
     ctx.add_usage(parent.view, parent.ino, -1, 0, -int(view != parent.view))
     end_empty(ctx, parent.view, view, ino, inode)
-    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
+    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode, inode_view=view)
     return Done()
 
 
@@ -72,7 +72,7 @@ def remove_tree(ctx: Context, op: RemoveTree) -> Done:
     _need_directory(inode, op.name)
     need_owner(inode, ctx.caller)
     take_tree(ctx, parent, op.name, view, ino, inode)
-    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode)
+    announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode, inode_view=view)
     return Done()
 
 

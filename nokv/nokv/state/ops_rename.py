@@ -106,6 +106,7 @@ def rename(ctx: Context, op: Rename) -> Done:
         source.inode,
         to_directory=to_parent.ino,
         to_name=op.target_name,
+        inode_view=source.node[0],
     )
     return Done()
 

@@ -139,7 +139,15 @@ def _announce_snapshot(ctx: Context, found: Found, name: str) -> None:
     view, directory, entry = found.view, found.inode.parent, found.inode.name
     if found.ino == root_of(ctx.txn, view):
         view, directory, entry = view_of(ctx.txn, view).holder or (view, found.ino, b"")
-    ctx.emit(EventKind.SNAPSHOT, view, directory, entry, found.ino, to_name=name.encode())
+    ctx.emit(
+        EventKind.SNAPSHOT,
+        view,
+        directory,
+        entry,
+        found.ino,
+        to_name=name.encode(),
+        inode_view=found.view,
+    )
 
 
 # ---------------------------------------------------------------- clones and workspaces
@@ -170,7 +178,8 @@ def clone(ctx: Context, op: Clone) -> ViewMade:
     inside = ctx.usage(copy.number, shown.ino)
     entries, grafts = inside.entries + 1, inside.grafts + 1
     ctx.add_usage(parent.view, parent.ino, entries, inside.size_bytes, grafts)
-    ctx.emit(EventKind.CLONE, parent.view, parent.ino, op.name, shown.ino)
+    place_of = (parent.view, parent.ino, op.name)
+    ctx.emit(EventKind.CLONE, *place_of, shown.ino, inode_view=copy.number)
     return ViewMade(copy.number, shown.ino, ctx.version)
 
 
@@ -201,7 +210,7 @@ def workspace_create(ctx: Context, op: WorkspaceCreate) -> ViewMade:
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=1, nlink=1)
     ctx.add_usage(parent.view, parent.ino, 1, 0, 1)
     ctx.counters.files += 1
-    ctx.emit(EventKind.CREATE, parent.view, parent.ino, op.name, ino)
+    ctx.emit(EventKind.CREATE, parent.view, parent.ino, op.name, ino, inode_view=number)
     return ViewMade(number, ino, ctx.version)
 
 
@@ -259,7 +268,13 @@ def rollback(ctx: Context, op: Rollback) -> RolledBack:
         now.size_bytes - was.size_bytes,
         now.grafts - was.grafts + int(replaced is None),
     )
-    ctx.emit(EventKind.ROLLBACK, *holder, snapshot.inode, to_name=op.snapshot.encode())
+    ctx.emit(
+        EventKind.ROLLBACK,
+        *holder,
+        snapshot.inode,
+        to_name=op.snapshot.encode(),
+        inode_view=copy.number,
+    )
     return RolledBack(copy.number, snapshot.inode, kept.snapshot, name)
 
 
