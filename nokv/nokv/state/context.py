@@ -394,7 +394,16 @@ def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
     record = source.view(view) if view else None
     if record is None or record.origin is None:
         return found
-    return [one for one in found if chain(source, view, one[0])[-1] == record.root]
+    return [one for one in found if _is_inside(source, view, one[0], record.root)]
+
+
+def _is_inside(source: Source, view: int, directory: int, root: int) -> bool:
+    """Whether a directory lies below its view's root, or in a staged tree."""
+    top = chain(source, view, directory)[-1]
+    if top == root:
+        return True
+    value = source.get(_INODE, keys.inode(view, top))
+    return value is not None and decode_inode(body_of(value)).stage > 0
 
 
 def load_inode(source: Source, view: int, ino: int) -> Inode | None:

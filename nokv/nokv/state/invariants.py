@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from itertools import pairwise
+from typing import cast
 
 from nokv.state import keys
 from nokv.state.branches import VERSIONED
-from nokv.state.collect import sessions_of
+from nokv.state.collect import counters_of, sessions_of
 from nokv.state.context import (
     DIRECTORY,
     JOB_ORPHAN,
@@ -24,8 +25,10 @@ from nokv.state.context import (
 )
 from nokv.state.families import Family
 from nokv.state.invariants_holds import check_holds
+from nokv.state.invariants_views import check_views
 from nokv.state.lock_invariants import check_locks
 from nokv.state.pinned import Source
+from nokv.state.port import KV
 from nokv.state.records import (
     Counters,
     Dentry,
@@ -33,7 +36,7 @@ from nokv.state.records import (
     Inode,
     Job,
     Session,
-    Usage,
+    View,
     body_of,
     born_of,
     decode_chunk,
@@ -46,7 +49,10 @@ from nokv.state.records import (
     decode_job,
     decode_pin,
     decode_usage,
+    decode_view,
+    is_whiteout,
 )
+from nokv.state.txn import Present, Txn
 from nokv.types.limits import DEPTH_MAX, RESULT_WINDOW
 from nokv.types.values import ROOT_INODE, StoredChunk
 
@@ -59,10 +65,14 @@ ChunkKey = tuple[int, int, int, int]
 _LAST = b"\xff" * 9
 
 
-def check(source: Source) -> None:
+def check(source: KV | Source) -> None:
     """Raise AssertionError, naming the record, for the first thing that does not hold."""
-    state = _State(source)
-    check_holds(source)
+    present = source if isinstance(source, Present) else None
+    if present is None:
+        present = Txn(cast("KV", source), counters_of(cast("Source", source))).present
+    state = _State(present)
+    check_holds(present)
+    check_views(present)
     _check_tree(state)
     _check_links(state)
     _check_usage(state)
@@ -74,12 +84,17 @@ def check(source: Source) -> None:
 
 
 class _State:
-    """Every record that the checks compare, decoded."""
+    """Every record that the checks compare, decoded: views' own ones, without whiteouts."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Present) -> None:
         self.source = source
         row = source.get(Family.META, keys.COUNTERS)
         self.counters = Counters() if row is None else decode_counters(row)
+        self.views: dict[int, View] = {
+            int.from_bytes(key, "big"): decode_view(value) for key, value in self.rows(Family.VIEW)
+        }
+        self.plain = {n for n, view in self.views.items() if view.origin is None and not view.dead}
+        """Living views whose own records are all that they show."""
         self.inodes: dict[Node, Inode] = {
             keys.U64X2.unpack(key): decode_inode(body_of(value))
             for key, value in self.rows(Family.INODE)
@@ -91,7 +106,8 @@ class _State:
         self.names: dict[Node, list[int]] = defaultdict(list)
         self.entries: dict[Node, list[Dentry]] = defaultdict(list)
         for (view, directory, _), dentry in self.dentries.items():
-            self.names[view, dentry.inode].append(directory)
+            if dentry.view is None:
+                self.names[view, dentry.inode].append(directory)
             self.entries[view, directory].append(dentry)
         self.chunks: dict[ChunkKey, StoredChunk] = {
             keys.chunk_parts(key): decode_chunk(body_of(value))
@@ -105,7 +121,11 @@ class _State:
         self.jobs: list[Job] = [
             decode_job(value) for _, value in source.scan(Family.META, keys.JOB_PREFIX, end)
         ]
-        self.orphans = {(job.view, job.a) for job in self.jobs if job.kind == JOB_ORPHAN}
+        self.orphans = {
+            (job.view, job.a)
+            for job in self.jobs
+            if job.kind == JOB_ORPHAN and job.view in self.plain
+        }
         self.sessions: dict[int, Session] = dict(sessions_of(source, 0))
         self.pins: dict[int, set[int]] = defaultdict(set)
         for key, _ in self.rows(Family.PIN):
@@ -113,30 +133,45 @@ class _State:
             self.pins[view].add(version)
 
     def rows(self, family: Family) -> list[tuple[bytes, bytes]]:
-        """Return a whole family."""
-        return list(self.source.scan(family, b"\x00", _LAST))
+        """Return a whole family, without whiteouts."""
+        rows = self.source.own_scan(family, b"\x00", _LAST)
+        return [row for row in rows if family not in VERSIONED or not is_whiteout(row[1])]
+
+    def plain_inodes(self) -> list[tuple[Node, Inode]]:
+        """Return the inodes of the plain views."""
+        return [(node, inode) for node, inode in self.inodes.items() if node[0] in self.plain]
 
 
 # ---------------------------------------------------------------- the tree
 
 
 def _check_tree(state: _State) -> None:
-    """Names show inodes of their type, directories form trees, and each tree has an owner."""
+    """Names show inodes of their type, directories form trees, and each tree has an owner.
+
+    Of the plain views; what the others show is checked from above (`check_views`).
+    """
     for (view, directory, name), dentry in state.dentries.items():
+        if view not in state.plain or dentry.view is not None:
+            continue
         parent = state.inodes.get((view, directory))
         assert parent is not None, f"{name!r} in directory {directory}, which does not exist"
         assert is_directory(parent), f"{name!r} in inode {directory}, which is no directory"
         inode = state.inodes.get((view, dentry.inode))
         assert inode is not None, f"{name!r} of {directory} shows {dentry.inode}: nothing is there"
         assert dentry.file_type == inode.mode >> 12, f"{name!r} of {directory}: another type"
-    staged = {stage: sid for sid, s in state.sessions.items() for stage in s.stages}
-    for node, inode in state.inodes.items():
+    staged = {
+        stage: sid
+        for sid, s in state.sessions.items()
+        for stage in s.stages
+        if stage[0] in state.plain
+    }
+    for node, inode in state.plain_inodes():
         if inode.parent:
             _check_walk(state, node)
             assert not inode.stage, f"inode {node} is staged and has a parent"
             continue
         assert not state.names[node], f"inode {node} has a name and no parent"
-        if node[1] == ROOT_INODE:
+        if node[1] == state.views[node[0]].root:
             continue
         if inode.stage:
             assert staged.get(node) == inode.stage, f"staged root {node} is on no session's list"
@@ -164,10 +199,10 @@ def _check_links(state: _State) -> None:
     """Link counts, children, parents and backlinks are those that the names make."""
     backlinks: dict[Node, dict[int, int]] = defaultdict(dict)
     for key, value in state.rows(Family.BACKLINK):
-        backlinks[keys.U64X2.unpack_from(key)][int.from_bytes(key[16:], "big")] = decode_count(
-            body_of(value)
-        )
-    for node, inode in state.inodes.items():
+        node = keys.U64X2.unpack_from(key)
+        if node[0] in state.plain:
+            backlinks[node][int.from_bytes(key[16:], "big")] = decode_count(body_of(value))
+    for node, inode in state.plain_inodes():
         names = state.names[node]
         assert inode.parent == min(names, default=0), f"parent of {node} is {inode.parent}: {names}"
         if inode.name:
@@ -191,37 +226,13 @@ def _check_links(state: _State) -> None:
 
 
 def _check_usage(state: _State) -> None:
-    """Usage is the sum of what lies below, in every tree that is not being taken apart."""
-    stored = {
-        keys.U64X2.unpack(key): decode_usage(body_of(value))
-        for key, value in state.rows(Family.USAGE)
-    }
-    sums: dict[Node, list[int]] = defaultdict(lambda: [0, 0])
-    tops: dict[Node, Node] = {}
-    for (view, directory, _), dentry in state.dentries.items():
-        size = state.inodes[view, dentry.inode].size
-        ino = directory
-        while ino:
-            total = sums[view, ino]
-            total[0] += 1
-            total[1] += size
-            tops[view, directory] = view, ino
-            ino = state.inodes[view, ino].parent
-    for node, usage in stored.items():
-        assert node in state.inodes, f"usage of {node}, which is gone"
-        assert is_directory(state.inodes[node]), f"usage of {node}, which is no directory"
-        assert usage.entries >= 0, f"usage of {node}: {usage}"
-        assert usage.size_bytes >= 0, f"usage of {node}: {usage}"
-    for node, inode in state.inodes.items():
-        if not is_directory(inode):
-            continue
-        top = node
-        while parent := state.inodes[top].parent:
-            top = top[0], parent
-        if top not in state.orphans:
-            usage = stored.get(node, Usage(0, 0))
-            wanted = sums[node]
-            assert [usage.entries, usage.size_bytes] == wanted, f"usage of {node}: {usage}"
+    """Usage is of directories that are there; its sums are checked from above (`check_views`)."""
+    for key, value in state.rows(Family.USAGE):
+        node, usage = keys.U64X2.unpack(key), decode_usage(body_of(value))
+        if node[0] in state.plain:
+            assert node in state.inodes, f"usage of {node}, which is gone"
+            assert is_directory(state.inodes[node]), f"usage of {node}, which is no directory"
+        assert min(usage.entries, usage.size_bytes, usage.grafts) >= 0, f"usage of {node}: {usage}"
 
 
 # ---------------------------------------------------------------- history
@@ -319,10 +330,13 @@ def _check_counters(state: _State) -> None:
     for key, _ in state.rows(Family.XATTR):
         names[keys.U64X2.unpack_from(key)] += len(key) - 16 + 1
     for node, size in names.items():
-        assert node in state.inodes, f"attributes of {node}, which is gone"
-        assert size == state.inodes[node].xattr_bytes, f"attributes of {node}: {size} bytes"
+        if node[0] in state.plain:
+            assert node in state.inodes, f"attributes of {node}, which is gone"
+            assert size == state.inodes[node].xattr_bytes, f"attributes of {node}: {size} bytes"
     for node, inode in state.inodes.items():
-        assert inode.xattr_bytes == names[node], f"attributes of {node}: {inode.xattr_bytes} bytes"
+        if node[0] in state.plain:
+            size = inode.xattr_bytes
+            assert size == names[node], f"attributes of {node}: {size} bytes"
         assert inode.mode & S_IFMT, f"inode {node} has no type"
         assert inode.size >= 0, f"inode {node} has {inode.size} bytes"
 
