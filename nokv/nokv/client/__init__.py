@@ -6,8 +6,9 @@ from nokv.client.connect import connect
 from nokv.client.core import ClientConfig
 from nokv.client.entries import Entry
 from nokv.client.files import AsyncReader, AsyncTextReader, AsyncTextWriter, AsyncWriter
-from nokv.client.fs import AsyncClient, PinnedView
+from nokv.client.fs import AsyncClient
 from nokv.client.publish import Published
+from nokv.client.readonly import PinnedView, SnapshotView
 from nokv.client.upload import FileInfo
 from nokv.client.watch import Change, Watch
 from nokv.wire.tls import TlsFiles
@@ -24,6 +25,7 @@ __all__ = [
     "FileInfo",
     "PinnedView",
     "Published",
+    "SnapshotView",
     "TlsFiles",
     "Watch",
     "connect",

@@ -17,7 +17,7 @@ from nokv.client.session import Session
 from nokv.errors import BodyGone, InvalidArgument, NokvError, ObjectMissing, Stale
 from nokv.objects.read import READ_BYTES_MAX, Chunks, plan_read
 from nokv.types.limits import CHUNK_BYTES, FILE_BYTES_MAX, INLINE_BYTES_CAP
-from nokv.types.reads import PRESENT, BodyMap, BodyMapReply
+from nokv.types.reads import PRESENT, BodyMap, BodyMapReply, GetAttr
 from nokv.types.values import At, Attr, StoredChunk
 from nokv.wire.rpc import Consistency
 
@@ -239,6 +239,7 @@ class OpenBody:
 
         Raises:
             Stale: the session is over, also where an object is missing then.
+            VersionNotPinned, SnapshotGone: an object is missing, and what held it is gone.
             ObjectMissing, ObjectCorrupt, ObjectStoreError: naming the object.
         """
         check_range(offset, length)
@@ -249,7 +250,7 @@ class OpenBody:
         try:
             return await _read(self._core, chunks, offset, n_bytes)
         except ObjectMissing:
-            self.check()
+            await self._check_held()
             raise
 
     async def readinto(self, offset: int, out: memoryview) -> int:
@@ -263,9 +264,21 @@ class OpenBody:
         try:
             await reader.readinto(chunks, offset, out[:n_bytes])
         except ObjectMissing:
-            self.check()
+            await self._check_held()
             raise
         return n_bytes
+
+    async def _check_held(self) -> None:
+        """Return if something should have kept the objects of this body.
+
+        Raises:
+            Stale: the session is over.
+            VersionNotPinned: the pin or snapshot that it was opened at is gone.
+        """
+        self.check()
+        if self._options.at_version != PRESENT:
+            handle = At(self.attr.view, self.attr.inode)
+            await query(self._core, self._options, GetAttr(handle, self._options.at_version))
 
 
 async def open_body(core: Core, options: Options, at: At) -> OpenBody:

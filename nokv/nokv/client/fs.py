@@ -19,8 +19,9 @@ from nokv.client.paths import AnyPath, at, decode_name, encode_name, split
 from nokv.client.plan import plan_files
 from nokv.client.publish import Mode, run
 from nokv.client.publish import Published as PublishedSet
-from nokv.client.reads import ReadHandle
+from nokv.client.readonly import PinnedView
 from nokv.client.upload import BodyUpload, FileInfo, begin_upload, checked, propose_uploads
+from nokv.client.views import ViewHandle
 from nokv.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -54,7 +55,7 @@ from nokv.types.commands import (
     XattrFlag,
 )
 from nokv.types.commands import Op as Operation
-from nokv.types.results import Made, MadeMany, Pinned, Published, Result
+from nokv.types.results import MadeMany, Pinned, Published, Result
 from nokv.types.values import At, Attr, FileType
 
 FILE_MODE: Final = 0o644
@@ -64,16 +65,7 @@ NOW: Final = TIME_NOW
 """As a time of `utime`: the cluster's clock when the command is applied."""
 
 
-class PinnedView(ReadHandle):
-    """The live tree as it was at one version: read-only, unchanging, until its block ends."""
-
-    @property
-    def version(self) -> int:
-        """The version that it shows."""
-        return self._options.at_version
-
-
-class AsyncClient(ReadHandle):
+class AsyncClient(ViewHandle):
     """A connected client. Make one with `nokv.connect`; belongs to one event loop.
 
     Paths are absolute, text or bytes. Every change is one command: applied once, or not at all,
@@ -108,12 +100,6 @@ class AsyncClient(ReadHandle):
     async def session_id(self) -> int:
         """Return the id of the session that changes run in now; opens one if there is none."""
         return (await self._core.session()).id
-
-    async def _do(self, op: Operation, predicates: tuple[Predicate, ...] = ()) -> Result:
-        return await self._core.propose(op, predicates, self._options.deadline_s)
-
-    async def _make(self, op: Operation, predicates: tuple[Predicate, ...] = ()) -> Attr:
-        return expect((await self._do(op, predicates)).value, Made).attr
 
     # ------------------------------------------------------------ making names
 

@@ -25,6 +25,7 @@ from nokv.errors import (
     NotADirectory,
     NotFound,
     PermissionDenied,
+    ReadOnly,
     TooManyLinks,
 )
 from nokv.types.limits import PAGE_MAX
@@ -109,19 +110,23 @@ class ReadHandle:
 
     # ------------------------------------------------------------ one inode
 
+    async def _at(self, path: AnyPath, *, follow: bool = True) -> At:
+        """Return the address of a path; a snapshot's handle looks the snapshot up before."""
+        return at(path, follow=follow)
+
     async def _ask(self, read: Read) -> ReadValue:
         _, value = await query(self._core, self._options, read)
         return value
 
     async def stat(self, path: AnyPath) -> Attr:
         """Return the attributes of what `path` shows, symbolic links followed."""
-        at_version = self._options.at_version
-        value = await self._ask(GetAttr(At(0, 1, components(path)), at_version))
+        value = await self._ask(GetAttr(await self._at(path), self._options.at_version))
         return expect(value, AttrReply).attr
 
     async def lstat(self, path: AnyPath) -> Attr:
         """Return the attributes of what `path` itself names."""
-        value = await self._ask(GetAttr(at(path, follow=False), self._options.at_version))
+        where = await self._at(path, follow=False)
+        value = await self._ask(GetAttr(where, self._options.at_version))
         return expect(value, AttrReply).attr
 
     async def exists(self, path: AnyPath) -> bool:
@@ -157,24 +162,25 @@ class ReadHandle:
             if mask == os.F_OK:
                 await self.stat(path)
             else:
-                await self._ask(Access(at(path), mask))
+                await self._ask(Access(await self._at(path), mask, self._options.at_version))
         except (*_MISSING, PermissionDenied):
             return False
         return True
 
     async def readlink(self, path: AnyPath) -> str:
         """Return the target of a symbolic link."""
-        value = await self._ask(ReadLink(at(path, follow=False), self._options.at_version))
+        where = await self._at(path, follow=False)
+        value = await self._ask(ReadLink(where, self._options.at_version))
         return decode_name(expect(value, BytesReply).data)
 
     async def getxattr(self, path: AnyPath, name: str | bytes) -> bytes:
         """Return the value of an extended attribute; NoAttribute if there is none."""
-        read = GetXattr(at(path), encode_name(name), self._options.at_version)
+        read = GetXattr(await self._at(path), encode_name(name), self._options.at_version)
         return expect(await self._ask(read), BytesReply).data
 
     async def listxattr(self, path: AnyPath) -> list[str]:
         """Return the names of the extended attributes that the caller may see."""
-        value = await self._ask(ListXattr(at(path), self._options.at_version))
+        value = await self._ask(ListXattr(await self._at(path), self._options.at_version))
         return [decode_name(name) for name in expect(value, NamesReply).names]
 
     # ------------------------------------------------------------ counts, volume, events
@@ -185,7 +191,8 @@ class ReadHandle:
 
     async def usage(self, path: AnyPath = "/") -> UsageReply:
         """Return the exact entries and bytes below a directory, at the cost of one read."""
-        return expect(await self._ask(GetUsage(at(path))), UsageReply)
+        read = GetUsage(await self._at(path), self._options.at_version)
+        return expect(await self._ask(read), UsageReply)
 
     @property
     def volume(self) -> VolumeReply:
@@ -258,7 +265,7 @@ class ReadHandle:
         It is read by page: what is there from the first page to the last is yielded exactly once,
         whatever happens to other names meanwhile. Read a pinned view to see one version.
         """
-        where = at(path)
+        where = await self._at(path)
         shown = _shown(path)
         after, more = b"", True
         while more:
@@ -279,7 +286,7 @@ class ReadHandle:
         if not 1 <= limit <= PAGE_MAX:
             message = f"a page of {limit} entries"
             raise InvalidArgument(message, hint=f"1 to {PAGE_MAX}")
-        read = ReadDir(at(path), after, limit, attrs, self._options.at_version)
+        read = ReadDir(await self._at(path), after, limit, attrs, self._options.at_version)
         return expect(await self._ask(read), DirPage)
 
     async def walk(
@@ -368,7 +375,8 @@ class ReadHandle:
             ObjectCorrupt, ObjectMissing, ObjectStoreError: naming the object.
             ResultTooLarge: more than 1 GiB at once; open the file instead.
         """
-        _, data = await bodies.read_at(self._core, self._options, at(path), offset, length)
+        where = await self._at(path)
+        _, data = await bodies.read_at(self._core, self._options, where, offset, length)
         return data
 
     async def read_bytes(self, path: AnyPath) -> bytes:
@@ -395,7 +403,8 @@ class ReadHandle:
             ObjectCorrupt: the body does not match; `local` is as it was.
             OSError: the local file can't be written.
         """
-        return await download.get_file(self._core, self._options, at(path), local, progress)
+        where = await self._at(path)
+        return await download.get_file(self._core, self._options, where, local, progress)
 
     @overload
     def open(self, path: AnyPath, mode: Literal["rb"] = "rb") -> Opening[AsyncReader]: ...
@@ -423,7 +432,8 @@ class ReadHandle:
         once; an exception inside the `async with` leaves the file as it was.
 
         Raises:
-            InvalidArgument: another mode, or writing through a handle that is read-only.
+            InvalidArgument: another mode.
+            ReadOnly: writing through a handle of a snapshot or a pinned view.
         """
         text = "b" not in mode
         kind = mode.replace("b", "").replace("t", "")
@@ -436,15 +446,16 @@ class ReadHandle:
         return Opening(_as_text(writer)) if text else Opening(writer)
 
     async def _open_reader(self, path: AnyPath) -> AsyncReader:
-        body = await bodies.open_body(self._core, self._options, at(path))
+        where = await self._at(path)
+        body = await bodies.open_body(self._core, self._options, where)
         return AsyncReader(self._core, body, _shown(path))
 
     async def _open_text(self, path: AnyPath) -> AsyncTextReader:
         return AsyncTextReader(await self._open_reader(path))
 
     async def _open_writer(self, path: AnyPath, kind: str) -> AsyncWriter:
-        message = f"{_shown(path)} can't be opened with mode {kind!r} through a pinned view"
-        raise InvalidArgument(message, hint="open it through the client itself")
+        message = f"{_shown(path)} can't be opened with mode {kind!r} through this handle"
+        raise ReadOnly(message, hint="open it through the client itself")
 
 
 async def _as_text(writer: Awaitable[AsyncWriter]) -> AsyncTextWriter:

@@ -19,10 +19,12 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 from nokv.client.connect import addresses_of, connect
 from nokv.client.core import ClientConfig
-from nokv.client.fs import AsyncClient, PinnedView
+from nokv.client.fs import AsyncClient
 from nokv.client.paths import AnyPath
+from nokv.client.readonly import CHANGES, PinnedView, SnapshotView, refused
 from nokv.client.reads import ReadHandle
 from nokv.client.syncfiles import ReaderFile, TextWriterFile, WriterFile, open_file
+from nokv.client.views import Snapshots, Workspaces
 from nokv.client.watch import SyncWatch
 from nokv.errors import InvalidArgument, Stale, Unavailable
 from nokv.types.reads import VolumeReply
@@ -30,7 +32,8 @@ from nokv.types.values import Caller
 
 P = ParamSpec("P")
 T = TypeVar("T")
-H = TypeVar("H", bound=ReadHandle)
+H = TypeVar("H")
+R = TypeVar("R", bound=ReadHandle)
 
 ITEMS: Final = 256
 """Entries that an iterator fetches from the loop's thread at a time."""
@@ -174,11 +177,11 @@ async def _take(items: AsyncIterator[T], count: int) -> list[T]:
 
 def _sync(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[SyncReadHandle[Any], P], T]:
+) -> Callable[Concatenate[Facade[Any], P], T]:
     """Return the synchronous form of a coroutine method, with its signature and documentation."""
 
     @functools.wraps(method)
-    def call(self: SyncReadHandle[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
         handle = self._handle()
         return self._owner.run(method(handle, *args, **kwargs))
 
@@ -187,11 +190,11 @@ def _sync(
 
 def _sync_iterator(
     method: Callable[Concatenate[Any, P], AsyncIterator[T]], items: int = ITEMS
-) -> Callable[Concatenate[SyncReadHandle[Any], P], Iterator[T]]:
+) -> Callable[Concatenate[Facade[Any], P], Iterator[T]]:
     """Return the synchronous form of an asynchronous generator method."""
 
     @functools.wraps(method)
-    def call(self: SyncReadHandle[Any], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         found = method(self._handle(), *args, **kwargs)
         run = self._owner.run
         while batch := run(_take(found, items)):
@@ -202,8 +205,8 @@ def _sync_iterator(
     return call
 
 
-class SyncReadHandle(Generic[H]):
-    """What reads; see `nokv.client.reads.ReadHandle`, whose methods these are."""
+class Facade(Generic[H]):
+    """The synchronous form of an asynchronous object, which is made in each process."""
 
     def __init__(self, owner: Owner, make: Callable[[AsyncClient], H]) -> None:
         self._owner = owner
@@ -217,10 +220,14 @@ class SyncReadHandle(Generic[H]):
             made = self._made = (self._owner.epoch, self._make(client))
         return made[1]
 
-    def _with(self, change: Callable[[H], H]) -> Self:
+
+class SyncReadHandle(Facade[R]):
+    """What reads; see `nokv.client.reads.ReadHandle`, whose methods these are."""
+
+    def _with(self, change: Callable[[R], R]) -> Self:
         make = self._make
         found = object.__new__(type(self))
-        SyncReadHandle.__init__(found, self._owner, lambda client: change(make(client)))
+        Facade.__init__(found, self._owner, lambda client: change(make(client)))
         found._handle()
         return found
 
@@ -282,13 +289,60 @@ class SyncReadHandle(Generic[H]):
         return open_file(self._owner, self._handle(), path, mode, buffering, encoding)
 
 
-class SyncPinnedView(SyncReadHandle[PinnedView]):
+class SyncReadOnlyHandle(SyncReadHandle[R]):
+    """Reads; whatever changes the namespace raises ReadOnly here."""
+
+
+def _refuse(name: str) -> None:
+    def refuse(self: SyncReadOnlyHandle[Any], *args: object, **kwargs: object) -> None:
+        del self, args, kwargs
+        raise refused(name)
+
+    refuse.__name__ = name
+    refuse.__doc__ = "Raise ReadOnly."
+    setattr(SyncReadOnlyHandle, name, refuse)
+
+
+for _name in CHANGES:
+    _refuse(_name)
+
+
+class SyncPinnedView(SyncReadOnlyHandle[PinnedView]):
     """The live tree as it was at one version: read-only, until its block ends."""
 
     @property
     def version(self) -> int:
         """The version that it shows."""
         return self._handle().version
+
+
+class SyncSnapshotView(SyncReadOnlyHandle[SnapshotView]):
+    """What a snapshot shows; see `nokv.client.readonly.SnapshotView`."""
+
+    @property
+    def name(self) -> str:
+        """The snapshot's name."""
+        return self._handle().name
+
+    info = _sync(SnapshotView.info)
+
+
+class SyncSnapshots(Facade[Snapshots]):
+    """The snapshots of a volume; see `nokv.client.views.Snapshots`."""
+
+    create = _sync(Snapshots.create)
+    get = _sync(Snapshots.get)
+    list = _sync(Snapshots.list)
+    renew = _sync(Snapshots.renew)
+    delete = _sync(Snapshots.delete)
+
+
+class SyncWorkspaces(Facade[Workspaces]):
+    """Directories that are views of their own; see `nokv.client.views.Workspaces`."""
+
+    create = _sync(Workspaces.create)
+    list = _sync(Workspaces.list)
+    delete = _sync(Workspaces.delete)
 
 
 class Client(SyncReadHandle[AsyncClient]):
@@ -339,6 +393,25 @@ class Client(SyncReadHandle[AsyncClient]):
     patch = _sync(AsyncClient.patch)
     publish = _sync(AsyncClient.publish)
     publish_tree = _sync(AsyncClient.publish_tree)
+    clone = _sync(AsyncClient.clone)
+    rollback = _sync(AsyncClient.rollback)
+
+    @property
+    def snapshots(self) -> SyncSnapshots:
+        """The snapshots of the volume: create, get, list, renew, delete."""
+        make = self._make
+        return SyncSnapshots(self._owner, lambda client: make(client).snapshots)
+
+    @property
+    def workspaces(self) -> SyncWorkspaces:
+        """Directories that are views of their own: create, list, delete."""
+        make = self._make
+        return SyncWorkspaces(self._owner, lambda client: make(client).workspaces)
+
+    def at(self, snapshot: str) -> SyncSnapshotView:
+        """Return a handle that reads what a snapshot shows, under the same absolute paths."""
+        make = self._make
+        return SyncSnapshotView(self._owner, lambda client: make(client).at(snapshot))
 
     @contextmanager
     def pinned(self) -> Iterator[SyncPinnedView]:

@@ -20,9 +20,19 @@ import pytest
 from tests.unit.client.loopback import ROOT, Cluster, cluster
 
 import nokv
-from nokv.client import AsyncClient, ClientConfig, PinnedView
+from nokv.client import AsyncClient, ClientConfig, PinnedView, SnapshotView
+from nokv.client.readonly import CHANGES
 from nokv.client.reads import ReadHandle
-from nokv.client.sync import Client, SyncPinnedView, SyncReadHandle, connect_sync
+from nokv.client.sync import (
+    Client,
+    SyncPinnedView,
+    SyncReadHandle,
+    SyncSnapshots,
+    SyncSnapshotView,
+    SyncWorkspaces,
+    connect_sync,
+)
+from nokv.client.views import Snapshots, Workspaces
 from nokv.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -87,6 +97,12 @@ def test_the_same_names() -> None:
     # What an administration tool builds on belongs to the loop of its owner.
     assert names(AsyncClient) - {"core"} == names(Client)
     assert names(PinnedView) == names(SyncPinnedView)
+    assert names(SnapshotView) == names(SyncSnapshotView)
+    assert names(Snapshots) == names(SyncSnapshots)
+    assert names(Workspaces) == names(SyncWorkspaces)
+    changes = names(AsyncClient) - names(ReadHandle)
+    changes -= {"core", "close", "session_id", "pinned", "at", "snapshots", "workspaces"}
+    assert changes == set(CHANGES)
     for name in names(AsyncClient) - {
         "core",
         "open",
@@ -95,6 +111,9 @@ def test_the_same_names() -> None:
         "within",
         "reading_from",
         "stale",
+        "at",
+        "snapshots",
+        "workspaces",
     }:
         one, other = getattr(AsyncClient, name), getattr(Client, name)
         assert inspect.signature(one).parameters == inspect.signature(other).parameters or (
