@@ -161,7 +161,8 @@ def swept(step: Step, op: c.Swept) -> Done:
         message = "the session lives"
         raise NotPermitted(message)
     old = step.cluster_ns >= session.died_cluster_ns + TOMBSTONE_NS
-    if old and op.begun_cluster_ns >= session.died_cluster_ns:
+    graced_ns = session.died_cluster_ns + max(0, op.grace_ns)
+    if old and graced_ns <= op.begun_cluster_ns <= step.cluster_ns:
         del step.state.sessions[op.target]
     return Done()
 

@@ -179,7 +179,9 @@ class Step:
     def event_of(self, kind: EventKind, inode: Inode) -> None:
         """Record a change of an inode itself: its place is a directory that names it.
 
-        The root and staged roots are their own places.
+        The root of a view and staged roots are their own places.
         """
-        parent = self.forest.parent(inode) or inode.key
+        parent = self.forest.parent(inode)
+        if parent is None or parent[0] != inode.view:
+            parent = inode.key
         self.event(kind, inode, (self.forest.inodes[parent], b""))

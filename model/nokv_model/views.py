@@ -151,8 +151,9 @@ def require_pinnable(state: State, views: list[int]) -> None:
 
 def workspace_create(step: Step, op: WorkspaceCreate) -> ViewMade:
     """Make an empty directory that is a view of its own."""
-    parent = _parent(step, op)
+    parent = step.resolver.parent(op.parent)
     access.require_makeable(step.caller, parent, op.name)
+    _require_unstaged(step, parent)
     view = step.state.next_view
     root = step.make(FileType.DIRECTORY << 12 | op.mode, parent, view)
     _enter(step, View(view, root.number, step.version, step.wall_ns, root.key))
@@ -163,7 +164,7 @@ def workspace_create(step: Step, op: WorkspaceCreate) -> ViewMade:
 
 def clone(step: Step, op: Clone) -> ViewMade:
     """Make a writable copy of a directory, or of what a snapshot shows."""
-    parent = _parent(step, op)
+    parent = step.resolver.parent(op.parent)
     access.require_makeable(step.caller, parent, op.name)
     if op.snapshot:
         snapshot = _known(step, op.snapshot)
@@ -172,10 +173,10 @@ def clone(step: Step, op: Clone) -> ViewMade:
     else:
         shown, version = step.forest, step.version - 1
         source = step.resolver.parent(op.source)
-        if shown.owner_session(source):
-            message = "a staged tree can't be cloned"
-            raise CrossesView(message)
     access.require(step.caller, source, R | X)
+    if not op.snapshot:
+        _require_unstaged(step, source)
+    _require_unstaged(step, parent)
     root = _copied(step, shown, source, version)
     step.attach(parent, op.name, root)
     step.event(EventKind.CLONE, root, (parent, op.name))
@@ -209,7 +210,7 @@ def rollback(step: Step, op: Rollback) -> RolledBack:
     source = snapshot.shown.inodes[snapshot.root]
     root = _copied(step, snapshot.shown, source, snapshot.version, identity, replaces)
     step.attach(parent, op.name, root)
-    step.event(EventKind.ROLLBACK, root, (parent, op.name))
+    step.event(EventKind.ROLLBACK, root, (parent, op.name), to_name=op.snapshot.encode())
     return RolledBack(root.view, root.number, step.version, name)
 
 
@@ -219,12 +220,10 @@ def flatten(step: Step, op: Flatten) -> Reaped:
     return Reaped(0, more=False)
 
 
-def _parent(step: Step, op: Clone | WorkspaceCreate) -> Inode:
-    parent = step.resolver.parent(op.parent)
-    if step.forest.owner_session(parent):
-        message = "a view can't be entered from a staged tree"
+def _require_unstaged(step: Step, directory: Inode) -> None:
+    if step.forest.owner_session(directory):
+        message = "a staged tree has no views, and none is made of it"
         raise CrossesView(message)
-    return parent
 
 
 def _copied(
