@@ -151,7 +151,7 @@ class Collector:
         if found:
             return 0
         if forget:
-            await self._node.run(Swept(number, cluster_ns))
+            await self._node.run(Swept(number, cluster_ns, self._grace_ns))
         return end
 
     async def _sweep_range(self, session: int, first: int, last: int) -> int:

@@ -76,7 +76,7 @@ def init_volume(ctx: Context, op: InitVolume) -> Done:
 
 
 def swept(ctx: Context, op: Swept) -> Done:
-    """Forget a session whose uploads a whole listing has shown to be gone."""
+    """Forget a session whose uploads a whole listing, begun late enough, has shown to be gone."""
     session = load_session(ctx.txn, op.target)
     if session is None:
         message = f"no session {op.target:016x}"
@@ -85,7 +85,8 @@ def swept(ctx: Context, op: Swept) -> Done:
         message = f"session {op.target:016x} is alive"
         raise NotPermitted(message)
     old = ctx.cluster_ns - session.died_cluster_ns >= TOMBSTONE_NS
-    if not old or op.begun_cluster_ns < session.died_cluster_ns:
+    graced_ns = session.died_cluster_ns + max(0, op.grace_ns)
+    if not old or not graced_ns <= op.begun_cluster_ns <= ctx.cluster_ns:
         return Done()
     ctx.txn.delete_row(Family.SESSION, keys.session(op.target))
     ctx.txn.delete_row(Family.SESSION, keys.nonce(session.nonce))

@@ -377,13 +377,17 @@ class Collected(Strict, frozen=True, tag=67):
 
 
 class Swept(Strict, frozen=True, tag=68):
-    """A whole listing begun after `begun_cluster_ns` found nothing left of dead uploads.
+    """A whole listing begun at `begun_cluster_ns` found nothing left of a dead session's uploads.
 
-    Result: Done. Removes the tombstone of a session that has been dead for long enough.
+    Result: Done. Removes a tombstone that is old enough, if the listing began when the session had
+    been dead for the grace: a PUT that was under way at its death has ended by then.
     """
 
     target: int
     begun_cluster_ns: int
+    """Read from the state before the listing began."""
+    grace_ns: int = 0
+    """The collector's (`worker.grace_ms`)."""
 
 
 class Checkpoint(Strict, frozen=True, tag=69):

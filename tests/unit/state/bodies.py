@@ -243,7 +243,7 @@ class Files(Shard):
             if k[8:] == b"\x00"
         ]
         for session in dead:
-            self.internal(Swept(session, self.cluster_ns))
+            self.internal(Swept(session, self.cluster_ns, GRACE_NS))
         self.reap()
         self.check()
         for family in (Family.HISTORY, Family.RECLAIM, Family.TOUCHED, Family.DROP):

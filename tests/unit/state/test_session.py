@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.state.bodies import DAY_NS, Files, inline, stored
+from tests.unit.state.bodies import DAY_NS, GRACE_NS, Files, inline, stored
 from tests.unit.state.shard import at
 
 from nokv.errors import (
@@ -135,7 +135,14 @@ def test_results_survive_the_session_until_it_is_swept(files: Files) -> None:
     died = known(files).died_cluster_ns
     files.internal(Swept(dead, died - 1))
     assert not known(files).alive
-    files.internal(Swept(dead, died))
+    for begun_ns, grace_ns in (
+        (died, 1),
+        (died + GRACE_NS - 1, GRACE_NS),
+        (files.cluster_ns + DAY_NS, 0),
+    ):
+        files.internal(Swept(dead, begun_ns, grace_ns))
+        assert not known(files).alive
+    files.internal(Swept(dead, died + GRACE_NS, GRACE_NS))
     assert send(files, Mkdir(at(), b"d", 0o755), 1).code == UnknownSession.code
     files.check()
     files.reap(1)
