@@ -77,9 +77,10 @@ class _State:
         return record.created if view else 0
 
     def is_live(self, key: ChunkKey) -> bool:
-        """Whether the chunk belongs to the body that its file has now."""
-        owner = self.inode(key[0], key[1])
-        return owner is not None and owner.body == key[2]
+        """Whether the chunk belongs to the body that its file has now, in a view that lives."""
+        view, owner = self.present.view(key[0]), self.inode(key[0], key[1])
+        dead = view is not None and view.dead
+        return not dead and owner is not None and owner.body == key[2]
 
 
 def _check_bodies(state: _State) -> None:

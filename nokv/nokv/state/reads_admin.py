@@ -12,9 +12,9 @@ from nokv.state.collect import counters_of, get_drops, sessions_of
 from nokv.state.families import Family
 from nokv.state.ops_backup import backups_of, origin_of
 from nokv.state.ops_session import consumed_ranges
-from nokv.state.pinned import Source
+from nokv.state.pinned import Shard, Source
 from nokv.state.port import KEY_BYTES_MAX
-from nokv.state.records import Session, body_of, decode_chunk, decode_session
+from nokv.state.records import Session, body_of, decode_chunk, decode_session, is_whiteout
 from nokv.types.limits import PAGE_MAX
 from nokv.types.reads import (
     BackupRow,
@@ -81,7 +81,7 @@ def get_pending(source: Source, _caller: Caller, _request: GetPending) -> Pendin
     return PendingReply(c.drops, c.history, c.jobs, c.sessions)
 
 
-def list_bodies(source: Source, _caller: Caller, request: ListBodies) -> BodiesReply:
+def list_bodies(source: Shard, _caller: Caller, request: ListBodies) -> BodiesReply:
     """Answer `ListBodies`: current chunk records, then those in history.
 
     Raises InvalidArgument for a cursor that no page can have answered.
@@ -94,14 +94,14 @@ def list_bodies(source: Source, _caller: Caller, request: ListBodies) -> BodiesR
         raise InvalidArgument(message)
     if not after.startswith(_PAST):
         start = after[1:] + b"\x00" if after.startswith(_LIVE) else b""
-        for key, value in islice(source.scan(Family.CHUNK, start, b"\xff" * 33), limit):
+        for key, value in islice(source.own_scan(Family.CHUNK, start, b"\xff" * 33), limit):
             rows.append(_body_row(key, value, live=True))
             after = _LIVE + key
         if len(rows) == limit:
             return BodiesReply(tuple(rows), more=True, after=after)
         after = _PAST
     examined = len(rows)
-    for key, value in source.scan(Family.HISTORY, after[1:] + b"\x00", b"\xff" * 33):
+    for key, value in source.own_scan(Family.HISTORY, after[1:] + b"\x00", b"\xff" * 33):
         examined += 1
         after = _PAST + key
         family, record, _ = keys.history_parts(key)
@@ -114,7 +114,7 @@ def list_bodies(source: Source, _caller: Caller, request: ListBodies) -> BodiesR
 
 def _body_row(key: bytes, value: bytes, *, live: bool) -> BodyRow:
     view, ino, body, index = keys.chunk_parts(key)
-    objects = decode_chunk(body_of(value)).objects
+    objects = () if is_whiteout(value) else decode_chunk(body_of(value)).objects
     names = tuple(DroppedObject(o.session, o.upload, o.chunk, o.block, o.piece) for o in objects)
     return BodyRow(view, ino, body, index, live, names, tuple(o.length for o in objects))
 
