@@ -18,9 +18,9 @@ from nokv.state.records import (
     decode_dentry,
     decode_inode,
     decode_snapshot,
-    decode_view,
 )
 from nokv.state.resolve import resolve
+from nokv.state.views import grafts_of
 from nokv.types.diffs import Seen
 from nokv.types.limits import DEPTH_MAX
 from nokv.types.values import At, Caller
@@ -233,9 +233,5 @@ def _grafts(shard: Shard, view: int, version: int) -> list[tuple[int, bytes, int
             if snapshot.version == version:
                 nested = snapshot.nested
                 found.update((n.directory, n.name, n.view) for n in nested if n.in_view == view)
-    for key, value in shard.own_scan(Family.VIEW, b"", b"\xff" * 9):
-        record = decode_view(value)
-        if record.holder is not None and record.holder[0] == view:
-            _, directory, name = record.holder
-            found.add((directory, name, int.from_bytes(key, "big")))
+    found.update(grafts_of(shard, view))
     return sorted(found)

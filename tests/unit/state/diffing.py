@@ -166,10 +166,8 @@ def _below(shard: Shard, left: Item, right: Item, version: int, to_version: int)
 
 def _put(row: Row, old: bytes, new: bytes) -> Row:
     """Return the row of a view below as the one above it tells it."""
-    if row.kind in (DiffKind.LEFT, DiffKind.DELETED):
-        path = _join(old, row.path) if row.kind == DiffKind.LEFT else _join(new, row.path)
-    else:
-        path = _join(new, row.path)
+    gone = row.kind in (DiffKind.LEFT, DiffKind.DELETED)
+    path = _join(old if gone else new, row.path)
     moved = row.old_path
     if row.kind == DiffKind.RENAMED:
         moved = _join(old, moved)
