@@ -157,10 +157,9 @@ def is_snapshot_name(name: str) -> bool:
     )
 
 
-def _check_shown_path(path: str) -> None:
-    _require(path.startswith("/"), "a path that is not absolute")
-    size = len(path.encode("utf-8", "surrogateescape"))
-    _require(size <= PATH_BYTES_MAX, "a path over the limit")
+def _check_shown_path(path: bytes) -> None:
+    _require(path.startswith(b"/"), "a path that is not absolute")
+    _require(len(path) <= PATH_BYTES_MAX, "a path over the limit")
 
 
 def _check_lease(ttl_ns: int, *, held: bool) -> None:

@@ -52,7 +52,7 @@ class Snapshot:
 
     number: int
     name: str
-    path: str
+    path: bytes
     root: Key
     """The directory."""
     identity: Key

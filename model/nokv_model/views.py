@@ -76,7 +76,7 @@ def expire_snapshots(step: Step, op: ExpireSnapshots) -> Reaped:
 
 
 def _taken(
-    step: Step, directory: Inode, name: str, path: str, until: int, *, automatic: bool
+    step: Step, directory: Inode, name: str, path: bytes, until: int, *, automatic: bool
 ) -> Snapshot:
     """Keep a directory; raise ResultTooLarge over a limit."""
     views = step.forest.views_below(directory)

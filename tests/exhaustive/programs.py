@@ -199,8 +199,8 @@ def alphabet() -> dict[str, Step]:
     ):
         steps[f"rename {_show(*source)} {_show(*target)}"] = _send(c.Rename(*source, *target))
     steps["link /a/a /b"] = _send(c.Link(At(path=(b"a", b"a")), At(), b"b"))
-    steps["snapshot / s"] = _send(SnapshotCreate(At(), "s", "/", HELD))
-    steps["snapshot /a t"] = _send(SnapshotCreate(At(path=(b"a",)), "t", "/a", TTL_NS))
+    steps["snapshot / s"] = _send(SnapshotCreate(At(), "s", b"/", HELD))
+    steps["snapshot /a t"] = _send(SnapshotCreate(At(path=(b"a",)), "t", b"/a", TTL_NS))
     for snapshot in ("s", "t"):
         steps[f"drop {snapshot}"] = _send(SnapshotDelete(snapshot))
     for path in ((), (b"a",), (b"b",)):
@@ -213,7 +213,7 @@ def alphabet() -> dict[str, Step]:
         steps[f"clone @{snapshot} /b"] = _send(Clone(At(), At(), b"b", snapshot))
     for to, name in ((At(), b"b"), (At(path=(b"a",)), b"b"), (At(), b"a")):
         steps[f"delete tree {_show(to, name)}"] = _send(c.RemoveTree(to, name))
-    steps["rollback /a t"] = _send(Rollback(At(), b"a", "t", "/a", TTL_NS))
+    steps["rollback /a t"] = _send(Rollback(At(), b"a", "t", b"/a", TTL_NS))
     steps["expire session"] = Tiny.expire_session
     steps["expire snapshot"] = Tiny.expire_snapshots
     steps["reap"] = lambda tiny: tiny.node(c.Reap(1))

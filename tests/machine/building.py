@@ -189,7 +189,7 @@ def stage_swap(d: Drawing, s: int) -> c.InnerOp:
 
 def snapshot_create(d: Drawing, s: int) -> c.Op:
     name = d.often(SNAPSHOTS, BAD_SNAPSHOTS)
-    path = d.often(("/", "/a/b"), ("a", "", "/" * 4097))
+    path = d.often((b"/", b"/a/\xff"), (b"a", b"", b"/" * 4097))
     return SnapshotCreate(d.parent(s), name, path, d.lease())
 
 
@@ -218,7 +218,7 @@ def rollback(d: Drawing, s: int) -> c.Op:
     del s
     if d.crowded():
         return remove_view(d, 0)
-    return Rollback(*d.rolled_back(), "/a", d.lease(held=False))
+    return Rollback(*d.rolled_back(), b"/a", d.lease(held=False))
 
 
 def remove_view(d: Drawing, s: int) -> c.Op:

@@ -7,7 +7,7 @@ from typing import Final
 from nokv.client.core import Core
 from nokv.client.options import Options, find_snapshot
 from nokv.client.paths import AnyPath, Components, components
-from nokv.client.reads import ReadHandle
+from nokv.client.reads import ReadHandle, shown_path
 from nokv.errors import NotFound, ReadOnly, SnapshotGone
 from nokv.types.reads import PRESENT
 from nokv.types.values import At
@@ -129,8 +129,8 @@ class SnapshotView(ReadOnlyHandle):
             wants_directory = parts[-1:] == (b".",)
             parts = _plain(parts) + ((b".",) if wants_directory else ())
             if parts[: len(base)] != base:
-                message = f"snapshot {self.name!r} does not show {path!r}"
-                raise NotFound(message, hint=f"it shows {found.path} and what was below it")
+                message = f"snapshot {self.name!r} does not show {shown_path(path)}"
+                raise NotFound(message, hint=f"it shows {shown_path(found.path)}")
         return At(found.view, found.inode, parts[len(base) :], follow)
 
 

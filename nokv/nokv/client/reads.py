@@ -266,7 +266,7 @@ class ReadHandle:
         whatever happens to other names meanwhile. Read a pinned view to see one version.
         """
         where = await self._at(path)
-        shown = _shown(path)
+        shown = shown_path(path)
         after, more = b"", True
         while more:
             value = await self._ask(ReadDir(where, after, PAGE, attrs, self._options.at_version))
@@ -297,7 +297,7 @@ class ReadHandle:
         Top down; symbolic links are not followed. Remove entries from the list of directories to
         leave them out. A directory that vanishes meanwhile is skipped.
         """
-        waiting = [_shown(path)]
+        waiting = [shown_path(path)]
         first = True
         while waiting:
             directory = waiting.pop()
@@ -448,13 +448,13 @@ class ReadHandle:
     async def _open_reader(self, path: AnyPath) -> AsyncReader:
         where = await self._at(path)
         body = await bodies.open_body(self._core, self._options, where)
-        return AsyncReader(self._core, body, _shown(path))
+        return AsyncReader(self._core, body, shown_path(path))
 
     async def _open_text(self, path: AnyPath) -> AsyncTextReader:
         return AsyncTextReader(await self._open_reader(path))
 
     async def _open_writer(self, path: AnyPath, kind: str) -> AsyncWriter:
-        message = f"{_shown(path)} can't be opened with mode {kind!r} through this handle"
+        message = f"{shown_path(path)} can't be opened with mode {kind!r} through this handle"
         raise ReadOnly(message, hint="open it through the client itself")
 
 
@@ -462,6 +462,7 @@ async def _as_text(writer: Awaitable[AsyncWriter]) -> AsyncTextWriter:
     return AsyncTextWriter(await writer)
 
 
-def _shown(path: AnyPath) -> str:
+def shown_path(path: AnyPath) -> str:
+    """Return the text of a path, without a slash at its end."""
     text = decode_name(encode_name(os.fspath(path)))
     return text.rstrip("/") or "/"

@@ -11,10 +11,10 @@ from typing import Final
 from nokv.client.changes import ChangeHandle
 from nokv.client.core import Core
 from nokv.client.options import Options, expect, find_snapshot, query
-from nokv.client.paths import AnyPath, components, decode_name, join, split
+from nokv.client.paths import AnyPath, components, join, split
 from nokv.client.paths import at as address
 from nokv.client.readonly import SnapshotView
-from nokv.client.reads import ReadHandle
+from nokv.client.reads import ReadHandle, shown_path
 from nokv.errors import InvalidArgument, NotFound, PredicateFailed
 from nokv.types.commands import Op, Predicate, RemoveTree, VersionIs
 from nokv.types.reads import PRESENT
@@ -81,9 +81,9 @@ def lease_ns(ttl_s: float | None, *, hold: bool) -> int:
     return int(ttl_s * 1e9)
 
 
-def plain_path(path: AnyPath) -> str:
+def plain_path(path: AnyPath) -> bytes:
     """Return a path as it is recorded: without `.` components and a slash at its end."""
-    return decode_name(join(tuple(part for part in components(path) if part != b".")))
+    return join(tuple(part for part in components(path) if part != b"."))
 
 
 class Snapshots(_Part):
@@ -208,7 +208,7 @@ class Workspaces(_Part):
             rows = expect(value, ViewsReply).rows
             if rows and (rows[0].view, rows[0].root) == (attr.view, attr.inode):
                 return attr
-        message = f"{plain_path(path)} is no workspace"
+        message = f"{shown_path(path)} is no workspace"
         raise InvalidArgument(message, hint="remove_tree, or nokv rm -r, removes any directory")
 
 
@@ -251,8 +251,8 @@ class ViewHandle(ChangeHandle):
         if at is not None:
             shown = await find_snapshot(self._core, self._options, at)
             if plain_path(source) != shown.path:
-                message = f"snapshot {at!r} is not of {plain_path(source)}"
-                raise NotFound(message, hint=f"it is of {shown.path}")
+                message = f"snapshot {at!r} is not of {shown_path(source)}"
+                raise NotFound(message, hint=f"it is of {shown_path(shown.path)}")
             op = Clone(At(shown.view, shown.inode), At(0, 1, parent), name, at)
         return expect((await self._do(op)).value, ViewMade)
 

@@ -174,7 +174,7 @@ class Snapshot(Strict, frozen=True):
 
     snapshot: int
     """Its id, the version of its command; also the id of its pins."""
-    path: str
+    path: bytes
     view: int
     inode: int
     version: int

@@ -52,13 +52,9 @@ def check_lease(ttl_ns: int, *, may_hold: bool) -> None:
         raise InvalidArgument(message, hint="between a second and a hundred years")
 
 
-def check_path(path: str) -> None:
+def check_path(path: bytes) -> None:
     """Raise InvalidArgument for what is no absolute path."""
-    try:
-        size = len(path.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:
-        size = 0
-    if not path.startswith("/") or not 0 < size <= PATH_BYTES_MAX:
+    if not path.startswith(b"/") or len(path) > PATH_BYTES_MAX:
         message = f"{path[:120]!r} is no absolute path of at most {PATH_BYTES_MAX} bytes"
         raise InvalidArgument(message)
 
@@ -125,7 +121,7 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 def hold(
-    ctx: Context, name: str, path: str, subject: Subject, ttl_ns: int, *, automatic: bool = False
+    ctx: Context, name: str, path: bytes, subject: Subject, ttl_ns: int, *, automatic: bool = False
 ) -> Snapshot:
     """Hold a directory and the views below it as they were before this command.
 

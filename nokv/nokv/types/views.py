@@ -20,7 +20,7 @@ class SnapshotCreate(Strict, frozen=True, tag=44):
     at: At
     name: str
     """Unique in the volume; see SNAPSHOT_NAME."""
-    path: str
+    path: bytes
     """Where the caller found the directory, absolute; kept for listings and for reads by path."""
     ttl_ns: int = HELD
     """Cluster time until it ends by itself."""
@@ -68,7 +68,7 @@ class Rollback(Strict, frozen=True, tag=49):
     parent: At
     name: bytes
     snapshot: str
-    path: str
+    path: bytes
     """As for SnapshotCreate: of the automatic snapshot."""
     keep_ns: int
     """Lease of the automatic snapshot, at least 1 s."""
@@ -147,7 +147,7 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
 
     snapshot: int
     name: str
-    path: str
+    path: bytes
     view: int
     inode: int
     version: int

@@ -52,7 +52,7 @@ def populated() -> Shard:
 
 
 def snap(shard: Shard, where: At, name: str = "s", ttl_ns: int = HELD) -> SnapshotMade:
-    made = shard.do(SnapshotCreate(where, name, "/x", ttl_ns)).value
+    made = shard.do(SnapshotCreate(where, name, b"/x", ttl_ns)).value
     assert isinstance(made, SnapshotMade)
     return made
 
@@ -158,14 +158,14 @@ def test_a_rollback_can_be_rolled_back() -> None:
     snap(shard, at(b"a"))
     shard.do(c.Unlink(at(b"a"), b"f"))
     old = shard.attr(b"a").attr.inode
-    done = shard.do(Rollback(At(), b"a", "s", "/a", SECOND_NS)).value
+    done = shard.do(Rollback(At(), b"a", "s", b"/a", SECOND_NS)).value
     assert isinstance(done, RolledBack)
     assert names(shard, at(b"a")) == [b"d", b"f"]
     with pytest.raises(errors.Stale):
         shard.model.read(ROOT, r.GetAttr(At(0, old)))
-    again = shard.do(Rollback(At(), b"a", done.name, "/a", SECOND_NS)).value
+    again = shard.do(Rollback(At(), b"a", done.name, b"/a", SECOND_NS)).value
     assert names(shard, at(b"a")) == [b"d"]
-    shard.do(Rollback(At(), b"a", "s", "/a", SECOND_NS))
+    shard.do(Rollback(At(), b"a", "s", b"/a", SECOND_NS))
     assert names(shard, at(b"a")) == [b"d", b"f"]
     assert shard.model.state.views[3].replaces == again.view  # type: ignore[union-attr]
 
@@ -174,11 +174,11 @@ def test_a_rollback_needs_a_snapshot_of_that_directory() -> None:
     shard = populated()
     snap(shard, at(b"a"))
     clone(shard, At(), At(), b"b", "s")
-    back = Rollback(At(), b"b", "s", "/b", SECOND_NS)
+    back = Rollback(At(), b"b", "s", b"/b", SECOND_NS)
     assert shard.error(back) is errors.InvalidArgument
-    assert shard.error(Rollback(At(), b"g", "s", "/g", SECOND_NS)) is errors.NotADirectory
-    assert shard.error(Rollback(At(), b"a", "none", "/a", SECOND_NS)) is errors.NotFound
-    assert shard.error(Rollback(At(), b"a", "s", "/a", 1)) is errors.InvalidArgument
+    assert shard.error(Rollback(At(), b"g", "s", b"/g", SECOND_NS)) is errors.NotADirectory
+    assert shard.error(Rollback(At(), b"a", "none", b"/a", SECOND_NS)) is errors.NotFound
+    assert shard.error(Rollback(At(), b"a", "s", b"/a", 1)) is errors.InvalidArgument
 
 
 def test_a_lease_ends_in_cluster_time_and_the_name_with_its_expiry() -> None:
@@ -191,7 +191,7 @@ def test_a_lease_ends_in_cluster_time_and_the_name_with_its_expiry() -> None:
     with pytest.raises(errors.VersionNotPinned):
         names(shard, At(made.view, made.inode), made.version)
     assert shard.error(SnapshotRenew("s", HELD)) is errors.NotFound
-    assert shard.error(SnapshotCreate(at(b"a"), "s", "/a")) is errors.AlreadyExists
+    assert shard.error(SnapshotCreate(at(b"a"), "s", b"/a")) is errors.AlreadyExists
     shard.internal(ExpireSnapshots(1))
     snap(shard, at(b"a"))
 
@@ -209,7 +209,7 @@ def test_whose_the_directory_was_may_delete_the_snapshot() -> None:
 
 @pytest.mark.parametrize("name", ["", "rollback-7", ".s", "a/b", "n" * 101, "é"])
 def test_names_that_no_snapshot_may_have(name: str) -> None:
-    assert populated().error(SnapshotCreate(At(), name, "/")) is errors.InvalidArgument
+    assert populated().error(SnapshotCreate(At(), name, b"/")) is errors.InvalidArgument
 
 
 def test_listings() -> None:
@@ -232,7 +232,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     shard = populated()
     snap(shard, At())
     shard.do(c.PinView(0))
-    assert shard.error(SnapshotCreate(At(), "t", "/")) is errors.ResultTooLarge
+    assert shard.error(SnapshotCreate(At(), "t", b"/")) is errors.ResultTooLarge
     shard.do(WorkspaceCreate(At(), b"w", 0o777))
     shard.do(WorkspaceCreate(at(b"w"), b"w", 0o777))
     assert shard.error(Clone(At(), At(), b"b")) is errors.ResultTooLarge
@@ -244,7 +244,7 @@ def test_events() -> None:
     snap(shard, at(b"a", b"d"))
     clone(shard, at(b"a"), At(), b"b")
     shard.do(c.Create(at(b"b", b"d"), b"x", 0o666))
-    shard.do(Rollback(at(b"a"), b"d", "s", "/a/d", SECOND_NS))
+    shard.do(Rollback(at(b"a"), b"d", "s", b"/a/d", SECOND_NS))
     reply = shard.model.read(ROOT, r.ReadEvents(cursor))
     assert isinstance(reply, r.EventsReply)
     told = [(e.kind, e.view, e.chain, e.name, e.inode, e.to_name) for e in reply.events]
@@ -284,7 +284,7 @@ def test_views_of_staged_trees() -> None:
     assert shard.error(Clone(at(b"a"), At(0, stage), b"b")) is errors.CrossesView
     assert shard.error(Clone(At(0, stage), At(), b"b")) is errors.CrossesView
     assert shard.error(WorkspaceCreate(At(0, stage), b"b", 0o777)) is errors.CrossesView
-    assert shard.error(SnapshotCreate(At(0, stage), "s", "/")) is errors.Stale
+    assert shard.error(SnapshotCreate(At(0, stage), "s", b"/")) is errors.Stale
     view = clone(shard, at(b"a"), At(), b"b").view
     assert shard.error(c.StageSwap(0, stage, at(b"b"), b"x", 0)) is errors.CrossesView
     other = shard.do(c.StageBegin(view, 0o040777)).value.attr.inode  # type: ignore[union-attr]

@@ -62,9 +62,7 @@ RECORDS: dict[str, msgspec.Struct] = {
     "events": EventRecord(123, ((5, 1), (1,)), (EVENT,)),
     "backup": Backup("b", "c", 9, "bucket", 2, 2**32 + 1, 3, 4, True, 5, 6, b"\x04" * 16, 7),
     "origin": Origin("c", 9, (("c1", "backups/x/"),), 5, True, True, (1, 2)),
-    "snapshot": Snapshot(
-        9, "/a", 1, 2, 8, (1, 2), 7, 3, 2**32 + 1, True, (Nested(2, 1, 5, b"n"),)
-    ),
+    "snapshot": Snapshot(9, b"/a", 1, 2, 8, (1, 2), 7, 3, 2**32 + 1, True, (Nested(2, 1, 5, b"n"),)),
     "position": Position(10, 2, b"config", ((7, 1, 0xE3069283),)),
     "chunk": StoredChunk(
         (OBJECT,), (StoredExtent(0, 5, 0, 10, 3), StoredExtent(5, 1, -1, 0, 4, b"x"))

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from nokv.types import commands, diffs, gc, locks, reads, results, values
+from nokv.types import commands, diffs, gc, locks, reads, results, values, views
 from nokv.wire import rpc
 
-MODULES = (values, diffs, gc, locks, commands, results, reads, rpc)
+MODULES = (values, views, diffs, gc, locks, commands, results, reads, rpc)
 BASES = (values.Strict, values.Lenient)
 
 
