@@ -34,6 +34,7 @@ from nokv.state.records import (
     whiteout,
 )
 from nokv.types.formats import encode_at
+from nokv.types.values import ROOT_VIEW
 
 _Layer = list[dict[bytes, bytes | None]]
 _FAMILIES = tuple(Family)
@@ -279,12 +280,21 @@ class Txn:
 
     def put_fresh(self, family: Family, rows: list[tuple[bytes, bytes]]) -> None:
         """Write many records of one view that are known not to exist, as `put` would."""
-        if self._pins or (rows and not rows[0][0].startswith(LIVE)):
+        if not rows:
+            return
+        if not rows[0][0].startswith(LIVE):  # a whiteout may stand there
             for key, body in rows:
                 self.put(family, key, body)
             return
         born = self.version.to_bytes(BORN_BYTES, "big")
         self._own[family].update([(key, born + body) for key, body in rows])
+        pins = self._pins.get(ROOT_VIEW, ()) if family is _INODE else ()
+        below = bisect_left(pins, self.version)
+        if below:
+            head = keys.touched(pins[below - 1], family, LIVE)
+            self._own[Family.TOUCHED].update(
+                [(head + key[keys.VIEW_BYTES :], b"") for key, _ in rows]
+            )
 
     def delete(self, family: Family, key: bytes, *, death: int | None = None) -> None:
         """Delete a record that died with this command, or at the earlier version `death`.
