@@ -343,7 +343,18 @@ def _view_reply(state: State, view: View) -> v.ViewReply:
         depth=len(view.origins),
         entries=entries,
         size_bytes=size,
+        path=_path(state, root),
     )
+
+
+def _path(state: State, inode: Inode) -> bytes:
+    """Return where a directory is, from the root of view 0; empty where nothing leads there."""
+    path = b""
+    while inode.names:
+        [(above, name)] = inode.names
+        path = b"/" + name + path
+        inode = state.forest.inodes[above]
+    return path
 
 
 def _volume(state: State) -> r.VolumeReply:

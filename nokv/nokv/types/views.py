@@ -194,6 +194,8 @@ class ViewReply(Lenient, frozen=True):
     entries: int
     size_bytes: int
     """Of all it shows (usage of its root)."""
+    path: bytes = b""
+    """Where it is, from the root of the live tree; empty where nothing leads to it."""
 
 
 class ViewsReply(Lenient, frozen=True, tag=19):
