@@ -17,8 +17,11 @@ from nokv.state.records import Inode
 def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int]:
     """Return (a directory that names the inode, the root of that directory's tree).
 
-    The directory is one below `root` if there is one. A root stands for its own directory.
+    The directory is one below `root` if there is one. A root stands for its own directory: that of
+    a clone has its origin's record, which says where the origin has it.
     """
+    if ino == root:
+        return ino, root
     directory = inode.parent or ino
     top = chain(source, view, directory)[-1] if inode.parent else ino
     if top != root and inode.nlink > 1 and not is_directory(inode):
