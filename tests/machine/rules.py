@@ -316,7 +316,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
             c.InitVolume(VOLUME, 8),
             ExpireSnapshots(draw.one((1, 100))),
-            Flatten(draw.view(), draw.one((1, 3, 100))),
+            # Flatten(draw.view(), draw.one((1, 3, 100))),
         )
         op = draw.one(ops)
         self.queue(draw, "node", internal(op))

@@ -22,7 +22,7 @@ from nokv.types import reads as r
 from nokv.types.limits import PAGE_MAX
 from nokv.types.results import AtomicDone, Reaped, Result
 from nokv.types.values import Attr, Caller, FileType
-from nokv.types.views import SnapshotReply, SnapshotsReply, ViewReply, ViewsReply
+from nokv.types.views import ExpireSnapshots, SnapshotReply, SnapshotsReply, ViewReply, ViewsReply
 from nokv.wire.codec import encode_command, result_codec
 from nokv_model.body import Content, ObjectName, effective, objects_of, runs_of_stored, window
 from nokv_model.tree import file_type
@@ -175,8 +175,10 @@ class World:
         return value
 
     def plain_attr(self, attr: Attr) -> Attr:
-        """Which of a file's directories is its parent is open, and so is when the reaper comes."""
-        if file_type(attr.mode) != FileType.DIRECTORY:
+        """Which directory is the parent of a file or of a root is open; so is when the reaper comes."""
+        view = self.model.state.views.get(attr.view)
+        root = view is not None and attr.inode == view.root
+        if root or file_type(attr.mode) != FileType.DIRECTORY:
             attr = msgspec.structs.replace(attr, parent=0)
         if attr.inode in self.model.state.loosened:
             attr = msgspec.structs.replace(attr, nlink=0, ctime_ns=0, version=0)
@@ -193,15 +195,18 @@ class World:
         assert _same_outcome(code, state_code), (
             f"another outcome for {caller} {request}: model/state {names}"
         )
-        if not code and isinstance(request, r.ReadDir) and request.at_version:
-            # Pages of a pin are bounded by the names examined: only all of them together are given.
+        if not code and isinstance(request, r.ReadDir) and self._paged(request):
+            # Pages are bounded by the names examined: only all of them together are given.
             want = self.model.read(caller, msgspec.structs.replace(request, limit=PAGE_MAX))
             have = self._pages(caller, request)
         if not code:
-            assert self._plain_reply(want, request) == self._plain_reply(have, request), (
-                f"another reply for {caller} {request}\nmodel: {want}\nstate: {have}"
-            )
+            plain = self._plain_reply(want, request), self._plain_reply(have, request)
+            assert plain[0] == plain[1], f"another reply for {caller} {request}\n{_differing(*plain)}"
         return code
+
+    def _paged(self, request: r.ReadDir) -> bool:
+        """Say whether names may be examined that are not shown: at a pin, or in a clone."""
+        return bool(request.at_version) or len(self.model.state.views) > 1
 
     def _pages(self, caller: Caller, request: r.ReadDir) -> r.DirPage:
         """Every page of a listing as one."""
@@ -230,7 +235,7 @@ class World:
                     (e.name, e.inode, e.file_type, e.view, e.attr and self.plain_attr(e.attr))
                     for e in reply.entries
                 ]
-                after = b"" if request.at_version else reply.after
+                after = b"" if self._paged(request) else reply.after
                 return entries, reply.more, self.plain_attr(reply.directory), after
             case r.BodyMapReply() if isinstance(request, r.BodyMap):
                 shown = window(content_of(reply), request.offset, request.offset + request.length)
@@ -335,9 +340,10 @@ class World:
             self.apply([internal(c.ExpireSession(number)) for number in live])
 
     def drain(self) -> None:
-        """Reap, let the grace pass, and collect until nothing is left to do."""
+        """Reap, let the grace and leases pass, and collect until nothing is left to do."""
         self.settle()
-        self.apply([internal(c.Checkpoint(1))], cluster_step=2 * GRACE_NS)
+        self.apply([internal(ExpireSnapshots(REAP_LIMIT))], cluster_step=2 * GRACE_NS)
+        self.settle()
         for _ in range(SETTLE_MAX):
             if not self.collect(limit=3):
                 return
@@ -348,6 +354,16 @@ class World:
 
 OF_INODE = frozenset({5, 6, 7})
 """Kinds of events that tell of an inode and not of a name: publish, setattr, xattr."""
+
+
+def _differing(want: Any, have: Any) -> str:
+    """Show what differs: of two sequences only those items."""
+    if isinstance(want, (tuple, list)) and len(want) == len(have):
+        pairs = [(a, b) for a, b in zip(want, have, strict=True) if a != b]
+        return "\n".join(_differing(a, b) for a, b in pairs)
+    if isinstance(want, (tuple, list)) and isinstance(have, (tuple, list)):
+        want, have = [a for a in want if a not in have], [b for b in have if b not in want]
+    return f"model: {want}\nstate: {have}"
 
 
 def _plain_snapshot(reply: SnapshotReply) -> SnapshotReply:
