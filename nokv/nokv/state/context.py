@@ -371,6 +371,15 @@ def local(source: Source, view: int, ino: int, inode: Inode) -> Inode:
     return structs.replace(inode, nlink=nlink, parent=inside[0][0])
 
 
+def name_of(source: Source, view: int, directory: int) -> bytes:
+    """Return a directory's name in the one above it; empty if it has none, or is gone."""
+    record = source.view(view) if view else None
+    if record is not None and directory == record.root:
+        return b"" if record.holder is None else record.holder[2]
+    value = source.get(_INODE, keys.inode(view, directory))
+    return b"" if value is None else decode_inode(body_of(value)).name
+
+
 def name_in(source: Source, place: tuple[int, int], directory: tuple[int, int]) -> bytes:
     """Return the name of (view, inode) in a directory; empty if there is none, or several."""
     view, ino = place
