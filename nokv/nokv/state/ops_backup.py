@@ -21,7 +21,15 @@ from nokv.state.context import JOB_UNPIN, Context
 from nokv.state.effects import BackupReached
 from nokv.state.families import Family
 from nokv.state.pinned import Source
-from nokv.state.records import Backup, Origin, Pin, decode_backup, decode_origin, decode_session
+from nokv.state.records import (
+    Backup,
+    Origin,
+    Pin,
+    decode_backup,
+    decode_origin,
+    decode_session,
+    decode_view,
+)
 from nokv.state.txn import Txn
 from nokv.types.commands import (
     AdoptVolume,
@@ -94,8 +102,9 @@ def create_backup(ctx: Context, op: CreateBackup) -> Done:
 
 
 def seal(txn: Txn, number: int) -> None:
-    """Pin every view for a backup that the entry made, at the entry's last version.
+    """Pin every living view for a backup that the entry made, at the entry's last version.
 
+    What is pinned now is pinned for it too: a restored volume's snapshots and clones show that.
     Called when all commands of the entry are applied: its image shows all of them.
     """
     value = txn.get(Family.META, keys.backup(number))
@@ -103,9 +112,12 @@ def seal(txn: Txn, number: int) -> None:
         return
     version = txn.counters.version
     _save(txn, number, msgspec.structs.replace(decode_backup(value), version=version))
-    for key, _ in txn.scan(Family.VIEW, b"", b"\xff" * 9):
-        view = int.from_bytes(key, "big")
-        txn.set_row(Family.PIN, keys.pin(view, version, number), txn.encode(Pin(0)))
+    held = {keys.pin_parts(key)[:2] for key, _ in txn.scan(Family.PIN, b"", b"\xff" * 9)}
+    for key, row in txn.scan(Family.VIEW, b"", b"\xff" * 9):
+        if not decode_view(row).dead:
+            held.add((int.from_bytes(key, "big"), version))
+    for view, at in sorted(held):
+        txn.set_row(Family.PIN, keys.pin(view, at, number), txn.encode(Pin(0)))
 
 
 def finish_backup(ctx: Context, op: FinishBackup) -> Done:
@@ -143,7 +155,7 @@ def end_backup(ctx: Context, op: EndBackup) -> Done:
     ctx.txn.delete_row(Family.META, keys.backup(op.backup))
     for key, _ in list(ctx.txn.scan(Family.PIN, b"", b"\xff" * 8)):
         view, version, pin_id = keys.pin_parts(key)
-        if (version, pin_id) == (record.version, op.backup):
+        if pin_id == op.backup:
             ctx.txn.delete_row(Family.PIN, key)
             ctx.add_job(JOB_UNPIN, view, version)
     return Done()
