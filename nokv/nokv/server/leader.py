@@ -120,6 +120,7 @@ class LeaderDuties:
         """When a restored volume may serve."""
         self.expired_total = 0
         self.reaps_total = 0
+        self.reaped_total = 0
         self.marks_total = 0
 
     def take_office(self) -> None:
@@ -257,7 +258,9 @@ class LeaderDuties:
 
     def _reaped(self, result: Result) -> None:
         self.reaps_total += 1
-        more = isinstance(result.value, Reaped) and result.value.more
+        assert isinstance(result.value, Reaped)
+        self.reaped_total += result.value.removed
+        more = result.value.more
         if more and self.active and not self._disks_full():
             self._reap()
 

@@ -26,6 +26,7 @@ from nokv.kv.errors import StoreFailed
 from nokv.server.backups import BackupImages
 from nokv.server.datadir import NodeFile
 from nokv.server.digests import Digests
+from nokv.server.gc_desk import GcDesk
 from nokv.server.leader import LeaderDuties
 from nokv.server.lock_waits import LockWaits
 from nokv.server.machine import MachinePort
@@ -64,9 +65,11 @@ from nokv.wire.rpc import (
     ReadBackup,
     Renew,
     RenewReply,
+    ReportGc,
     RequestBody,
     ResultsReply,
     Role,
+    RunGc,
     Status,
     StatusReply,
 )
@@ -175,6 +178,7 @@ class Service:
         space: Space,
         backups: BackupImages,
         watches: Watches,
+        gc: GcDesk,
         build: str,
     ) -> None:
         self._group = group
@@ -188,6 +192,7 @@ class Service:
         self._space = space
         self.backups: Final = backups
         self._watches = watches
+        self.gc: Final = gc
         self._build = build
         self.freshness = Freshness()
         self.lock_waits: Final = LockWaits()
@@ -256,6 +261,8 @@ class Service:
             self._make_digest(call, body)
         elif isinstance(body, OpenBackup | ReadBackup | CloseBackup):
             self._backup(call, body)
+        elif isinstance(body, ReportGc | RunGc):
+            self._gc(call, body)
         elif isinstance(body, Change):
             leads = self.leader_node() == self._identity.node
             if leads and not self._duties.active:
@@ -279,6 +286,24 @@ class Service:
         else:
             self.backups.close(body.backup)
             call.answer(Pong())
+
+    # ------------------------------------------------------------ the collector
+
+    def _gc(self, call: Call, body: ReportGc | RunGc) -> None:
+        leads = self.leader_node() == self._identity.node and self._duties.active
+        if isinstance(body, ReportGc):
+            if call.role != Role.WORKER:
+                raise Forbidden("ReportGc is for the cluster itself")
+            call.answer(self.gc.report(body, leads=leads))
+            return
+        if call.role == Role.CLIENT:
+            raise for_operators("RunGc")
+        if not leads:
+            call.fail(NotLeader("this node does not lead"), self.leader_address())
+            return
+        if body.run:
+            self.gc.order()
+        call.answer(self.gc.status(self._duties.reaped_total))
 
     def _check_serving(self) -> None:
         """Raise NotReady while a restored volume waits for the silence to end."""
@@ -488,6 +513,12 @@ class Service:
             "sessions_live": self._ages.live,
             "sessions_expired": self._duties.expired_total,
             "reaps": self._duties.reaps_total,
+            "reaped_records": self._duties.reaped_total,
+            "gc_rows": self.gc.totals.rows,
+            "gc_objects": self.gc.totals.objects,
+            "gc_bytes": self.gc.totals.size_bytes,
+            "gc_orphans": self.gc.totals.orphans,
+            "gc_orphan_bytes": self.gc.totals.orphan_bytes,
             "marks": self._duties.marks_total,
             "digests": self._digests.made_total,
             "digests_missed": self._digests.missed_total,

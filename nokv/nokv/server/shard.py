@@ -47,6 +47,7 @@ from nokv.server.datadir import (
     state_path,
 )
 from nokv.server.digests import Digests
+from nokv.server.gc_desk import GcDesk
 from nokv.server.http import HttpServer
 from nokv.server.leader import TICK_MS, LeaderDuties
 from nokv.server.machine import MachinePort
@@ -201,6 +202,7 @@ class Shard:
             space=self.space,
             backups=self.backups,
             watches=self.watches,
+            gc=GcDesk(self.config.worker.grace_ms * 1_000_000),
             build=build_version(),
         )
         service.leader_node = self.leader

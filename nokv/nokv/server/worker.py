@@ -27,24 +27,33 @@ from nokv.objects.port import ObjectStore
 from nokv.objects.volume import claim_volume
 from nokv.server import logs
 from nokv.server.backup_duties import BackupKeeper, make_scheduled
-from nokv.server.collector import Collector
+from nokv.server.collector import IDLE_PAGES_MAX, Collector
 from nokv.server.config import NodeConfig
 from nokv.server.datadir import NodeFile, read_identity, state_path
 from nokv.server.digester import Digester
 from nokv.server.process import ProcessSpec, die_with_parent
 from nokv.server.tls import NodeTls, load_tls
 from nokv.types.commands import COMMAND_FORMAT, Command, Op
-from nokv.types.reads import GetOrigin, OriginReply, Read, ReadValue
+from nokv.types.reads import (
+    GetOrigin,
+    GetPending,
+    OriginReply,
+    PendingReply,
+    Read,
+    ReadValue,
+)
 from nokv.types.results import Result
 from nokv.types.values import Caller
 from nokv.wire.codec import encode_command, result_codec
 from nokv.wire.connection import RpcConnection, error_of
 from nokv.wire.rpc import (
     PROTOCOL,
+    GcOrders,
     Hello,
     Propose,
     Query,
     QueryReply,
+    ReportGc,
     RequestBody,
     ResponseBody,
     ResultsReply,
@@ -60,6 +69,12 @@ CALL_S: Final = 10.0
 STALE_PERIOD_S: Final = 3600.0
 FOREIGN_S: Final = 10.0
 """Pause before a store that belongs to somebody else is looked at again."""
+ORDERS_S: Final = 0.5
+"""Pause between two questions whether a run of the collector is ordered."""
+RUN_ROUNDS_MAX: Final = 1000
+"""Rounds of an ordered run: while others go on removing, there would always be something."""
+JOBS_PAUSE_S: Final = 0.05
+"""An ordered run waits so between two looks at the leader's background work."""
 WARN_PAUSE_S: Final = 10.0
 WARN_PAUSE_MAX_S: Final = 600.0
 """Pauses between two warnings of one trouble with the store: the first, doubled up to the last."""
@@ -149,6 +164,10 @@ class Worker:
             volume=identity.cluster.volume.volume,
             grace_ns=config.worker.grace_ms * _MS,
         )
+        self._collecting: Final = asyncio.Lock()
+        """One round at a time: an ordered run, or one of the worker's own."""
+        self._run = (0, 0, "")
+        """(office, number, error) of the last ordered run."""
         self._stale_due_s = 0.0
         self._started_s: Final = time.monotonic()
         self._seen_node = False
@@ -162,6 +181,7 @@ class Worker:
             tasks.create_task(self._repeat("collect", worker.interval_ms, self._collect))
             tasks.create_task(self._repeat("backups", worker.sweep_interval_ms, self._backups))
             tasks.create_task(self._repeat("sweep", worker.sweep_interval_ms, self._sweep))
+            tasks.create_task(self._take_orders())
 
     async def _claim(self) -> None:
         """Make the bucket and mark it as this volume's.
@@ -238,18 +258,70 @@ class Worker:
     async def _collect(self) -> None:
         if not await self._may_delete():
             return
-        await self.collector.collect()
+        async with self._collecting:
+            await self._counted(self.collector.collect(IDLE_PAGES_MAX))
 
     async def _sweep(self) -> None:
         if not await self._may_delete():
             return
-        await self.collector.sweep()
+        async with self._collecting:
+            await self._counted(self.collector.sweep())
         if time.monotonic() >= self._stale_due_s:
             self._stale_due_s = time.monotonic() + STALE_PERIOD_S
             before_ns = time.time_ns() - self.config.worker.stale_upload_ms * _MS
             removed = await self.store.abort_stale(before_ns)
             if removed:
                 log.info("removed the remains of %d uploads", removed)
+
+    async def _counted(self, work: Awaitable[int]) -> int:
+        try:
+            freed = await work
+        except NokvError:
+            self.collector.failures += 1
+            raise
+        self.collector.rounds += 1
+        return freed
+
+    # ------------------------------------------------------------ ordered runs
+
+    async def _take_orders(self) -> None:
+        """Tell the node what was freed, and do what an operator has ordered there."""
+        told = ""
+        while True:
+            try:
+                reply = await self.client.call(ReportGc(self.collector.totals(), *self._run))
+                assert isinstance(reply, GcOrders), reply
+                told = ""
+                if reply.leads and reply.run and (reply.office, reply.run) != self._run[:2]:
+                    error = await self._ordered_run()
+                    self._run = (reply.office, reply.run, error)
+                    continue
+            except NokvError as error:
+                if str(error) != told:
+                    log.debug("orders: %s", error)
+                told = str(error)
+            await asyncio.sleep(ORDERS_S)
+
+    async def _ordered_run(self) -> str:
+        """Free all that can go; return why that was not everything, or empty."""
+        try:
+            if not await self._may_delete():
+                return "the restored volume is not adopted: its original may need what would go"
+            for _ in range(RUN_ROUNDS_MAX):
+                freed = await self._free()
+                waiting = await self.client.read(GetPending(), PendingReply)
+                if not freed and not waiting.jobs:
+                    return ""
+                await asyncio.sleep(JOBS_PAUSE_S if waiting.jobs else 0)
+        except NokvError as error:
+            log.info("the ordered run could not end: %s", error)
+            return str(error)
+        return "more is removed all the time: the collector goes on by itself"
+
+    async def _free(self) -> int:
+        async with self._collecting:
+            freed = await self._counted(self.collector.collect())
+            return freed + await self._counted(self.collector.sweep())
 
 
 async def _serve(spec: ProcessSpec, identity: NodeFile, tls: NodeTls | None) -> int:

@@ -131,7 +131,8 @@ def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
 
 def get_drops(source: Shard, _caller: Caller, request: GetDrops) -> DropsReply:
     """Answer `GetDrops`: safe rows above the cursor, with the objects to delete for each."""
-    guards = read_guards(source)
+    cluster_ns = counters_of(source).cluster_ns
+    guards: Guards | None = None
     found: list[DropReply] = []
     after = min(max(0, request.after), 2**63)
     limit = max(1, min(request.limit, DROPS_MAX))
@@ -141,8 +142,11 @@ def get_drops(source: Shard, _caller: Caller, request: GetDrops) -> DropsReply:
         if len(found) == limit or examined == DROPS_EXAMINED_MAX or cost >= PAGE_COST_MAX:
             more = True
             break
-        after = int.from_bytes(key, "big")
         drop = decode_drop(value)
+        if cluster_ns - drop.cluster_ns <= request.grace_ns:
+            break  # rows are numbered as they end: those behind it are younger
+        after = int.from_bytes(key, "big")
+        guards = guards or read_guards(source)
         if is_safe(drop, guards, request.grace_ns):
             ended = _ended(source, drop, CHUNKS_MAX)
             found.append(_reply(source, after, drop, ended))
@@ -215,7 +219,7 @@ def _shared(source: Shard, drop: Drop, ended: _Ended) -> list[bytes]:
 
 
 def _name(obj: StoredObject) -> DroppedObject:
-    return DroppedObject(obj.session, obj.upload, obj.chunk, obj.block, obj.piece)
+    return DroppedObject(obj.session, obj.upload, obj.chunk, obj.block, obj.piece, obj.length)
 
 
 # ---------------------------------------------------------------- the end of a row

@@ -149,3 +149,23 @@ class WaitingSessionsReply(Lenient, frozen=True, tag=33):
     rows: tuple[WaitingSession, ...]
     more: bool
     cluster_ns: int
+
+
+class GcTotals(Lenient, frozen=True):
+    """What a worker freed since it started."""
+
+    rounds: int = 0
+    """Rounds of collection that came to their end."""
+    failures: int = 0
+    """Rounds that did not."""
+    rows: int = 0
+    """Rows of the drop queue, some in several steps."""
+    objects: int = 0
+    """Objects of ended holds that were deleted."""
+    size_bytes: int = 0
+    """Their lengths."""
+    orphans: int = 0
+    """Objects of uploads that were given up, deleted."""
+    orphan_bytes: int = 0
+    sessions: int = 0
+    """Sessions that were forgotten."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nokv.types.diffs import Diff, DiffReply
+from nokv.types.copies import GetQuota, QuotaReply
+from nokv.types.diffs import Diff, DiffReply, History, HistoryReply
 from nokv.types.gc import (
     GetPendingDrops,
     GetWaiting,
@@ -187,7 +188,9 @@ Read = (
     | GetSnapshot
     | ListSnapshots
     | ListViews
+    | GetQuota
     | Diff
+    | History
     | TestLock
     | WaitLocks
     | GetPendingDrops
@@ -336,6 +339,8 @@ class DroppedObject(Lenient, frozen=True):
     chunk: int
     block: int
     piece: int
+    length: int = 0
+    """Bytes."""
 
 
 class DropReply(Lenient, frozen=True):
@@ -454,7 +459,9 @@ ReadValue = (
     | SnapshotReply
     | SnapshotsReply
     | ViewsReply
+    | QuotaReply
     | DiffReply
+    | HistoryReply
     | LockConflict
     | LocksWaited
     | PendingDropsReply

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from nokv.types.gc import GcTotals
 from nokv.types.reads import Read, ReadValue, VolumeReply
 from nokv.types.values import At, Caller, Lenient, Marks, Strict
 from nokv.types.watch import BOOKMARK_MS_DEFAULT, SINCE_NOW, WatchEvent
@@ -182,6 +183,27 @@ class CloseWatch(Strict, frozen=True, tag=17):
     watch: int
 
 
+class ReportGc(Strict, frozen=True, tag=18):
+    """A worker tells its own node what it freed, and asks what to do. Reply: GcOrders."""
+
+    totals: GcTotals
+    office: int
+    """Of the orders that it took last; 0: none."""
+    finished: int
+    """The newest run of that office that it has ended; 0: none."""
+    error: str = ""
+    """Why that run could not free everything, or empty."""
+
+
+class RunGc(Strict, frozen=True, tag=19):
+    """Orders a run of the collector, or asks how it goes; operators only. Reply: GcStatus.
+
+    NotLeader at a node that does not lead: its worker does nothing.
+    """
+
+    run: bool
+
+
 RequestBody = (
     Hello
     | Propose
@@ -200,6 +222,8 @@ RequestBody = (
     | OpenWatch
     | GrantWatch
     | CloseWatch
+    | ReportGc
+    | RunGc
 )
 
 
@@ -396,6 +420,36 @@ class WatchFrame(Lenient, frozen=True, tag=16):
     events: tuple[WatchEvent, ...] = ()
 
 
+class GcOrders(Lenient, frozen=True, tag=18):
+    """What the worker's node wants of it."""
+
+    office: int
+    """Numbers of runs are those of one process of the node."""
+    leads: bool
+    """Only the leader's worker works."""
+    run: int
+    """Collect all that can go if this is newer than the run finished last."""
+
+
+class GcStatus(Lenient, frozen=True, tag=19):
+    """How the leader's collector stands. Its numbers begin anew with the process."""
+
+    office: int
+    """Another one than in the reply before: another process leads, and knows nothing of a run."""
+    ordered: int
+    """The newest run that was ordered."""
+    finished: int
+    """The newest that has ended."""
+    error: str
+    """Why it could not free everything, or empty."""
+    totals: GcTotals
+    reaped: int
+    """Records that the leader's background work removed since it started."""
+    reported_ms: int
+    """Since the worker was heard; -1: not yet."""
+    grace_ns: int
+
+
 class DigestReply(Lenient, frozen=True, tag=7):
     """Per family the sum mod 2^128 of xxh3_128(key, value), at a checkpoint."""
 
@@ -419,6 +473,8 @@ ResponseBody = (
     | BackupPieces
     | WatchOpened
     | WatchFrame
+    | GcOrders
+    | GcStatus
     | ErrorReply
 )
 

@@ -42,7 +42,9 @@ class World:
         self.shard.do(Reap(1))
 
     def collect(self) -> int:
-        return asyncio.run(self.collector.collect())
+        before = self.collector.objects
+        asyncio.run(self.collector.collect())
+        return self.collector.objects - before
 
     def sweep(self) -> int:
         return asyncio.run(self.collector.sweep())
