@@ -16,6 +16,7 @@ from nokv.types.limits import (
     LOCK_OFFSET_END,
     LOCK_RANGES_MAX,
     LOCK_WAITS_MAX,
+    LOCK_WORK_MAX,
     LOCKS_PER_SESSION_MAX,
 )
 from nokv.types.locks import (
@@ -87,7 +88,8 @@ def set_lock(step: Step, op: SetLock) -> LockSet:
     if not op.wait:
         message = "somebody else's lock stands in the way"
         raise LockHeld(message)
-    if len(table.queue) >= LOCK_WAITS_MAX:
+    waits = len(table.queue) + 1
+    if waits > LOCK_WAITS_MAX or _ranges(table) * waits > LOCK_WORK_MAX:
         message = "too many requests wait"
         raise LockLimit(message)
     if op.kind == LockKind.FLOCK:
@@ -106,7 +108,8 @@ def _ranges(table: Table) -> int:
 
 
 def _require_room(table: Table, before: int) -> None:
-    if LOCK_RANGES_MAX < _ranges(table) > before:
+    ranges, waits = _ranges(table), len(table.queue)
+    if ranges > before and (ranges > LOCK_RANGES_MAX or ranges * waits > LOCK_WORK_MAX):
         message = "too many ranges of one inode"
         raise LockLimit(message)
 

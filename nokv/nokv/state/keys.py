@@ -118,13 +118,13 @@ def lock_parts(key: bytes) -> tuple[int, int, int]:
 
 
 def locks_of(session_id: int) -> bytes:
-    """LOCK: all tables in which a session holds or waits."""
+    """LOCK: all tables in which a session holds or waits, by owner."""
     return b"%b%b\x00" % (LOCK_INDEX, pack(session_id))
 
 
-def lock_of(session_id: int, view: int, ino: int, kind: int) -> bytes:
-    """LOCK: a session holds or waits in a table."""
-    return locks_of(session_id) + lock(view, ino, kind)
+def lock_of(session_id: int, owner: int, place: bytes = b"") -> bytes:
+    """LOCK: an owner holds or waits in the table of that key."""
+    return locks_of(session_id) + pack(owner) + place
 
 
 def lock_waits(session_id: int, owner: int) -> bytes:

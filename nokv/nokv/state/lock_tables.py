@@ -20,12 +20,13 @@ from nokv.state.locks import (
     decode_table,
     owner_of,
     settle,
+    waits_for,
 )
 from nokv.state.pinned import Source
 from nokv.state.records import decode_session
 from nokv.types.locks import LockKind
 
-DEADLOCK_WAITS_MAX = 256
+DEADLOCK_WAITS_MAX = 1024
 """Requests that one search for a circle looks at; a longer chain is not followed."""
 
 _LOCK = Family.LOCK
@@ -58,14 +59,17 @@ def save_table(
         txn.set_row(_LOCK, key, txn.encode(after))
         ctx.counters.locks += int(before == EMPTY)
     had, has = _counts(before), _counts(after)
-    for session in sorted(had.keys() | has.keys()):
-        index = keys.lock_of(session, *place)
-        if not has[session]:
-            txn.delete_row(_LOCK, index)
-        elif not had[session]:
-            txn.set_row(_LOCK, index, b"")
-        if has[session] != had[session]:
-            _count(ctx, session, has[session] - had[session])
+    sessions: Counter[int] = Counter()
+    for owner in had.keys() | has.keys():
+        if had[owner] != has[owner]:
+            sessions[owner[0]] += has[owner] - had[owner]
+        if not has[owner]:
+            txn.delete_row(_LOCK, keys.lock_of(*owner, key))
+        elif not had[owner]:
+            txn.set_row(_LOCK, keys.lock_of(*owner, key), b"")
+    for session, more in sorted(sessions.items()):
+        if more:
+            _count(ctx, session, more)
     queued = {wait.ticket for wait in after.waits}
     for wait in before.waits:
         if wait.ticket not in queued:
@@ -78,8 +82,8 @@ def save_table(
             txn.set_row(_LOCK, index, keys.lock(*place))
 
 
-def _counts(table: LockTable) -> Counter[int]:
-    return Counter([lock.session for locks in (table.holds, table.waits) for lock in locks])
+def _counts(table: LockTable) -> Counter[Owner]:
+    return Counter([(lock.session, lock.owner) for lock in (*table.holds, *table.waits)])
 
 
 def _count(ctx: Context, session_id: int, more: int) -> None:
@@ -101,11 +105,12 @@ def _count(ctx: Context, session_id: int, more: int) -> None:
 # ---------------------------------------------------------------- who waits for whom
 
 
-def waits_of(source: Source, owner: Owner) -> list[tuple[bytes, int]]:
-    """Return (key of a table, ticket) of each request of an owner that waits, by ticket."""
-    prefix = keys.lock_waits(*owner)
+def _tables_of(source: Source, owner: Owner) -> list[bytes]:
+    """Return the keys of the tables of record locks in which an owner holds or waits."""
+    prefix = keys.lock_of(*owner)
     rows = source.scan(_LOCK, prefix, keys.after_prefix(prefix))
-    return [(value, int.from_bytes(key[-8:], "big")) for key, value in rows]
+    found = [key[len(prefix) :] for key, _ in rows]
+    return [key for key in found if keys.lock_parts(key)[2] == LockKind.RECORD]
 
 
 def is_waiting(source: Source, owner: Owner, ticket: int) -> bool:
@@ -116,32 +121,33 @@ def is_waiting(source: Source, owner: Owner, ticket: int) -> bool:
 def closes_circle(source: Source, table: LockTable, request: Wait) -> bool:
     """Whether its owner would wait, over others, for itself (EDEADLK). Record locks only.
 
-    As on Linux the search is bounded: of DEADLOCK_WAITS_MAX requests at most; beyond, waiting is
-    allowed and ends by a signal or a deadline.
+    The search starts from those who wait for the owner, who mostly are none. As on Linux it is
+    bounded: after DEADLOCK_WAITS_MAX requests waiting is allowed, and ends by a signal or a
+    deadline.
     """
+    goal = blockers(table, request)
     own = owner_of(request)
-    todo = sorted(blockers(table, request))
-    seen: set[Owner] = set()
+    todo, reached = [own], {own}
+    tables: dict[bytes, tuple[LockTable, list[Wait]]] = {}
     left = DEADLOCK_WAITS_MAX
     while todo:
         owner = todo.pop()
-        if owner == own:
-            return True
-        if owner in seen:
-            continue
-        seen.add(owner)
-        for key, ticket in waits_of(source, owner):
-            _, _, kind = keys.lock_parts(key)
-            if kind != LockKind.RECORD:
-                continue
-            left -= 1
+        for key in _tables_of(source, owner):
+            if key not in tables:
+                found = load_table(source, *keys.lock_parts(key))
+                tables[key] = (found, list(found.waits))
+            there, waits = tables[key]
+            left -= len(waits)
             if left < 0:
                 return False
-            row = source.get(_LOCK, key)
-            assert row is not None, "a wait without its table"
-            other = decode_table(row)
-            wait = next(one for one in other.waits if one.ticket == ticket)
-            todo += sorted(blockers(other, wait))
+            behind = [wait for wait in waits if waits_for(there, wait, owner)]
+            tables[key] = (there, [wait for wait in waits if wait not in behind])
+            for other in map(owner_of, behind):
+                if other in goal:
+                    return True
+                if other not in reached:
+                    reached.add(other)
+                    todo.append(other)
     return False
 
 
@@ -173,7 +179,8 @@ def end_session_locks(ctx: Context, session_id: int) -> None:
         return
     prefix = keys.locks_of(session_id)
     rows = ctx.txn.scan(_LOCK, prefix, keys.after_prefix(prefix))
-    for place in [keys.lock_parts(key[len(prefix) :]) for key, _ in rows]:
+    owner_bytes = len(prefix) + 8
+    for place in sorted({keys.lock_parts(key[owner_bytes:]) for key, _ in rows}):
         before = load_table(ctx.txn, *place)
         left = LockTable(
             tuple(hold for hold in before.holds if hold.session != session_id),

@@ -9,6 +9,8 @@ owner passes an earlier request that waits for what this very owner holds.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -84,24 +86,18 @@ def with_range(holds: tuple[Hold, ...], request: Wait) -> tuple[Hold, ...]:
     What the owner had there is converted; neighbouring ranges of one mode are joined, those of
     the other mode cut (fcntl(2)).
     """
-    lo, hi = request.start, request.end
+    session, owner, write = request.session, request.owner, request.write
+    start, end = request.start, request.end
+    lo, hi = start, end
     after: list[Hold] = []
     for hold in holds:
-        if owner_of(hold) != owner_of(request) or hold.end < lo or hold.start > hi:
+        if hold.owner != owner or hold.session != session or hold.end < start or hold.start > end:
             after.append(hold)
-        elif hold.write != request.write:
-            after += _outside(hold, request.start, request.end)
-    joined = [
-        hold
-        for hold in holds
-        if owner_of(hold) == owner_of(request)
-        and hold.write == request.write
-        and hold.end >= lo
-        and hold.start <= hi
-    ]
-    lo = min([lo, *(hold.start for hold in joined)])
-    hi = max([hi, *(hold.end for hold in joined)])
-    after.append(Hold(lo, hi, request.session, request.owner, request.write, request.pid))
+        elif hold.write != write:
+            after += _outside(hold, start, end)
+        else:
+            lo, hi = min(lo, hold.start), max(hi, hold.end)
+    after.append(Hold(lo, hi, session, owner, write, request.pid))
     return _ordered(after)
 
 
@@ -125,7 +121,12 @@ def _outside(hold: Hold, start: int, end: int) -> list[Hold]:
 
 
 def _ordered(holds: list[Hold]) -> tuple[Hold, ...]:
-    return tuple(sorted(holds, key=lambda hold: (hold.start, hold.session, hold.owner)))
+    holds.sort(key=_place)  # nearly in order: a run or two, which costs little
+    return tuple(holds)
+
+
+def _place(hold: Hold) -> tuple[int, int, int]:
+    return hold.start, hold.session, hold.owner
 
 
 def first_conflict(table: LockTable, request: Wait) -> Hold | None:
@@ -134,56 +135,71 @@ def first_conflict(table: LockTable, request: Wait) -> Hold | None:
 
 
 def blockers(table: LockTable, request: Wait) -> set[Owner]:
-    """Return whom a request waits for: holders, and those before it in the queue."""
+    """Return whom a new request waits for: holders, and those in the queue."""
     found = {owner_of(hold) for hold in table.holds if conflict(hold, request)}
-    for wait in table.waits:
-        if wait.ticket >= request.ticket:
-            break
-        if _stands_before(table, wait, request):
-            found.add(owner_of(wait))
+    found.update(
+        owner_of(wait) for wait in table.waits if _stands_before(table.holds, wait, request)
+    )
     return found
 
 
+def waits_for(table: LockTable, wait: Wait, owner: Owner) -> bool:
+    """Whether a request of the queue waits for an owner: for a lock of his, or behind him."""
+    if any(owner_of(hold) == owner and conflict(hold, wait) for hold in table.holds):
+        return True
+    return any(
+        earlier.ticket < wait.ticket
+        and owner_of(earlier) == owner
+        and _stands_before(table.holds, earlier, wait)
+        for earlier in table.waits
+    )
+
+
 def is_free(table: LockTable, request: Wait) -> bool:
-    """Whether the request can be granted now."""
-    if first_conflict(table, request) is not None:
-        return False
-    for wait in table.waits:
-        if wait.ticket >= request.ticket:
-            break
-        if _stands_before(table, wait, request):
-            return False
-    return True
+    """Whether a new request can be granted at once."""
+    return not _is_blocked(table.holds, table.waits, request)
 
 
-def _stands_before(table: LockTable, wait: Wait, request: Wait) -> bool:
+def _is_blocked(holds: Sequence[Hold], earlier: Sequence[Wait], request: Wait) -> bool:
+    start, end, write = request.start, request.end, request.write
+    for hold in holds:  # as `conflict`, but a thousand of them are looked at a thousand times
+        if (write or hold.write) and hold.start < end and start < hold.end:  # noqa: SIM102
+            if hold.owner != request.owner or hold.session != request.session:
+                return True
+    return any(_stands_before(holds, wait, request) for wait in earlier)
+
+
+def _stands_before(holds: Sequence[Hold], wait: Wait, request: Wait) -> bool:
     """Whether `request` has to wait behind an earlier one, which does not wait for its owner."""
     if not conflict(wait, request):
         return False
     own = owner_of(request)
-    return not any(owner_of(hold) == own and conflict(hold, wait) for hold in table.holds)
+    return not any(owner_of(hold) == own and conflict(hold, wait) for hold in holds)
 
 
 def settle(table: LockTable) -> Settled:
     """Grant what can be granted, oldest first, until nothing more can."""
+    holds, waits = table.holds, list(table.waits)
     granted: list[Wait] = []
-    again = True
+    counts = Counter(map(owner_of, waits))
+    again = bool(waits)
     while again:
         again = False
-        for wait in table.waits:
-            if not is_free(table, wait):
+        left: list[Wait] = []
+        for number, wait in enumerate(waits):
+            if _is_blocked(holds, left, wait):
+                left.append(wait)
                 continue
+            own = owner_of(wait)
             granted.append(wait)
-            again = _frees_others(table, wait)
-            waits = tuple(other for other in table.waits if other is not wait)
-            table = LockTable(with_range(table.holds, wait), waits)
+            # Granting may let an earlier request go: by a conversion, or one of the same owner.
+            again = counts[own] > 1 or (
+                not wait.write and any(hold.write and owner_of(hold) == own for hold in holds)
+            )
+            counts[own] -= 1
+            holds = with_range(holds, wait)
             if again:
+                left += waits[number + 1 :]
                 break
-    return Settled(table, tuple(granted))
-
-
-def _frees_others(table: LockTable, wait: Wait) -> bool:
-    """Whether granting may let an earlier request go: by a conversion, or of the same owner."""
-    own = owner_of(wait)
-    converts = not wait.write and any(hold.write and owner_of(hold) == own for hold in table.holds)
-    return converts or any(other is not wait and owner_of(other) == own for other in table.waits)
+        waits = left
+    return Settled(LockTable(holds, tuple(waits)) if granted else table, tuple(granted))

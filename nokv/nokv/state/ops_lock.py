@@ -39,6 +39,7 @@ from nokv.types.limits import (
     LOCK_OFFSET_END,
     LOCK_RANGES_MAX,
     LOCK_WAITS_MAX,
+    LOCK_WORK_MAX,
     LOCKS_PER_SESSION_MAX,
 )
 from nokv.types.locks import (
@@ -137,7 +138,7 @@ def set_lock(ctx: Context, op: SetLock) -> LockSet:
         raise LockLimit(message)
     if is_free(before, request):
         holds = with_range(before.holds, request)
-        _need_room(len(holds), len(before.holds))
+        _need_room(len(holds), before)
         after = settle(LockTable(holds, before.waits)).table
         save_table(ctx, place, before, after)
         return LockSet(found.view, found.ino, granted=True)
@@ -153,22 +154,35 @@ def set_lock(ctx: Context, op: SetLock) -> LockSet:
 
 def _queued(ctx: Context, before: LockTable, request: Wait, kind: int) -> LockTable:
     """Return the table with the request in its queue. Raises LockLimit, LockDeadlock."""
-    if len(before.waits) >= LOCK_WAITS_MAX:
+    waits, holds = (*before.waits, request), before.holds
+    if len(waits) > LOCK_WAITS_MAX:
         message = f"{len(before.waits)} requests wait for locks of this inode"
         raise LockLimit(message)
-    holds = before.holds
+    _need_work(len(holds), len(waits))
     if kind == LockKind.FLOCK:
         # flock(2) lets what is converted go first, or two readers would wait for each other.
-        holds = without_range(holds, (request.session, request.owner), request.start, request.end)
+        owner = (request.session, request.owner)
+        holds = without_range(holds, owner, request.start, request.end)
     elif closes_circle(ctx.txn, before, request):
         message = "its owner would wait for itself, over others"
         raise LockDeadlock(message)
-    return settle(LockTable(holds, (*before.waits, request))).table
+    after = LockTable(holds, waits)
+    return after if holds == before.holds else settle(after).table
 
 
-def _need_room(ranges: int, before: int) -> None:
-    if ranges > LOCK_RANGES_MAX and ranges > before:
-        message = f"{ranges} ranges of this inode would be locked; the limit is {LOCK_RANGES_MAX}"
+def _need_room(holds: int, before: LockTable) -> None:
+    """Raise LockLimit for more ranges than an inode may have, where they grow."""
+    if holds <= len(before.holds):
+        return
+    if holds > LOCK_RANGES_MAX:
+        message = f"{holds} ranges of this inode would be locked; the limit is {LOCK_RANGES_MAX}"
+        raise LockLimit(message)
+    _need_work(holds, len(before.waits))
+
+
+def _need_work(ranges: int, waits: int) -> None:
+    if ranges * waits > LOCK_WORK_MAX:
+        message = f"{waits} requests wait for locks of this inode beside {ranges} locked ranges"
         raise LockLimit(message)
 
 
@@ -180,7 +194,7 @@ def unlock(ctx: Context, op: Unlock) -> Done:
     place = (op.view, op.inode, op.kind)
     before = load_table(ctx.txn, *place)
     holds = without_range(before.holds, (ctx.session_id, op.owner), op.start, _end(op))
-    _need_room(len(holds), len(before.holds))
+    _need_room(len(holds), before)
     save_table(ctx, place, before, settle(LockTable(holds, before.waits)).table)
     return Done()
 

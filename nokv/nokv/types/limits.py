@@ -113,6 +113,9 @@ LOCK_RANGES_MAX = 512
 LOCK_WAITS_MAX = 1024
 """Requests that wait in the queue of one inode and kind."""
 
+LOCK_WORK_MAX = 65_536
+"""Locked ranges of one inode and kind times the requests that wait: what an unlock may look at."""
+
 LOCKS_PER_SESSION_MAX = 4096
 """Locked ranges and waits of one session; they end in one command with it."""
 
