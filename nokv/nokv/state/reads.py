@@ -15,12 +15,22 @@ from nokv.errors import (
     NotFound,
     VersionNotPinned,
 )
-from nokv.state import keys, ops_lock, reads_admin, reads_bodies, reads_diff, reads_gc, reads_view
+from nokv.state import (
+    keys,
+    ops_lock,
+    reads_admin,
+    reads_bodies,
+    reads_diff,
+    reads_gc,
+    reads_history,
+    reads_view,
+)
 from nokv.state.access import R, X, need
 from nokv.state.arguments import check_at, check_name, check_xattr_name
 from nokv.state.branches import PRESENT, page_at
 from nokv.state.context import enter, is_symlink, load_attr, load_usage, make_attr
 from nokv.state.families import Family
+from nokv.state.ops_quota import get_quota
 from nokv.state.pinned import PinnedSource, Source, shard_of
 from nokv.state.records import (
     Dentry,
@@ -32,6 +42,7 @@ from nokv.state.records import (
 )
 from nokv.state.resolve import Found, resolve, resolve_parent
 from nokv.state.txn import Txn
+from nokv.types.copies import GetQuota
 from nokv.types.limits import NAME_BYTES_MAX, PAGE_MAX
 from nokv.types.reads import (
     Access,
@@ -313,6 +324,7 @@ _IN_TREE: dict[type, Callable[[Source, Caller, Any], Any]] = {
     GetXattr: _get_xattr,
     ListXattr: _list_xattr,
     GetUsage: _get_usage,
+    GetQuota: get_quota,
     Access: _access,
     BodyMap: reads_bodies.HANDLERS[BodyMap],
     **ops_lock.READS_IN_TREE,
@@ -325,6 +337,7 @@ _IN_SHARD: dict[type, Callable[[Any, Caller, Any], Any]] = {
     GetVolume: _get_volume,
     **reads_admin.HANDLERS,
     **reads_diff.HANDLERS,
+    **reads_history.HANDLERS,
     **reads_gc.HANDLERS,
     **reads_view.HANDLERS,
     **ops_lock.READS_IN_SHARD,

@@ -101,10 +101,10 @@ class History(Strict, frozen=True, tag=46):
     """The generations of a file that something still shows. Reply: HistoryReply."""
 
     at: At
-    after: int = 0
+    after: bytes = b""
     """Cursor: `after` of the page before."""
-    limit: int = 256
-    """Holds to be examined."""
+    limit: int = 1024
+    """Pins to be examined."""
 
 
 class HolderKind(IntEnum):
@@ -160,7 +160,7 @@ class HistoryReply(Lenient, frozen=True, tag=24):
 
     rows: tuple[Showing, ...]
     more: bool
-    after: int
+    after: bytes
 
 
 class SnapshotBytes(Strict, frozen=True, tag=47):

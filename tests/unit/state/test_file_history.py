@@ -1,0 +1,191 @@
+"""History of a file: what snapshots, clones, pins, leases and the live tree still show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.state.shard import ALICE, ROOT, Shard, at
+
+from nokv.errors import InvalidArgument, IsADirectory, NotFound, PermissionDenied
+from nokv.types.commands import Publish, PublishMode, Rename, SessionMarks, SetAttr, Unlink
+from nokv.types.diffs import History, HistoryReply, HolderKind, Showing
+from nokv.types.values import Caller, ChunkMap, Extent, Lease, Marks
+from nokv.types.views import Clone, Rollback, SnapshotCreate, SnapshotDelete
+
+LEASE_NS = 10**15
+
+
+def publish(shard: Shard, path: str, data: bytes, caller: Caller = ROOT) -> int:
+    """Replace a file's body; return its generation."""
+    above, _, name = path.rpartition("/")
+    body = (ChunkMap(0, (), (Extent(0, len(data), data=data),)),) if data else ()
+    mode = PublishMode.REPLACE
+    shard.do(Publish(at(above), name.encode(), mode, 0o644, len(data), 0, body), caller)
+    return shard.stat(path).generation
+
+
+def snapshot(shard: Shard, path: str, name: str, ttl_ns: int = 0) -> None:
+    shard.do(SnapshotCreate(at(path), name, b"/" + path.encode(), ttl_ns))
+
+
+def page(shard: Shard, path: str, caller: Caller = ROOT, **rest: Any) -> HistoryReply:
+    reply = shard.read(History(at(path), **rest), caller)
+    assert isinstance(reply, HistoryReply)
+    return reply
+
+
+def rows(shard: Shard, path: str, limit: int = 1024) -> list[Showing]:
+    found: list[Showing] = []
+    after, more = b"", True
+    while more:
+        one = page(shard, path, after=after, limit=limit)
+        found += one.rows
+        after, more = one.after, one.more
+    return found
+
+
+def shown(shard: Shard, path: str) -> dict[int, list[str]]:
+    """Return who holds each generation: a snapshot's name, or the kind of holder."""
+    found: dict[int, list[str]] = {}
+    assert rows(shard, path) == rows(shard, path, 1)
+    for row in rows(shard, path):
+        names = [holder.name or HolderKind(holder.kind).name for holder in row.holders]
+        found.setdefault(row.generation, []).extend(names)
+    return found
+
+
+def planted() -> Shard:
+    shard = Shard()
+    shard.mkdir("d")
+    shard.mkdir("e")
+    return shard
+
+
+def test_a_generation_is_listed_as_long_as_something_shows_it() -> None:
+    shard = planted()
+    first = publish(shard, "d/f", b"1")
+    second = publish(shard, "d/f", b"22")
+    snapshot(shard, "d", "one")
+    snapshot(shard, "", "two")
+    third = publish(shard, "d/f", b"333")
+    assert shown(shard, "d/f") == {third: ["LIVE"], second: ["one", "two"]}
+    assert first not in shown(shard, "d/f")
+    shard.do(SnapshotDelete("one"))
+    assert shown(shard, "d/f") == {third: ["LIVE"], second: ["two"]}
+    shard.do(SnapshotDelete("two"))
+    assert shown(shard, "d/f") == {third: ["LIVE"]}
+
+
+def test_what_a_row_says() -> None:
+    shard = planted()
+    generation = publish(shard, "d/f", b"1234")
+    wall_ns = shard.wall_ns
+    snapshot(shard, "d", "one")
+    publish(shard, "d/f", b"")
+    row = next(row for row in rows(shard, "d/f") if row.generation == generation)
+    assert (row.size, row.uid, row.session, row.wall_ns) == (4, 0, shard.session, wall_ns)
+    assert shard.stat("d/f", at_version=row.version).generation == generation
+
+
+def test_a_snapshot_of_another_directory_shows_nothing_of_it() -> None:
+    shard = planted()
+    generation = publish(shard, "d/f", b"1")
+    snapshot(shard, "e", "elsewhere")
+    live = publish(shard, "d/f", b"2")
+    assert shown(shard, "d/f") == {live: ["LIVE"]}
+    assert generation != live
+
+
+def test_a_snapshot_whose_lease_is_over_shows_nothing() -> None:
+    shard = planted()
+    publish(shard, "d/f", b"1")
+    snapshot(shard, "d", "short", 10**9)
+    live = publish(shard, "d/f", b"2")
+    assert len(shown(shard, "d/f")) == 2
+    shard.cluster_ns += 10**9
+    shard.create("e/tick")
+    assert shown(shard, "d/f") == {live: ["LIVE"]}
+
+
+def test_it_follows_the_file_and_its_name() -> None:
+    shard = planted()
+    first = publish(shard, "d/old", b"1")
+    snapshot(shard, "", "one")
+    shard.do(Rename(at("d"), b"old", at("d"), b"f"))
+    second = publish(shard, "d/f", b"2")
+    snapshot(shard, "", "two")
+    third = publish(shard, "d/new", b"3")
+    shard.do(Rename(at("d"), b"new", at("d"), b"f"))
+    assert shown(shard, "d/f") == {third: ["LIVE"], second: ["two"]}
+    shard.do(Unlink(at("d"), b"f"))
+    with pytest.raises(NotFound):
+        page(shard, "d/f")
+    assert first != second
+
+
+def test_a_clone_shows_what_its_origin_showed() -> None:
+    shard = planted()
+    first = publish(shard, "d/f", b"1")
+    shard.do(Clone(at("d"), at(), b"copy"))
+    second = publish(shard, "d/f", b"2")
+    third = publish(shard, "copy/f", b"3")
+    assert shown(shard, "copy/f") == {third: ["LIVE"], first: ["CLONE"]}
+    assert shown(shard, "d/f") == {second: ["LIVE"], first: ["CLONE"]}
+    snapshot(shard, "copy", "of-copy")
+    fourth = publish(shard, "copy/f", b"4")
+    assert shown(shard, "copy/f") == {fourth: ["LIVE"], first: ["CLONE"], third: ["of-copy"]}
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_rollback_goes_on_with_the_file(turns: int) -> None:
+    shard = planted()
+    first = publish(shard, "d/f", b"1")
+    snapshot(shard, "d", "one")
+    for turn in range(turns):
+        second = publish(shard, "d/f", b"2")
+        value = shard.do(Rollback(at(), b"d", "one", b"/d", LEASE_NS))
+        automatic = value.name  # type: ignore[union-attr]
+        found = shown(shard, "d/f")
+        assert "LIVE" in found[first], turn
+        assert automatic in found[second], turn
+
+
+def test_a_leased_generation_is_listed_with_its_session() -> None:
+    shard = planted()
+    publish(shard, "d/f", b"1")
+    attr = shard.stat("d/f")
+    version = shard.machine._txn.counters.version
+    lease = Lease(attr.view, attr.inode, attr.body, version)
+    snapshot(shard, "e", "keeps-the-record")
+    shard.do(SessionMarks((Marks(shard.session, 1, version, 1, (lease,)),)), session=0)
+    live = publish(shard, "d/f", b"2")
+    assert shown(shard, "d/f") == {live: ["LIVE"], attr.generation: ["LEASE"]}
+
+
+def test_bad_arguments_and_permissions() -> None:
+    shard = planted()
+    publish(shard, "d/f", b"1")
+    shard.do(SetAttr(at("d/f"), mode=0o600))
+    with pytest.raises(PermissionDenied):
+        page(shard, "d/f", ALICE)
+    with pytest.raises(IsADirectory):
+        page(shard, "d")
+    shard.symlink("d/dangling", b"nothing")
+    with pytest.raises(NotFound):
+        page(shard, "d/dangling")
+    with pytest.raises(InvalidArgument):
+        page(shard, "d/f", limit=0)
+    with pytest.raises(InvalidArgument):
+        page(shard, "d/f", after=b"x")
+
+
+def test_generations_that_the_caller_may_not_read_are_left_out() -> None:
+    shard = planted()
+    publish(shard, "d/f", b"1")
+    shard.do(SetAttr(at("d/f"), mode=0o600))
+    snapshot(shard, "d", "private")
+    live = publish(shard, "d/f", b"2")
+    shard.do(SetAttr(at("d/f"), mode=0o644))
+    assert [row.generation for row in page(shard, "d/f", ALICE).rows] == [live]
+    assert len(page(shard, "d/f").rows) == 2
