@@ -12,6 +12,7 @@ from nokv.state.branches import PRESENT
 from nokv.state.effects import Effect
 from nokv.state.families import Family
 from nokv.state.pinned import Source
+from nokv.state.quota import check_quota
 from nokv.state.records import (
     Counters,
     Dentry,
@@ -211,7 +212,15 @@ class Context:
             new = Usage(entries, size, grafts)
             if value is not None:
                 old = decode_usage(body_of(value))
-                new = Usage(old.entries + entries, old.size_bytes + size, old.grafts + grafts)
+                new = Usage(
+                    old.entries + entries,
+                    old.size_bytes + size,
+                    old.grafts + grafts,
+                    old.entries_max,
+                    old.size_bytes_max,
+                )
+                if old.entries_max or old.size_bytes_max:
+                    check_quota(self.txn, view, ino, old, new)
             assert new.entries >= 0, f"entries below inode {ino}: {new.entries}"
             assert new.size_bytes >= 0, f"bytes below inode {ino}: {new.size_bytes}"
             assert new.grafts >= 0, f"views below inode {ino}: {new.grafts}"

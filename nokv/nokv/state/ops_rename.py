@@ -181,6 +181,8 @@ def _move(
     to_name: bytes,
 ) -> None:
     view, directory = to_parent.view, int(is_directory(source.inode))
+    if target is not None:  # first what frees room under a quota
+        ctx.add_usage(view, to_parent.ino, -1, -bytes_of(target.inode), -int(target.is_graft))
     _shift_usage(ctx, view, source.chain, to_up, _weight(ctx, source))
     ctx.delete_dentry(view, source.parent.ino, source.name)
     ctx.put_dentry(view, to_parent.ino, to_name, source.dentry)
@@ -188,7 +190,6 @@ def _move(
     if target is not None:
         lost = int(is_directory(target.inode))
         gained = -1
-        ctx.add_usage(view, to_parent.ino, -1, -bytes_of(target.inode), -int(target.is_graft))
     if source.parent.ino == to_parent.ino:
         touch_directory(ctx, view, to_parent.ino, to_parent.inode, children=gained, nlink=-lost)
     else:

@@ -33,12 +33,14 @@ from nokv.state.context import (
     root_of,
 )
 from nokv.state.detach import detach_tree
+from nokv.state.ops_quota import room_below, set_limits
 from nokv.state.ops_remove import take_tree
 from nokv.state.ops_session import need_session
-from nokv.state.records import Dentry, Inode, Session
+from nokv.state.records import Dentry, Inode, Session, Usage
 from nokv.state.resolve import Found, resolve_parent
 from nokv.state.tree import drop_name, touch_directory
 from nokv.types.commands import StageBegin, StageDrop, StageMode, StageSwap
+from nokv.types.copies import NO_LIMIT
 from nokv.types.events import EventKind
 from nokv.types.results import Done, Made, Published
 
@@ -51,6 +53,9 @@ def check_begin(op: StageBegin) -> None:
     if op.mode & S_IFMT not in (DIRECTORY, REGULAR) or op.mode & ~(S_IFMT | 0o7777):
         message = f"mode {op.mode:o} is no directory's or regular file's"
         raise InvalidArgument(message)
+    if op.parent is not None:
+        check_at(op.parent)
+        check_name(op.name)
 
 
 def check_swap(op: StageSwap) -> None:
@@ -84,11 +89,31 @@ def stage_begin(ctx: Context, op: StageBegin) -> Made:
         stage=ctx.session_id,
     )
     ctx.store_inode(op.view, ino, inode)
+    if op.parent is not None:
+        _limit(ctx, op, ino, resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent))
     ctx.counters.files += 1
     ctx.session = replace(session, stages=(*session.stages, (op.view, ino)))
     attr = load_attr(ctx.txn, op.view, ino)
     assert attr is not None
     return Made(attr)
+
+
+def _limit(ctx: Context, op: StageBegin, ino: int, parent: Found) -> None:
+    """Give a staged root, as its own quota, the room under those above where it is to go.
+
+    So what would not fit is refused before more of it is uploaded; the swap checks what is true
+    then.
+    """
+    dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
+    freed = Usage(0, 0)
+    if dentry is not None:
+        view, target = enter(parent.view, dentry)
+        inode = need_inode(ctx.txn, view, target)
+        inside = ctx.usage(view, target) if is_directory(inode) else Usage(0, inode.size)
+        freed = Usage(1 + inside.entries, inside.size_bytes)
+    entries, size_bytes = room_below(ctx, parent.view, parent.ino, freed)
+    if op.mode & S_IFMT == DIRECTORY and (entries or size_bytes):
+        set_limits(ctx, op.view, ino, max(entries - 1, 1) if entries else 0, size_bytes)
 
 
 def _own_stage(ctx: Context, session: Session, view: int, stage: int) -> Inode | None:
@@ -151,6 +176,8 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     ctx.store_inode(op.view, op.stage, after)
     ctx.put_dentry(op.view, parent.ino, op.name, Dentry(staged.mode >> 12, op.stage))
     inside = ctx.usage(op.view, op.stage)
+    if inside.entries_max or inside.size_bytes_max:
+        set_limits(ctx, op.view, op.stage, NO_LIMIT, NO_LIMIT)
     ctx.add_usage(op.view, parent.ino, inside.entries + 1, inside.size_bytes + after.size)
     ctx.session = _without(session, op.view, op.stage)
     ctx.emit(

@@ -122,6 +122,10 @@ class Usage(Strict, frozen=True):
     size_bytes: int
     grafts: int = 0
     """Views below it, nested ones too: what takes them along finds none at once."""
+    entries_max: int = 0
+    """The directory's quota: growth of `entries` beyond it is refused. 0: there is none."""
+    size_bytes_max: int = 0
+    """Likewise of `size_bytes`."""
 
 
 class View(Strict, frozen=True):

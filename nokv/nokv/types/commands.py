@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-from nokv.types.copies import Copy, CopyRange
+from nokv.types.copies import Copy, CopyRange, SetQuota
 from nokv.types.locks import CancelLock, SetLock, Unlock
 from nokv.types.values import At, Caller, ChunkMap, Marks, Strict, Volume
 from nokv.types.views import (
@@ -238,6 +238,7 @@ InnerOp = (
     | RemoveTree
     | Copy
     | CopyRange
+    | SetQuota
 )
 
 
@@ -256,6 +257,10 @@ class StageBegin(Strict, frozen=True, tag=33):
     view: int
     mode: int
     """With the type bits: a directory, or a regular file."""
+    parent: At | None = None
+    """The directory that a tree is to enter: quotas above it are then checked as it is built."""
+    name: bytes = b""
+    """The name that it is to take there, perhaps another tree's."""
 
 
 class StageDrop(Strict, frozen=True, tag=34):
@@ -433,6 +438,7 @@ Op = (
     | RemoveTree
     | Copy
     | CopyRange
+    | SetQuota
     | Atomic
     | StageBegin
     | StageDrop

@@ -68,11 +68,20 @@ class Snap:
         self.tree = tree
 
 
-OPS = (
-    "create create create mkdir full part part cut delete rename link snap snap dropsnap clone"
-    " clone csnap csnap rollback gc gc reap floor reflink reflink range range rsnap move flatten"
-    " plan exec"
-).split()
+_MANY = {
+    "create": 3,
+    "part": 2,
+    "snap": 2,
+    "clone": 2,
+    "csnap": 2,
+    "gc": 2,
+    "reflink": 2,
+    "range": 2,
+}
+_ONCE = (
+    "mkdir full cut delete rename link dropsnap rollback reap floor rsnap move flatten plan exec"
+)
+OPS = [*_ONCE.split(), *(name for name, count in _MANY.items() for _ in range(count))]
 
 
 class Program:
@@ -423,6 +432,8 @@ class Program:
 
     def do_plan(self) -> None:
         """What a collector has read, and will act on when its leader is long deposed."""
+        self.files.raise_floor()
+        self.files.wait()
         self.plans.append(self.drops())
 
     def do_exec(self) -> None:
