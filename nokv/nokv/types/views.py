@@ -163,6 +163,13 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     cluster_ns: int
     """Of the reply: until_cluster_ns counts in it."""
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds of cluster time until its lease ends, as of the reply; None: it is held."""
+        if not self.until_cluster_ns:
+            return None
+        return max(0, self.until_cluster_ns - self.cluster_ns) / 1e9
+
 
 class SnapshotsReply(Lenient, frozen=True, tag=18):
     """A page."""

@@ -38,6 +38,7 @@ from nokv.errors import (
     InvalidArgument,
     NotFound,
     ObjectCorrupt,
+    ReadOnly,
     Stale,
     Unavailable,
 )
@@ -355,3 +356,35 @@ def test_a_fork_connects_afresh(served: Served) -> None:
     assert client.read("/w") == b"parent"
     assert client.listdir("/") == ["child", "f", "w"]
     client.close()
+
+
+def test_snapshots_and_clones(fs: Client) -> None:
+    fs.mkdir("/d")
+    fs.write_bytes("/d/f", b"old")
+    fs.snapshots.create("/d", "s", ttl_s=60)
+    fs.write_bytes("/d/f", b"new")
+    old = fs.at("s")
+    assert old.name == "s"
+    assert old.info().path == b"/d"
+    assert old.read("/d/f") == b"old"
+    assert [entry.name for entry in old.within(5).scandir("/d")] == ["f"]
+    with old.open("/d/f") as file:
+        assert file.read() == b"old"
+    with pytest.raises(ReadOnly):
+        old.open("/d/f", "wb")
+    for name in CHANGES:
+        with pytest.raises(ReadOnly, match=name):
+            getattr(old, name)("/d")
+    fs.clone("/d", "/c", at="s")
+    assert fs.read("/c/f") == b"old"
+    undo = fs.rollback("/d", "s")
+    assert fs.read("/d/f") == b"old"
+    assert [row.name for row in fs.snapshots.list()] == [undo, "s"]
+    fs.snapshots.renew("s", hold=True)
+    assert fs.snapshots.get("s").left_s is None
+    fs.snapshots.delete("s")
+    fs.workspaces.create("/ws")
+    assert [row.path for row in fs.workspaces.list() if row.path] == [b"/c", b"/d", b"/ws"]
+    fs.workspaces.delete("/ws")
+    with pytest.raises(NotFound):
+        fs.stat("/ws")
