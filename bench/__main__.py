@@ -33,13 +33,13 @@ import obstore.store
 import uvloop
 
 import nokv
-from bench import diff, workloads
+from bench import diff, watch, workloads
 from bench.etcd import PUT, Etcd, encode_put
 from bench.replication import replication
 from bench.report import Row, machine, save, show
 from nokv.client.fs import AsyncClient
 from nokv.objects.local import LocalStore
-from nokv.testing.cluster import LocalCluster
+from nokv.testing.cluster import LocalCluster, Settings
 from nokv.testing.folder import Store
 from nokv.testing.s3server import REGION, s3_server
 
@@ -60,14 +60,22 @@ class Bench:
         self.facts = machine(directory)
 
     def cluster(
-        self, stack: ExitStack, nodes: int, *, synced: bool = True, store: Store | None = None
+        self,
+        stack: ExitStack,
+        nodes: int,
+        *,
+        synced: bool = True,
+        store: Store | None = None,
+        settings: Settings | None = None,
     ) -> LocalCluster:
         """Start a cluster on the disk, or on tmpfs."""
         base = self.directory if synced else SHM
         path = tempfile.mkdtemp(prefix="nokv-bench-", dir=base)
         stack.callback(_remove, path)
         return stack.enter_context(
-            LocalCluster.start(nodes, directory=Path(path) / "cluster", store=store)
+            LocalCluster.start(
+                nodes, directory=Path(path) / "cluster", store=store, settings=settings
+            )
         )
 
     def show(self, name: str, title: str, rows: list[Row]) -> None:
@@ -504,6 +512,15 @@ async def diffs(bench: Bench) -> None:
     bench.show("diff", diff.TITLE, await asyncio.to_thread(diff.rows, bench.directory))
 
 
+async def watches(bench: Bench) -> None:
+    """What watchers are told how soon, and what a thousand of them cost."""
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3, settings=watch.settings())
+        rows = await watch.rates(cluster, bench.seconds, bench.repeats)
+        rows.append(await watch.idle_watches(cluster))
+    bench.show("watch", "Watches", rows)
+
+
 GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "creates": creates,
     "serial": serial,
@@ -514,6 +531,7 @@ GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "idle": idle,
     "replication": ordering,
     "diff": diffs,
+    "watch": watches,
 }
 
 
