@@ -210,6 +210,18 @@ def test_what_does_not_conflict_is_not_queued(locks: Locks) -> None:
     assert locks.set(5, 20, 1).granted
 
 
+def test_a_conversion_that_was_waited_for_frees_an_earlier_request(locks: Locks) -> None:
+    locks.set(1, 0, 10)
+    locks.set(3, 10, 10)
+    reader = locks.set(2, 0, 5, write=False)
+    conversion = locks.set(1, 0, 20, write=False)
+    assert (reader.granted, conversion.granted) == (False, False)
+    locks.drop(3)
+    assert locks.waits(1, conversion) is True
+    assert locks.waits(2, reader) is True
+    locks.check()
+
+
 def test_a_place_in_the_queue_is_given_up(locks: Locks) -> None:
     locks.set(1, write=False)
     writer, reader = locks.set(2), locks.set(3, write=False)
