@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from nokv.errors import IsADirectory, NotADirectory, NotEmpty, NotFound
+from nokv.state import keys
 from nokv.state.access import X, may_delete, need, need_owner
 from nokv.state.context import Context, enter, is_directory, load_dentry, need_inode
-from nokv.state.detach import detach
+from nokv.state.detach import detach, detach_tree
+from nokv.state.families import Family
 from nokv.state.records import Inode
 from nokv.state.resolve import Found, resolve_parent
 from nokv.state.tree import announce, destroy, drop_name, touch_directory
@@ -78,10 +80,21 @@ def remove_tree(ctx: Context, op: RemoveTree) -> Done:
 
 def end_empty(ctx: Context, holder: int, view: int, ino: int, inode: Inode) -> None:
     """Do what follows when the name of an empty directory, or of a view that is one, has gone."""
-    if view == holder:
-        destroy(ctx, view, ino, inode)
-    else:
+    if view != holder:
         kill(ctx, view)
+    elif _leaves_rows(ctx, view, ino):
+        detach_tree(ctx, view, ino, inode)
+    else:
+        destroy(ctx, view, ino, inode)
+
+
+def _leaves_rows(ctx: Context, view: int, ino: int) -> bool:
+    """Whether an empty directory has whiteouts, of which there may be many."""
+    if not view:
+        return False
+    prefix = keys.inode(view, ino)
+    rows = ctx.txn.own_scan(Family.DENTRY, prefix, keys.after_prefix(prefix))
+    return next(iter(rows), None) is not None
 
 
 def take_tree(ctx: Context, parent: Found, name: bytes, view: int, ino: int, inode: Inode) -> None:
