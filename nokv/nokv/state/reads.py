@@ -102,6 +102,7 @@ def run(txn: Txn, caller: Caller, request: Read) -> ReadValue:
             message = f"no version {version}"
             raise VersionNotPinned(message)
         source = PinnedSource(txn.present, version)
+        source.enter(at.view)
     answer: ReadValue = handler(source, caller, request)
     return answer
 
