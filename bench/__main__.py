@@ -2,7 +2,7 @@
 
     python -m bench                      everything, three interleaved repeats
     python -m bench creates stat         only these groups: creates serial stat bodies size failover
-                                         idle replication diff
+                                         idle replication diff watch
     python -m bench --repeats 1 --seconds 1
 
 Nodes, client and etcd share this machine. *Unsynced* means that the nodes' data lie on tmpfs, where
