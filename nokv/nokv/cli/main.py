@@ -81,6 +81,15 @@ GROUPS: Final = (
         ),
     ),
     Group(
+        "past states",
+        "nokv.cli.diff",
+        (
+            ("diff", "show what changed between two states of a directory"),
+            ("history", "list the generations of a file that can still be read"),
+            ("revert", "make a past generation of a file the present one again"),
+        ),
+    ),
+    Group(
         "a cluster on this machine",
         "nokv.cli.local",
         (

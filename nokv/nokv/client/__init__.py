@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nokv.client.connect import connect
 from nokv.client.core import ClientConfig
+from nokv.client.diff import Difference, Generation
 from nokv.client.entries import Entry
 from nokv.client.files import AsyncReader, AsyncTextReader, AsyncTextWriter, AsyncWriter
 from nokv.client.fs import AsyncClient
@@ -21,8 +22,10 @@ __all__ = [
     "AsyncWriter",
     "Change",
     "ClientConfig",
+    "Difference",
     "Entry",
     "FileInfo",
+    "Generation",
     "PinnedView",
     "Published",
     "SnapshotView",

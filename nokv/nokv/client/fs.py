@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from nokv.client import segments, tree
 from nokv.client.core import Core
+from nokv.client.diff import DiffHandle
 from nokv.client.entries import file_type
 from nokv.client.files import AsyncWriter
 from nokv.client.options import expect
@@ -21,7 +22,6 @@ from nokv.client.publish import Mode, run
 from nokv.client.publish import Published as PublishedSet
 from nokv.client.readonly import PinnedView
 from nokv.client.upload import BodyUpload, FileInfo, begin_upload, checked, propose_uploads
-from nokv.client.views import ViewHandle
 from nokv.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -65,7 +65,7 @@ NOW: Final = TIME_NOW
 """As a time of `utime`: the cluster's clock when the command is applied."""
 
 
-class AsyncClient(ViewHandle):
+class AsyncClient(DiffHandle):
     """A connected client. Make one with `nokv.connect`; belongs to one event loop.
 
     Paths are absolute, text or bytes. Every change is one command: applied once, or not at all,

@@ -34,6 +34,7 @@ CHANGES: Final = (
     "removexattr",
     "rename",
     "replace",
+    "revert",
     "rmdir",
     "rollback",
     "set_flags",

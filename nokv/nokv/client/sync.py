@@ -395,6 +395,9 @@ class Client(SyncReadHandle[AsyncClient]):
     publish_tree = _sync(AsyncClient.publish_tree)
     clone = _sync(AsyncClient.clone)
     rollback = _sync(AsyncClient.rollback)
+    diff = _sync_iterator(AsyncClient.diff)
+    history = _sync(AsyncClient.history)
+    revert = _sync(AsyncClient.revert)
 
     @property
     def snapshots(self) -> SyncSnapshots:
