@@ -188,6 +188,7 @@ def stage_swap(d: Drawing, s: int) -> c.InnerOp:
 
 
 def snapshot_create(d: Drawing, s: int) -> c.Op:
+    s = s if d.chance(8) else 0
     name = d.often(SNAPSHOTS, BAD_SNAPSHOTS)
     path = d.often((b"/", b"/a/\xff"), (b"a", b"", b"/" * 4097))
     return SnapshotCreate(d.parent(s), name, path, d.lease())
@@ -222,7 +223,7 @@ def rollback(d: Drawing, s: int) -> c.Op:
 
 
 def remove_view(d: Drawing, s: int) -> c.Op:
-    remove = c.RemoveTree if d.chance(2) else c.Rmdir
+    remove = c.Rmdir if d.chance(4) else c.RemoveTree
     return remove(*d.entry(s, kind=view_root))
 
 

@@ -416,7 +416,8 @@ class Drawing:
 
     def lease(self, *, held: bool = True) -> int:
         """How long a snapshot is kept."""
-        often: tuple[int, ...] = (10**9, 5 * 10**9, 86_400 * 10**9, *((HELD, HELD) if held else ()))
+        long = (10**9, 10**16, 10**16)
+        often = (*long, HELD, HELD, HELD) if held else long
         return self.often(often, (1, -1, 2**62))
 
     def rolled_back(self) -> tuple[At, bytes, str]:
@@ -425,6 +426,7 @@ class Drawing:
         fit = [
             (inode, snapshot.name)
             for snapshot in state.snapshots.values()
+            if not snapshot.over(self._model.cluster_ns)
             for inode in state.forest.inodes.values()
             if inode.is_directory and inode.names and state.identity(inode) == snapshot.identity
         ]

@@ -19,7 +19,7 @@ from nokv.types import reads as r
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result, SessionOpened
 from nokv.types.values import At, ChunkMap, Extent, ObjectPart, Volume
-from nokv.types.views import ExpireSnapshots, Flatten, GetSnapshot, ListSnapshots
+from nokv.types.views import ExpireSnapshots, GetSnapshot, ListSnapshots
 from nokv_model.model import Model
 
 SEEDS = st.binary(min_size=6, max_size=6)
@@ -70,6 +70,18 @@ def _stagers(model: Model) -> list[int]:
 def _pinners(model: Model) -> list[int]:
     """Sessions that own a pin."""
     return [session for session, _ in model.state.pins.values()]
+
+
+def _snapshots(model: Model) -> list[int]:
+    """Any session will do, as long as there is a snapshot."""
+    alive = [s.number for s in model.state.sessions.values() if not s.died]
+    return alive if model.state.snapshots else []
+
+
+def _grafts(model: Model) -> list[int]:
+    """Any session will do, as long as there is a view."""
+    alive = [s.number for s in model.state.sessions.values() if not s.died]
+    return alive if len(model.state.live_views()) > 1 else []
 
 
 Builder = Callable[[Drawing, int], c.Op]
@@ -273,12 +285,12 @@ class NamespaceMachine(RuleBasedStateMachine):
     pin_view = _command(building.pin_view)
     unpin_view = _owned(building.unpin_view, _pinners, building.pin_view)
     snapshot_create = _command(building.snapshot_create)
-    snapshot_renew = _command(building.snapshot_renew)
-    snapshot_delete = _command(building.snapshot_delete)
+    snapshot_renew = _owned(building.snapshot_renew, _snapshots, building.snapshot_create)
+    snapshot_delete = _owned(building.snapshot_delete, _snapshots, building.snapshot_create)
     clone = _command(building.clone)
     workspace_create = _command(building.workspace_create)
-    rollback = _command(building.rollback)
-    remove_view = _command(building.remove_view)
+    rollback = _owned(building.rollback, _snapshots, building.snapshot_create)
+    remove_view = _owned(building.remove_view, _grafts, building.clone)
 
     @rule(seed=SEEDS)
     def open_session(self, seed: bytes) -> None:

@@ -175,7 +175,7 @@ class World:
         return value
 
     def plain_attr(self, attr: Attr) -> Attr:
-        """Which directory is the parent of a file or of a root is open; so is when the reaper comes."""
+        """Open are which directory is the parent of a file or root, and when the reaper comes."""
         view = self.model.state.views.get(attr.view)
         root = view is not None and attr.inode == view.root
         if root or file_type(attr.mode) != FileType.DIRECTORY:
@@ -201,7 +201,9 @@ class World:
             have = self._pages(caller, request)
         if not code:
             plain = self._plain_reply(want, request), self._plain_reply(have, request)
-            assert plain[0] == plain[1], f"another reply for {caller} {request}\n{_differing(*plain)}"
+            assert plain[0] == plain[1], (
+                f"another reply for {caller} {request}\n{_differing(*plain)}"
+            )
         return code
 
     def _paged(self, request: r.ReadDir) -> bool:
