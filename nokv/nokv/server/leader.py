@@ -32,6 +32,7 @@ from nokv.types.formats import FIRST_STATE_FORMAT, STATE_FORMAT
 from nokv.types.limits import COMMAND_BYTES_MAX
 from nokv.types.results import Reaped, Result
 from nokv.types.values import Caller, Marks
+from nokv.types.views import ExpireSnapshots
 from nokv.wire.codec import encode_command, result_codec
 from nokv_replication import Committed, Outcome, Refused
 
@@ -40,6 +41,9 @@ log = logging.getLogger("nokv.leader")
 MS: Final = 1_000_000
 TICK_MS: Final = 100
 TRIM_PERIOD_NS: Final = 1_000 * MS
+LEASES_PERIOD_NS: Final = 1_000 * MS
+"""All snapshots are looked at so often, while one of them has a lease."""
+
 EXPIRE_IN_FLIGHT_MAX: Final = 64
 _MARKS_BYTES: Final = COMMAND_BYTES_MAX // 4
 """Marks of one command; what does not fit goes into the next."""
@@ -62,6 +66,14 @@ class MachineView(Protocol):
     @property
     def format(self) -> int:
         """The state format in force."""
+        ...
+
+    def has_leases(self) -> bool:
+        """Whether some snapshot has a lease."""
+        ...
+
+    def first_lease_end(self) -> int:
+        """Return the cluster time at which the first lease of a snapshot ends; 0: none has one."""
         ...
 
     def initialised(self) -> bool:
@@ -113,6 +125,7 @@ class LeaderDuties:
         """Newest frame per session, not yet logged."""
         self._marks_due_ns = 0
         self._trim_due_ns = 0
+        self._leases_due_ns = 0
         self._busy: set[str] = set()
         """Duties with a proposal in flight: one each."""
         self._expiring = 0
@@ -122,6 +135,7 @@ class LeaderDuties:
         self.reaps_total = 0
         self.reaped_total = 0
         self.marks_total = 0
+        self.snapshots_expired_total = 0
 
     def take_office(self) -> None:
         """Begin: this node leads, and an entry of its own term is applied."""
@@ -134,6 +148,7 @@ class LeaderDuties:
         self._expiring = 0
         self._marks_due_ns = now_ns
         self._trim_due_ns = now_ns
+        self._leases_due_ns = now_ns
         self._silence_end_ns = None
         self.start_volume()
 
@@ -158,6 +173,9 @@ class LeaderDuties:
             self._log_marks()
         if self._machine.pending_work():
             self._reap()
+        if now_ns >= self._leases_due_ns:
+            self._leases_due_ns = now_ns + LEASES_PERIOD_NS
+            self._end_leases(now_ns)
         self._raise_format()
         if now_ns >= self._trim_due_ns:
             self._trim_due_ns = now_ns + TRIM_PERIOD_NS
@@ -167,7 +185,8 @@ class LeaderDuties:
     def waits_for_time(self) -> bool:
         """Whether cluster time must go on although nobody sends commands."""
         origin = self._machine.origin()
-        return self._ages.live > 0 or (origin is not None and not origin.ready)
+        silent = origin is not None and not origin.ready
+        return self._ages.live > 0 or silent or self._machine.has_leases()
 
     def start_volume(self) -> None:
         """Make the volume, once in a cluster's life."""
@@ -263,6 +282,17 @@ class LeaderDuties:
         more = result.value.more
         if more and self.active and not self._disks_full():
             self._reap()
+
+    def _end_leases(self, now_ns: int) -> None:
+        """Delete the snapshots whose lease is over; nobody reads by them since it is."""
+        if 0 < self._machine.first_lease_end() <= now_ns:
+            self._propose("leases", ExpireSnapshots(self._config.reap_limit), self._leases_ended)
+
+    def _leases_ended(self, result: Result) -> None:
+        assert isinstance(result.value, Reaped)
+        self.snapshots_expired_total += result.value.removed
+        if result.value.more:
+            self._leases_due_ns = 0
 
     def _trim(self, now_ns: int) -> None:
         """Drop a step of the events that are too old, or too many; more at the next tick."""

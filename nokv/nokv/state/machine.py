@@ -23,7 +23,7 @@ from nokv.errors import (
     UnknownSession,
     WindowFull,
 )
-from nokv.state import dispatch, keys, ops_backup, reads
+from nokv.state import dispatch, keys, ops_backup, reads, snapshots
 from nokv.state.context import Context, name_in
 from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
@@ -402,6 +402,17 @@ class StateMachine:
     def has_backups(self) -> bool:
         """Whether there are backups: their retention counts in cluster time."""
         return any(True for _ in ops_backup.backups_of(self._txn.present))
+
+    def has_leases(self) -> bool:
+        """Whether some snapshot has a lease: they count in cluster time."""
+        return self._counters.leased_snapshots > 0
+
+    def first_lease_end(self) -> int:
+        """Return the cluster time at which the first lease of a snapshot ends; 0: none has one."""
+        if not self._counters.leased_snapshots:
+            return 0
+        rows = snapshots.snapshots_of(self._txn.present)
+        return min(one.until_cluster_ns for _, one in rows if one.until_cluster_ns)
 
     def origin(self) -> Origin | None:
         """Return where a restored state came from; None for all others."""

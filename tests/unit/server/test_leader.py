@@ -26,6 +26,7 @@ from nokv.types.commands import (
 )
 from nokv.types.formats import STATE_FORMAT
 from nokv.types.values import At, Marks, Volume
+from nokv.types.views import ExpireSnapshots, SnapshotCreate
 
 
 class Leader:
@@ -285,3 +286,41 @@ def test_there_is_nothing_to_raise(leader: Leader) -> None:
     leader.common_format = STATE_FORMAT + 5
     leader.tick()
     assert not leader.ops(RaiseFormat)
+
+
+def test_snapshots_end_with_their_lease(leader: Leader) -> None:
+    shard = leader.shard
+    assert not leader.duties.waits_for_time
+    session = leader.open_session(3600 * S)
+    for name, ttl_s in (("a", 5), ("b", 60), ("held", 0)):
+        shard.do(SnapshotCreate(At(), name, b"/", ttl_s * S), session)
+    shard.do(ExpireSession(session))
+    leader.effects()
+    assert leader.duties.waits_for_time, "cluster time must go on, or no lease ends"
+    leader.tick(4)
+    assert leader.ops(ExpireSnapshots) == []
+    leader.tick(2)
+    leader.tick()
+    assert len(leader.ops(ExpireSnapshots)) == 1
+    assert (shard.machine.counters.snapshots, leader.duties.snapshots_expired_total) == (2, 1)
+    assert leader.duties.waits_for_time
+    leader.tick(60)
+    assert shard.machine.counters.snapshots == 1
+    assert not leader.duties.waits_for_time, "what is held waits for nothing"
+    for _ in range(30):
+        leader.tick()
+    assert len(leader.ops(ExpireSnapshots)) == 2
+
+
+def test_many_snapshots_end_in_steps(leader: Leader) -> None:
+    shard = leader.shard
+    session = leader.open_session(3600 * S)
+    for number in range(30):
+        shard.do(SnapshotCreate(At(), f"s{number}", b"/", S), session)
+    leader.duties._config = SessionsConfig(reap_limit=8)
+    leader.tick(2)
+    assert shard.machine.counters.snapshots == 22
+    for _ in range(3):
+        leader.tick()
+    assert shard.machine.counters.snapshots == 0
+    assert len(leader.ops(ExpireSnapshots)) == 4
