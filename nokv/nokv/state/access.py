@@ -1,4 +1,4 @@
-"""Who may do what: POSIX permission bits, the sticky bit, inode flags (docs/namespace.md).
+"""Who may do what: POSIX permission bits and lists, the sticky bit, inode flags.
 
 Pure functions of records and the caller. uid 0 passes every check but those of inode flags.
 """
@@ -6,6 +6,7 @@ Pure functions of records and the caller. uid 0 passes every check but those of 
 from __future__ import annotations
 
 from nokv.errors import Immutable, NotPermitted, PermissionDenied
+from nokv.state.acl import allows
 from nokv.state.records import Inode
 from nokv.types.values import Caller, FileType, InodeFlag
 
@@ -33,13 +34,15 @@ def owns(inode: Inode, caller: Caller) -> bool:
 
 
 def may(inode: Inode, caller: Caller, mask: int) -> bool:
-    """Whether the caller's class has all the bits of `mask` (R | W | X)."""
+    """Whether the caller's class, or the access list, has all the bits of `mask` (R | W | X)."""
     uid = caller.uid
     if uid == 0:
         return True
     mode = inode.mode
     if uid == inode.uid:
         mode >>= 6
+    elif inode.acls is not None and inode.acls.access:
+        return allows(inode.acls.access, inode.gid, caller, mask)
     elif in_group(caller, inode.gid):
         mode >>= 3
     return mode & mask == mask

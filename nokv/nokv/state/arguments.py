@@ -12,6 +12,7 @@ from nokv.errors import (
     NotSupported,
     ResultTooLarge,
 )
+from nokv.state import acl
 from nokv.types.commands import (
     TIME_NOW,
     BulkCreate,
@@ -47,6 +48,7 @@ ID_MAX = 2**32 - 2
 """Largest uid or gid; 2^32-1 means 'leave it' in chown(2)."""
 
 PERMISSIONS = 0o7777
+UMASK_MAX = 0o777
 RDEV_MAX = 2**64 - 1
 DEVICES = frozenset({FileType.CHARACTER, FileType.BLOCK})
 _NODES = DEVICES | {FileType.REGULAR, FileType.FIFO, FileType.SOCKET}
@@ -107,6 +109,12 @@ def _check_permissions(mode: int) -> None:
         _refuse(f"mode {mode:o}")
 
 
+def check_umask(umask: int) -> None:
+    """Raise InvalidArgument for bits that no umask has."""
+    if not 0 <= umask <= UMASK_MAX:
+        _refuse(f"umask {umask:o}")
+
+
 def check_xattr_name(name: bytes) -> None:
     """Raise NameTooLong, InvalidArgument, or NotSupported for a foreign name space."""
     if len(name) > NAME_BYTES_MAX:
@@ -114,7 +122,7 @@ def check_xattr_name(name: bytes) -> None:
         raise NameTooLong(message)
     if not name or b"\0" in name:
         _refuse(f"{name!r} can't name an attribute")
-    if not name.startswith(_XATTR_SPACES) or name in _XATTR_SPACES:
+    if (not name.startswith(_XATTR_SPACES) or name in _XATTR_SPACES) and name not in acl.NAMES:
         message = f"attribute {name!r}"
         raise NotSupported(message, hint="names start with user., trusted. or security.")
 
@@ -126,6 +134,7 @@ def _check_make(op: Mkdir | Create) -> None:
     check_at(op.parent)
     check_name(op.name)
     _check_permissions(op.mode)
+    check_umask(op.umask)
 
 
 def _check_bulk(op: BulkCreate) -> None:
@@ -146,6 +155,7 @@ def _check_bulk(op: BulkCreate) -> None:
     if len(distinct) != len(names):
         _refuse("a bulk create with a name twice")
     _check_permissions(op.mode)
+    check_umask(op.umask)
 
 
 def _check_mknod(op: Mknod) -> None:
@@ -155,6 +165,7 @@ def _check_mknod(op: Mknod) -> None:
         _refuse(f"mknod makes no mode {op.mode:o}")
     if not 0 <= op.rdev <= RDEV_MAX:
         _refuse(f"device number {op.rdev}")
+    check_umask(op.umask)
 
 
 def _check_symlink(op: Symlink) -> None:
@@ -223,6 +234,8 @@ def _check_set_xattr(op: SetXattr) -> None:
         raise ResultTooLarge(message)
     if not XattrFlag.EITHER <= op.flags <= XattrFlag.REPLACE:
         _refuse(f"attribute flags {op.flags}")
+    if op.name in acl.NAMES:
+        acl.parse(op.value)
 
 
 def _check_remove_xattr(op: RemoveXattr) -> None:

@@ -16,7 +16,7 @@ from nokv.errors import (
     NotSupported,
     ResultTooLarge,
 )
-from nokv.state import keys
+from nokv.state import acl, keys, ops_acl
 from nokv.state.access import (
     SET_GID,
     STICKY,
@@ -109,7 +109,10 @@ def _with_mode(caller: Caller, before: Inode, inode: Inode, mode: int) -> Inode:
         raise NotSupported(message)
     if caller.uid and not in_group(caller, inode.gid):
         mode &= ~SET_GID
-    return replace(inode, mode=inode.mode & S_IFMT | mode)
+    acls = inode.acls
+    if acls is not None and acls.access:
+        acls = replace(acls, access=acl.with_mode(acls.access, mode))
+    return replace(inode, mode=inode.mode & S_IFMT | mode, acls=acls)
 
 
 def _with_size(ctx: Context, found: Found, inode: Inode, size: int) -> Inode:
@@ -177,6 +180,13 @@ def _changeable(ctx: Context, op: SetXattr | RemoveXattr) -> tuple[Found, bytes 
     return found, ctx.txn.get(Family.XATTR, keys.xattr(found.view, found.ino, op.name))
 
 
+def _change_list(ctx: Context, op: SetXattr | RemoveXattr) -> Done:
+    found, after = ops_acl.changed(ctx, op)
+    ctx.store_inode(found.view, found.ino, after)
+    _announce(ctx, EventKind.XATTR, found, after)
+    return Done()
+
+
 def _write_back(ctx: Context, found: Found, more_bytes: int) -> None:
     inode = found.inode
     after = replace(inode, xattr_bytes=inode.xattr_bytes + more_bytes, ctime_ns=ctx.wall_ns)
@@ -187,6 +197,8 @@ def _write_back(ctx: Context, found: Found, more_bytes: int) -> None:
 
 def set_xattr(ctx: Context, op: SetXattr) -> Done:
     """Set an extended attribute."""
+    if op.name in acl.NAMES:
+        return _change_list(ctx, op)
     found, present = _changeable(ctx, op)
     if present is not None and op.flags == XattrFlag.CREATE:
         message = f"attribute {op.name!r} exists"
@@ -195,7 +207,8 @@ def set_xattr(ctx: Context, op: SetXattr) -> Done:
         message = f"no attribute {op.name!r}"
         raise NoAttribute(message)
     more = len(op.name) + 1 if present is None else 0
-    if found.inode.xattr_bytes + more > XATTR_LIST_BYTES_MAX:
+    names_bytes = found.inode.xattr_bytes + acl.names_bytes(found.inode)
+    if names_bytes + more > XATTR_LIST_BYTES_MAX:
         message = f"names of attributes over {XATTR_LIST_BYTES_MAX} bytes"
         raise ResultTooLarge(message)
     ctx.txn.put(Family.XATTR, keys.xattr(found.view, found.ino, op.name), ctx.txn.encode(op.value))
@@ -205,6 +218,8 @@ def set_xattr(ctx: Context, op: SetXattr) -> Done:
 
 def remove_xattr(ctx: Context, op: RemoveXattr) -> Done:
     """Remove an extended attribute."""
+    if op.name in acl.NAMES:
+        return _change_list(ctx, op)
     found, present = _changeable(ctx, op)
     if present is None:
         message = f"no attribute {op.name!r}"

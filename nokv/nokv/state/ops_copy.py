@@ -20,6 +20,7 @@ from nokv.errors import (
     ResultTooLarge,
 )
 from nokv.state import access, keys
+from nokv.state.acl import inherited
 from nokv.state.arguments import check_at, check_name
 from nokv.state.context import (
     REGULAR,
@@ -173,9 +174,10 @@ def _make(ctx: Context, op: Copy, body: _Body, parent: Found) -> Published:
     view, directory = parent.view, parent.ino
     access.may_create(parent.inode, ctx.caller)
     mode, gid = access.inherit(parent.inode, ctx.caller, REGULAR | op.mode)
-    now = ctx.wall_ns
+    mode, acls = inherited(parent.inode, mode, 0)
+    uid, now = ctx.caller.uid, ctx.wall_ns
     ino = ctx.new_inode()
-    empty = Inode(mode, ctx.caller.uid, gid, 1, 0, now, now, now, directory, name=op.name)
+    empty = Inode(mode, uid, gid, 1, 0, now, now, now, directory, name=op.name, acls=acls)
     after = _write_whole(ctx, body, _read_whole(body), view, ino, empty)
     ctx.store_inode(view, ino, after)
     ctx.put_dentry(view, directory, op.name, Dentry(FileType.REGULAR, ino))

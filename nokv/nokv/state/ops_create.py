@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from nokv.errors import AlreadyExists, CrossesView, LinkLimit, NotPermitted
 from nokv.state import keys
 from nokv.state.access import X, inherit, may_create, need, need_not_frozen, need_root
+from nokv.state.acl import inherited
 from nokv.state.arguments import DEVICES
 from nokv.state.context import (
     DIRECTORY,
@@ -57,10 +58,18 @@ def need_free(ctx: Context, parent: Found, name: bytes) -> None:
 
 
 def _make(
-    ctx: Context, parent: Found, name: bytes, mode: int, *, rdev: int = 0, target: bytes = b""
+    ctx: Context,
+    parent: Found,
+    name: bytes,
+    mode: int,
+    *,
+    umask: int = 0,
+    rdev: int = 0,
+    target: bytes = b"",
 ) -> Made:
     view, directory = parent.view, mode & S_IFMT == DIRECTORY
     mode, gid = inherit(parent.inode, ctx.caller, mode)
+    mode, acls = inherited(parent.inode, mode, umask)
     now, size = ctx.wall_ns, len(target)
     inode = Inode(
         mode,
@@ -74,6 +83,7 @@ def _make(
         parent.ino,
         rdev=rdev,
         target=target,
+        acls=acls,
         name=name,
     )
     ino = ctx.new_inode()
@@ -89,12 +99,12 @@ def _make(
 
 def mkdir(ctx: Context, op: Mkdir) -> Made:
     """Make a directory."""
-    return _make(ctx, place(ctx, op.parent, op.name), op.name, DIRECTORY | op.mode)
+    return _make(ctx, place(ctx, op.parent, op.name), op.name, DIRECTORY | op.mode, umask=op.umask)
 
 
 def create(ctx: Context, op: Create) -> Made:
     """Make an empty regular file."""
-    return _make(ctx, place(ctx, op.parent, op.name), op.name, REGULAR | op.mode)
+    return _make(ctx, place(ctx, op.parent, op.name), op.name, REGULAR | op.mode, umask=op.umask)
 
 
 def mknod(ctx: Context, op: Mknod) -> Made:
@@ -103,7 +113,8 @@ def mknod(ctx: Context, op: Mknod) -> Made:
     device = op.mode >> 12 in DEVICES
     if device:
         need_root(ctx.caller, "a device")
-    return _make(ctx, parent, op.name, op.mode, rdev=op.rdev if device else 0)
+    rdev = op.rdev if device else 0
+    return _make(ctx, parent, op.name, op.mode, umask=op.umask, rdev=rdev)
 
 
 def symlink(ctx: Context, op: Symlink) -> Made:
@@ -123,8 +134,9 @@ def bulk_create(ctx: Context, op: BulkCreate) -> MadeMany:
     may_create(parent.inode, caller)
     view, now, count = parent.view, ctx.wall_ns, len(names)
     mode, gid = inherit(parent.inode, caller, REGULAR | op.mode)
-    inode = Inode(mode, caller.uid, gid, 1, 0, now, now, now, parent.ino, name=_MARK)
-    head, tail = txn.encode(inode).split(txn.encode(_MARK))
+    mode, acls = inherited(parent.inode, mode, op.umask)
+    inode = Inode(mode, caller.uid, gid, 1, 0, now, now, now, parent.ino, name=_MARK, acls=acls)
+    head, tail = txn.encode(inode).split(txn.encode(_MARK), 1)
     first = ctx.counters.next_inode
     ctx.counters.next_inode += count
     numbers = range(first, first + count)

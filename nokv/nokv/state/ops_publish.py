@@ -18,6 +18,7 @@ from nokv.errors import (
     ResultTooLarge,
 )
 from nokv.state import access, keys
+from nokv.state.acl import inherited
 from nokv.state.context import (
     REGULAR,
     Context,
@@ -87,9 +88,10 @@ def _make(ctx: Context, op: Publish, view: int, directory: int, parent: Inode) -
         raise GenerationMismatch(message)
     access.may_create(parent, ctx.caller)
     mode, gid = access.inherit(parent, ctx.caller, REGULAR | op.mode)
-    now = ctx.wall_ns
+    mode, acls = inherited(parent, mode, op.umask)
+    uid, now = ctx.caller.uid, ctx.wall_ns
     ino = ctx.new_inode()
-    empty = Inode(mode, ctx.caller.uid, gid, 1, 0, now, now, now, directory, name=op.name)
+    empty = Inode(mode, uid, gid, 1, 0, now, now, now, directory, name=op.name, acls=acls)
     after = _new_body(ctx, op, view, ino, empty)
     ctx.store_inode(view, ino, after)
     ctx.put_dentry(view, directory, op.name, Dentry(FileType.REGULAR, ino))

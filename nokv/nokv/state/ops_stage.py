@@ -17,6 +17,7 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.state import access
+from nokv.state.acl import inherited
 from nokv.state.arguments import check_at, check_name
 from nokv.state.context import (
     DIRECTORY,
@@ -164,8 +165,13 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     directory = is_directory(staged)
     before = need_inode(ctx.txn, parent.view, parent.ino)
     touch_directory(ctx, parent.view, parent.ino, before, children=1, nlink=1 if directory else 0)
+    mode, acls = staged.mode, staged.acls
+    if acls is None:
+        mode, acls = inherited(before, mode, 0)
     after = replace(
         staged,
+        mode=mode,
+        acls=acls,
         parent=parent.ino,
         name=op.name,
         stage=0,

@@ -12,6 +12,7 @@ from typing import Any
 from nokv.errors import CrossesView, InvalidArgument, NotADirectory, NotFound
 from nokv.state import snapshots
 from nokv.state.access import PERMISSIONS, R, X, inherit, may_create, may_delete, need, need_owner
+from nokv.state.acl import inherited
 from nokv.state.arguments import check_at, check_name
 from nokv.state.context import (
     DIRECTORY,
@@ -197,6 +198,7 @@ def workspace_create(ctx: Context, op: WorkspaceCreate) -> ViewMade:
     parent = place(ctx, op.parent, op.name)
     _need_reachable(ctx, parent)
     mode, gid = inherit(parent.inode, ctx.caller, DIRECTORY | op.mode)
+    mode, acls = inherited(parent.inode, mode, 0)
     now, number, ino = ctx.wall_ns, ctx.new_view(), ctx.new_inode()
     record = View(
         ino,
@@ -206,7 +208,8 @@ def workspace_create(ctx: Context, op: WorkspaceCreate) -> ViewMade:
         identity=(number, ino),
     )
     put_graft(ctx, number, record)
-    ctx.store_inode(number, ino, Inode(mode, ctx.caller.uid, gid, 2, 0, now, now, now, 0))
+    root = Inode(mode, ctx.caller.uid, gid, 2, 0, now, now, now, 0, acls=acls)
+    ctx.store_inode(number, ino, root)
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=1, nlink=1)
     ctx.add_usage(parent.view, parent.ino, 1, 0, 1)
     ctx.counters.files += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nokv.errors import FileTooLarge, InvalidArgument
-from nokv.state.arguments import check_at, check_name
+from nokv.state.arguments import check_at, check_name, check_umask
 from nokv.types.commands import TIME_NOW, Publish, PublishMode
 from nokv.types.limits import (
     BLOCK_BYTES,
@@ -52,6 +52,7 @@ def check_publish(op: Publish) -> None:
         _refuse("a SHA-256 has 32 bytes")
     if not TIME_NOW <= op.mtime_ns <= UINT63_MAX:
         _refuse(f"mtime {op.mtime_ns}")
+    check_umask(op.umask)
 
 
 def _check_chunk(chunk: ChunkMap, size: int, seen: set[tuple[int, int, int]]) -> None:

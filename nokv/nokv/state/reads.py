@@ -16,7 +16,9 @@ from nokv.errors import (
     VersionNotPinned,
 )
 from nokv.state import (
+    acl,
     keys,
+    ops_acl,
     ops_lock,
     reads_admin,
     reads_bodies,
@@ -206,6 +208,8 @@ def _shown(caller: Caller, name: bytes) -> bool:
 def _get_xattr(source: Source, caller: Caller, request: GetXattr) -> BytesReply:
     check_xattr_name(request.name)
     found = resolve(source, caller, 0, request.at)
+    if request.name in acl.NAMES:
+        return BytesReply(ops_acl.shown(found.inode, request.name))
     if request.name.startswith(b"user."):
         need(found.inode, caller, R)
     value = None
@@ -219,11 +223,13 @@ def _get_xattr(source: Source, caller: Caller, request: GetXattr) -> BytesReply:
 
 def _list_xattr(source: Source, caller: Caller, request: ListXattr) -> NamesReply:
     found = resolve(source, caller, 0, request.at)
+    lists = acl.names_of(found.inode)
     if not found.inode.xattr_bytes:
-        return NamesReply(())
+        return NamesReply(lists)
     prefix = keys.inode(found.view, found.ino)
     rows = source.scan(Family.XATTR, prefix, keys.after_prefix(prefix))
-    return NamesReply(tuple(key[16:] for key, _ in rows if _shown(caller, key[16:])))
+    names = [key[16:] for key, _ in rows if _shown(caller, key[16:])]
+    return NamesReply(tuple(sorted((*names, *lists))))
 
 
 # ---------------------------------------------------------------- the whole shard

@@ -70,6 +70,15 @@ class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Encoded length of all event records: their retention is by size too."""
 
 
+class Acls(Strict, frozen=True):
+    """Access control lists of an inode, as `nokv.state.acl` keeps them; empty: there is none."""
+
+    access: bytes
+    """Says more than the mode bits."""
+    default: bytes
+    """Of a directory: what is made in it gets."""
+
+
 class Inode(Strict, frozen=True):
     """An inode. Key (view, inode). See inode(7)."""
 
@@ -104,6 +113,8 @@ class Inode(Strict, frozen=True):
     name: bytes = b""
     """Its name in `parent`, so that a path is found from below. Empty: none, several, or unknown
     since one of several went; then the directory is searched."""
+    acls: Acls | None = None
+    """None: the mode bits say all, which is looked at before anything is decoded."""
 
 
 class Dentry(Strict, frozen=True):
@@ -149,6 +160,23 @@ class View(Strict, frozen=True):
     """Rows of the drop queue that name it; a dead view waits for them."""
     first_inode: int = 0
     """Inodes from this number on are none of its origin's. Never changes."""
+    trash: int = 0
+    """Its hidden trash directory; 0 while nothing lies there."""
+
+
+class TrashEntry(Strict, frozen=True):
+    """Where something in the trash came from. Key XATTR (view, trash directory, name there)."""
+
+    path: bytes
+    """Absolute, as it was then."""
+    directory: int
+    """The directory that it was in."""
+    name: bytes
+    uid: int
+    """Who put it there."""
+    wall_ns: int
+    cluster_ns: int
+    """When: its retention counts from here."""
 
 
 class Pin(Strict, frozen=True):
@@ -360,6 +388,7 @@ decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_events = msgspec.msgpack.Decoder(EventRecord).decode
 decode_backup = msgspec.msgpack.Decoder(Backup).decode
 decode_origin = msgspec.msgpack.Decoder(Origin).decode
+decode_trash_entry = msgspec.msgpack.Decoder(TrashEntry).decode
 decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_position = msgspec.msgpack.Decoder(Position).decode

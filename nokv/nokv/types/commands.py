@@ -76,7 +76,9 @@ class Mkdir(Strict, frozen=True, tag=1):
     parent: At
     name: bytes
     mode: int
-    """Permission bits, the umask already applied."""
+    """Permission bits."""
+    umask: int = 0
+    """Bits to leave out, unless the parent has a default access list, which takes its place."""
 
 
 class Create(Strict, frozen=True, tag=2):
@@ -85,6 +87,7 @@ class Create(Strict, frozen=True, tag=2):
     parent: At
     name: bytes
     mode: int
+    umask: int = 0
 
 
 class BulkCreate(Strict, frozen=True, tag=3):
@@ -94,6 +97,7 @@ class BulkCreate(Strict, frozen=True, tag=3):
     names: tuple[bytes, ...]
     """Distinct, at most BULK_NAMES_MAX."""
     mode: int
+    umask: int = 0
 
 
 class Mknod(Strict, frozen=True, tag=4):
@@ -104,6 +108,7 @@ class Mknod(Strict, frozen=True, tag=4):
     mode: int
     """With the type bits."""
     rdev: int = 0
+    umask: int = 0
 
 
 class Symlink(Strict, frozen=True, tag=5):
@@ -196,6 +201,7 @@ class Publish(Strict, frozen=True, tag=13):
     if_generation: int = 0
     sha256: bytes = b""
     mtime_ns: int = TIME_NOW
+    umask: int = 0
 
 
 class StageSwap(Strict, frozen=True, tag=14):
