@@ -103,6 +103,7 @@ def test_the_same_names() -> None:
     assert names(Workspaces) == names(SyncWorkspaces)
     changes = names(AsyncClient) - names(ReadHandle)
     changes -= {"core", "close", "session_id", "pinned", "at", "snapshots", "workspaces"}
+    changes -= {"diff", "history"}
     assert changes == set(CHANGES)
     for name in names(AsyncClient) - {
         "core",
