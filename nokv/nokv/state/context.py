@@ -534,4 +534,5 @@ def make_attr(view: int, ino: int, inode: Inode, version: int) -> Attr:
         inode.body,
         inode.sha256,
         inode.parent,
+        0 if inode.acls is None else bool(inode.acls.access) | bool(inode.acls.default) << 1,
     )

@@ -96,6 +96,8 @@ class Attr(Lenient, frozen=True):
     """Of the whole body, where its publish recorded it; 32 bytes or empty."""
     parent: int = 0
     """A directory that names the inode (of a directory: its '..')."""
+    acls: int = 0
+    """1: it has an access control list; 2: a directory's default one. Mode bits say all else."""
 
 
 class ObjectPart(Strict, frozen=True):

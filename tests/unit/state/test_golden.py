@@ -17,7 +17,9 @@ from tests.unit.state.shard import Shard
 
 from nokv.state import keys, records
 from nokv.state.families import Family
+from nokv.state.locks import Hold, LockTable, Wait
 from nokv.state.records import (
+    Acls,
     Backup,
     Counters,
     Dentry,
@@ -47,6 +49,12 @@ RECORDS: dict[str, msgspec.Struct] = {
     "inode": Inode(
         0o100644, 1000, 100, 2, 2**40, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 11, b"\x02" * 32, b"t", 12
     ),
+    "inode with lists": Inode(
+        0o040750, 0, 0, 2, 0, 1, 1, 1, 0, acls=Acls(b"\x02\0\0\0a", b"\x02\0\0\0d")
+    ),
+    "lock table": LockTable(
+        (Hold(0, 9, 2**32 + 1, 7, True, 3),), (Wait(8, 4, 2**63, 2**32 + 2, 6, False, 5),)
+    ),
     "inode, defaults": Inode(0o040755, 0, 0, 2, 0, 1, 1, 1, 0),
     "dentry": Dentry(8, 5),
     "dentry of a graft": Dentry(4, 1, 7, 2),
@@ -62,7 +70,9 @@ RECORDS: dict[str, msgspec.Struct] = {
     "events": EventRecord(123, ((5, 1), (1,)), (EVENT,)),
     "backup": Backup("b", "c", 9, "bucket", 2, 2**32 + 1, 3, 4, True, 5, 6, b"\x04" * 16, 7),
     "origin": Origin("c", 9, (("c1", "backups/x/"),), 5, True, True, (1, 2)),
-    "snapshot": Snapshot(9, b"/a", 1, 2, 8, (1, 2), 7, 3, 2**32 + 1, True, (Nested(2, 1, 5, b"n"),)),
+    "snapshot": Snapshot(
+        9, b"/a", 1, 2, 8, (1, 2), 7, 3, 2**32 + 1, True, (Nested(2, 1, 5, b"n"),)
+    ),
     "position": Position(10, 2, b"config", ((7, 1, 0xE3069283),)),
     "chunk": StoredChunk(
         (OBJECT,), (StoredExtent(0, 5, 0, 10, 3), StoredExtent(5, 1, -1, 0, 4, b"x"))
@@ -82,6 +92,9 @@ KEYS: dict[str, bytes] = {
     "key result": keys.result(2**32 + 1, 7),
     "key consumed": keys.consumed(2**32 + 1, 8),
     "key nonce": keys.nonce(b"\x04" * 16),
+    "key lock": keys.lock(1, 2, 1),
+    "key lock of an owner": keys.lock_of(2**32 + 1, 7, keys.lock(1, 2, 1)),
+    "key lock wait": keys.lock_wait(2**32 + 1, 7, 8),
     "key job": keys.job(9),
     "key backup": keys.backup(9),
     "key snapshot": keys.snapshot("s"),
@@ -115,7 +128,7 @@ def test_every_record_type_has_a_line() -> None:
         and issubclass(kind, msgspec.Struct)
         and kind.__module__ == records.__name__
     }
-    nested = {StoredEvent, Nested}
+    nested = {Acls, StoredEvent, Nested}
     assert kinds - nested <= {type(record) for record in RECORDS.values()}
 
 
@@ -138,6 +151,7 @@ def test_records_of_a_later_release_are_refused(name: str) -> None:
 def test_keys_take_each_other_apart() -> None:
     assert keys.history_parts(KEYS["key history"]) == (Family.DENTRY, DENTRY, 10)
     assert keys.reclaim_parts(KEYS["key reclaim"]) == (8, 7, Family.DENTRY, DENTRY, 10)
+    assert keys.lock_parts(KEYS["key lock"]) == (1, 2, 1)
     assert keys.chunk_parts(KEYS["key chunk"]) == (0, 2, 3, 4)
     assert keys.graft_parts(KEYS["key graft"]) == (1, 2, b"name")
 
