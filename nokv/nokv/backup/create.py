@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,7 +28,8 @@ from nokv.backup.manage import clear
 from nokv.client.core import Core
 from nokv.errors import BackupDamaged, DeadlineExceeded, NokvError, NotReady, Unavailable
 from nokv.kv.errors import ImageDamaged
-from nokv.kv.image import ImageChecker
+from nokv.kv.image import ImageChecker, LmdbImageSink
+from nokv.kv.lmdb_store import INCOMING_SUFFIX
 from nokv.objects.port import ObjectStore
 from nokv.types.commands import CreateBackup, EndBackup, FinishBackup
 from nokv.types.reads import VolumeReply
@@ -168,11 +169,47 @@ async def create_backup(
             break
         tried.add(connection.hello.node)
         try:
-            return await _Attempt(core, store, connection).run(name, keep_ns, to, slot)
+            return await _Attempt(core, connection).run(store, name, keep_ns, to, slot)
         except _ReaderFailed as failed:
             failure = failed.error
             log.warning("backup %s at node %d: %s", name, connection.hello.node, failure)
     raise failure or Unavailable("no replica can be read")
+
+
+class Pulled(NamedTuple):
+    """A state image in a local store, and what holds all that it shows."""
+
+    backup: int
+    """An unfinished backup: it ends with the session, or by `release_image`."""
+    version: int
+
+
+async def pull_image(core: Core, *, name: str, keep_ns: int, to: Path) -> Pulled:
+    """Make the store `to`, which must not exist, of the cluster's state as it is now.
+
+    It holds a backup that is never finished, so that nothing which the image shows is deleted.
+    Raises as `create_backup`.
+    """
+    tried: set[int] = set()
+    failure: NokvError | None = None
+    while len(tried) < TRIES_MAX:
+        connection = await _reader(core, tried)
+        if connection is None:
+            break
+        tried.add(connection.hello.node)
+        try:
+            return await _Attempt(core, connection).pull(name, keep_ns, to)
+        except _ReaderFailed as failed:
+            failure = failed.error
+            log.warning("an image of node %d: %s", connection.hello.node, failure)
+    raise failure or Unavailable("no replica can be read")
+
+
+async def release_image(core: Core, pulled: Pulled) -> None:
+    """Let go of what an image holds: no bytes anywhere rest on it."""
+    deadline_s = core.config.deadline_s
+    await core.propose(EndBackup(pulled.backup), (), deadline_s)
+    await core.propose(EndBackup(pulled.backup, release=True), (), deadline_s)
 
 
 async def _reader(core: Core, tried: set[int]) -> RpcConnection | None:
@@ -212,13 +249,36 @@ async def _leaders_status(core: Core) -> StatusReply:
 class _Attempt:
     """One backup read from one replica."""
 
-    def __init__(self, core: Core, store: ObjectStore, connection: RpcConnection) -> None:
+    def __init__(self, core: Core, connection: RpcConnection) -> None:
         self._core = core
-        self._store = store
         self._connection = connection
         self._deadline_s = core.config.deadline_s
 
-    async def run(self, name: str, keep_ns: int, to: Path | None, slot: int) -> Manifest:
+    async def pull(self, name: str, keep_ns: int, to: Path) -> Pulled:
+        """Make a store of the image; or leave no store and, if the cluster hears it, no hold."""
+        hello = self._connection.hello
+        op = CreateBackup(name, hello.node, keep_ns, f"file:{to}", hello.cluster)
+        backup = (await self._core.propose(op, (), self._deadline_s)).version
+        sink = LmdbImageSink(to.with_name(to.name + INCOMING_SUFFIX))
+        try:
+            opened = await self._opened(backup)
+            async for piece in self._pulled(backup):
+                sink.write(piece)
+            sink.finish()
+            sink.path.rename(to)
+        except BaseException as error:
+            await self._end(backup)
+            if isinstance(error, ImageDamaged):
+                damaged = BackupDamaged(f"the node sent what is no image: {error}")
+                raise _ReaderFailed(damaged) from error
+            raise
+        finally:
+            sink.abort()
+        return Pulled(backup, opened.version)
+
+    async def run(
+        self, store: ObjectStore, name: str, keep_ns: int, to: Path | None, slot: int
+    ) -> Manifest:
         """Make it; or leave neither bytes nor, if the cluster can be told, a hold."""
         node, cluster = self._connection.hello.node, self._connection.hello.cluster
         where = BUCKET if to is None else f"file:{to}"
@@ -228,7 +288,7 @@ class _Attempt:
         sink: Sink | None = None
         try:
             opened = await self._opened(backup)
-            sink = BucketSink(self._store, prefix) if to is None else FileSink(to)
+            sink = BucketSink(store, prefix) if to is None else FileSink(to)
             head = Head(
                 cluster=cluster,
                 volume=_volume(self._core.volume),
@@ -244,24 +304,28 @@ class _Attempt:
             manifest = Manifest(
                 head=head, where=where, size_bytes=size, digest=digest.hex(), parts=parts
             )
-            await self._store.put(prefix + MANIFEST, msgspec.json.encode(manifest))
+            await store.put(prefix + MANIFEST, msgspec.json.encode(manifest))
             finish = FinishBackup(backup, size, digest)
             await self._core.propose(finish, (), self._deadline_s)
         except BaseException:
-            await self._give_up(backup, prefix, sink)
+            await self._end(backup)
+            await self._clear(store, prefix, sink)
             raise
         return manifest
 
-    async def _give_up(self, backup: int, prefix: str, sink: Sink | None) -> None:
-        """Undo what can be: the rest goes with the session, and with the worker's next round."""
+    async def _end(self, backup: int) -> None:
+        """Give the backup up if the cluster can be told: else it ends with the session."""
         try:
             await self._core.propose(EndBackup(backup), (), self._deadline_s)
         except NokvError as error:
             log.warning("backup %d could not be given up: %s", backup, error)
+
+    async def _clear(self, store: ObjectStore, prefix: str, sink: Sink | None) -> None:
+        """Leave no bytes behind: what can't be removed goes with the worker's next round."""
         try:
             if sink is not None:
                 await sink.abort()
-                await clear(self._store, prefix)
+                await clear(store, prefix)
         except NokvError as error:
             log.warning("%s could not be cleared: %s", prefix, error)
 

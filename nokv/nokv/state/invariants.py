@@ -7,6 +7,8 @@ that a lost update, a wrong count or an early or late collection would break.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -67,20 +69,26 @@ _LAST = b"\xff" * 9
 
 def check(source: KV | Source) -> None:
     """Raise AssertionError, naming the record, for the first thing that does not hold."""
+    for _, one in checks(source):
+        one()
+
+
+def checks(source: KV | Source) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield (what is checked, the check): each raises AssertionError for what does not hold."""
     present = source if isinstance(source, Present) else None
     if present is None:
         present = Txn(cast("KV", source), counters_of(cast("Source", source))).present
     state = _State(present)
-    check_holds(present)
-    check_views(present)
-    _check_tree(state)
-    _check_links(state)
-    _check_usage(state)
-    _check_history(state)
-    _check_sessions(state)
-    _check_counters(state)
-    _check_events(state)
-    check_locks(state.source, state.counters, state.sessions)
+    yield "bodies, drops and shared objects", partial(check_holds, present)
+    yield "views, grafts and pins", partial(check_views, present)
+    yield "the tree", partial(_check_tree, state)
+    yield "link counts", partial(_check_links, state)
+    yield "usage", partial(_check_usage, state)
+    yield "history", partial(_check_history, state)
+    yield "sessions", partial(_check_sessions, state)
+    yield "counters", partial(_check_counters, state)
+    yield "events", partial(_check_events, state)
+    yield "locks", partial(check_locks, state.source, state.counters, state.sessions)
 
 
 class _State:
@@ -171,7 +179,7 @@ def _check_tree(state: _State) -> None:
             assert not inode.stage, f"inode {node} is staged and has a parent"
             continue
         assert not state.names[node], f"inode {node} has a name and no parent"
-        if node[1] == state.views[node[0]].root:
+        if node[1] in (state.views[node[0]].root, state.views[node[0]].trash):
             continue
         if inode.stage:
             assert staged.get(node) == inode.stage, f"staged root {node} is on no session's list"
