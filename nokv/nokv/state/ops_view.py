@@ -27,6 +27,7 @@ from nokv.state.context import (
 )
 from nokv.state.detach import detach
 from nokv.state.ops_create import place
+from nokv.state.pinned import PinnedSource
 from nokv.state.records import Inode, Snapshot, View
 from nokv.state.resolve import Found, resolve, resolve_parent
 from nokv.state.snapshots import Subject, need_snapshot
@@ -166,6 +167,8 @@ def clone(ctx: Context, op: Clone) -> ViewMade:
     parent = place(ctx, op.parent, op.name)
     if op.snapshot:
         shown = _shown(need_snapshot(ctx.txn, op.snapshot, ctx.cluster_ns))
+        then = PinnedSource(ctx.txn, shown.version)
+        need(need_inode(then, shown.view, shown.ino), ctx.caller, R | X)
     else:
         source = _readable(ctx, op.source, session=ctx.session_id)
         _need_reachable(ctx, source)
