@@ -24,7 +24,6 @@ from nokv.state.families import Family
 from nokv.state.records import (
     Dentry,
     Inode,
-    Usage,
     View,
     body_of,
     decode_dentry,
@@ -102,7 +101,11 @@ def _check_shown(shard: _Shard) -> set[int]:
         return {ROOT_VIEW}
     above: dict[Node, Node | None] = {(ROOT_VIEW, ROOT_INODE): None}
     above.update(dict.fromkeys(shard.stages))
-    above = {node: None for node in above if not shard.views[node[0]].dead}
+    trashes = {(number, view.trash): None for number, view in shard.views.items() if view.trash}
+    assert shard.counters.trashes == len(trashes), f"{shard.counters.trashes} trashes: {trashes}"
+    above.update(trashes)
+    live = {number for number, view in shard.views.items() if not view.dead}
+    above = {node: None for node in above if node[0] in live}
     todo = list(above)
     totals: dict[Node, list[int]] = {}
     names: dict[Node, list[int]] = defaultdict(list)
@@ -162,7 +165,9 @@ def _check_totals(
     """Usage is the sum of what lies below, through all grafts."""
     for node in reversed(above):  # a directory was met before what lies in it
         usage = load_usage(shard.present, *node)
-        assert (usage.entries, usage.size_bytes, usage.grafts) == tuple(totals[node]), f"usage of {node}: {usage}, not {totals[node]}"
+        assert (usage.entries, usage.size_bytes, usage.grafts) == tuple(totals[node]), (
+            f"usage of {node}: {usage}, not {totals[node]}"
+        )
         upper = above[node]
         if upper is not None:
             for i in range(3):
@@ -232,7 +237,7 @@ def _check_own_found(shard: _Shard, number: int, view: View) -> None:
             notes[int.from_bytes(key[8:16], "big")].append(dentry.inode)
     roots = {job.a for job in shard.jobs if job.kind == JOB_ORPHAN and job.view == number}
     staged = {ino for stage_view, ino in shard.stages if stage_view == number}
-    found = {view.root, *roots, *staged}
+    found = {view.root, *roots, *staged, *([view.trash] if view.trash else [])}
     todo = list(found)
     while todo:
         for ino in notes[todo.pop()]:
