@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli import output
-from nokv.cli.client import add_config, cluster_of, with_client
+from nokv.cli.client import add_config, cluster_of, duration_ns, with_client
 from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
 from nokv.errors import BackupDamaged, BackupGone, ConfigError, UsageError
 
@@ -24,15 +23,6 @@ if TYPE_CHECKING:
 
 KNOWN_MAX: Final = 8
 """Backups that an error names at most, the latest."""
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-
-
-def duration_ns(text: str) -> int:
-    """Return what `30d`, `12h`, `5m` or `10s` means, ns; for argparse."""
-    match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h, 5m or 10s")
-    return int(match[1]) * _UNITS[match[2]] * 1_000_000_000
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nokv.cli.main import EXIT_FAILED, complain
 from nokv.errors import ConfigError, DataDirectoryError, NokvError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from nokv.types.values import Attr
 
 Work = Callable[["AsyncClient", argparse.Namespace], Awaitable[int]]
+Reading = Callable[["ReadHandle", argparse.Namespace], Awaitable[int]]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def cluster_of(options: argparse.Namespace) -> str:
@@ -117,6 +121,37 @@ async def _connected(work: Work, options: argparse.Namespace, token: str) -> int
         return await work(fs, options)
 
 
+def add_at(parser: argparse.ArgumentParser) -> None:
+    """Add which snapshot a reading command reads; `with_reader` runs it."""
+    parser.add_argument(
+        "--at",
+        default="",
+        metavar="SNAPSHOT",
+        help="what this snapshot shows, under the paths that it was made of (default: the present)",
+    )
+
+
+def with_reader(work: Reading) -> Callable[[argparse.Namespace], int]:
+    """Return what runs `work` with a handle of the present, or of the snapshot of --at."""
+
+    async def read(fs: AsyncClient, options: argparse.Namespace) -> int:
+        if not options.at:
+            return await work(fs, options)
+        snapshot = fs.at(options.at)
+        await snapshot.info()  # that there is none is one complaint, not one a path
+        return await work(snapshot, options)
+
+    return with_client(read)
+
+
+async def top(fs: ReadHandle) -> str:
+    """Return the path of all that a handle shows: a snapshot's own, else the root."""
+    from nokv.client.paths import decode_name
+    from nokv.client.readonly import SnapshotView
+
+    return decode_name((await fs.info()).path) if isinstance(fs, SnapshotView) else "/"
+
+
 async def each(paths: list[str], work: Callable[[str], Awaitable[Any]], *, target: str = "") -> int:
     """Do `work` for every path; what fails is complained about and the others go on.
 
@@ -145,6 +180,14 @@ async def stat_or_none(fs: ReadHandle, path: str) -> Attr | None:
         return await fs.stat(path)
     except (NotFound, NotADirectory):
         return None
+
+
+def duration_ns(text: str) -> int:
+    """Return what `30d`, `12h`, `5m` or `10s` means, ns; for argparse."""
+    match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h, 5m or 10s")
+    return int(match[1]) * _UNITS[match[2]] * 1_000_000_000
 
 
 def count(text: str) -> int:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, TypeVar
 
 from nokv.cli import output
-from nokv.cli.client import basename, count, each, is_directory, join, with_client
+from nokv.cli.client import (
+    add_at,
+    basename,
+    count,
+    each,
+    is_directory,
+    join,
+    with_client,
+    with_reader,
+)
 from nokv.cli.main import EXIT_FAILED, add_cluster, complain
 from nokv.cli.names import is_target_directory
 from nokv.errors import AlreadyExists, IsADirectory, NokvError, NotSupported, UsageError
@@ -22,6 +31,7 @@ from nokv.errors import AlreadyExists, IsADirectory, NokvError, NotSupported, Us
 if TYPE_CHECKING:
     from nokv.client.entries import Entry
     from nokv.client.fs import AsyncClient
+    from nokv.client.reads import ReadHandle
     from nokv.types.values import Attr
 
 T = TypeVar("T")
@@ -287,8 +297,9 @@ def add_get(parser: argparse.ArgumentParser) -> None:
         "local", metavar="LOCAL", help="a new local path, or a directory; -: standard output"
     )
     parser.add_argument("-r", "--recursive", action="store_true", help="directories too")
+    add_at(parser)
     add_cluster(parser)
-    parser.set_defaults(run=with_client(_get))
+    parser.set_defaults(run=with_reader(_get))
 
 
 class _Download(NamedTuple):
@@ -302,7 +313,7 @@ class _Directory(NamedTuple):
     attr: Attr
 
 
-async def _get(fs: AsyncClient, options: argparse.Namespace) -> int:
+async def _get(fs: ReadHandle, options: argparse.Namespace) -> int:
     if options.local == STANDARD:
         return await each(options.paths, lambda path: copy_out(fs, path))
     base, into = _place(options.local)
@@ -354,7 +365,7 @@ def _finish(directory: _Directory, tree: _Tree) -> None:
         tree.fail(error)
 
 
-async def _look(fs: AsyncClient, path: str, local: Path, tree: _Tree, *, recursive: bool) -> None:
+async def _look(fs: ReadHandle, path: str, local: Path, tree: _Tree, *, recursive: bool) -> None:
     attr = await fs.stat(path)
     if not is_directory(attr):
         tree.downloads.append(_Download(path, local, attr.size))
@@ -376,7 +387,7 @@ def _make_link(local: Path, target: str) -> None:
     local.symlink_to(target)
 
 
-async def _take_tree(fs: AsyncClient, path: str, local: Path, root: Attr, tree: _Tree) -> None:
+async def _take_tree(fs: ReadHandle, path: str, local: Path, root: Attr, tree: _Tree) -> None:
     """Make a tree's directories and links here; add its files to the downloads."""
     places = {path.rstrip("/") or "/": (local, root)}
     async for found, below, others in fs.walk(path):
@@ -399,7 +410,7 @@ async def _take_tree(fs: AsyncClient, path: str, local: Path, root: Attr, tree: 
                 tree.fail(error)
 
 
-async def _take(fs: AsyncClient, entry: Entry, local: Path, downloads: list[_Download]) -> None:
+async def _take(fs: ReadHandle, entry: Entry, local: Path, downloads: list[_Download]) -> None:
     if entry.is_symlink():
         _make_link(local, await fs.readlink(entry.path))
     elif entry.is_file():
@@ -418,17 +429,18 @@ def add_cat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--offset", type=count, default=0, help="first byte")
     parser.add_argument("--length", type=count, default=-1, help="bytes; default: to the end")
+    add_at(parser)
     add_cluster(parser)
-    parser.set_defaults(run=with_client(_cat))
+    parser.set_defaults(run=with_reader(_cat))
 
 
-async def _cat(fs: AsyncClient, options: argparse.Namespace) -> int:
+async def _cat(fs: ReadHandle, options: argparse.Namespace) -> int:
     return await each(
         options.paths, lambda path: copy_out(fs, path, options.offset, options.length)
     )
 
 
-async def copy_out(fs: AsyncClient, path: str, offset: int = 0, length: int = -1) -> None:
+async def copy_out(fs: ReadHandle, path: str, offset: int = 0, length: int = -1) -> None:
     """Write a file, or a range of it, to standard output: no byte that was not verified."""
     sys.stdout.flush()
     out = sys.stdout.buffer

@@ -8,16 +8,17 @@ import time
 from typing import TYPE_CHECKING
 
 from nokv.cli import output
-from nokv.cli.client import count, each, is_directory, with_client
+from nokv.cli.client import add_at, count, each, is_directory, top, with_reader
 from nokv.cli.main import add_cluster
 
 if TYPE_CHECKING:
     from nokv.client.entries import Entry
-    from nokv.client.fs import AsyncClient
+    from nokv.client.reads import ReadHandle
     from nokv.types.values import Attr
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
+    add_at(parser)
     add_cluster(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -27,16 +28,16 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def add_ls(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv ls`."""
-    parser.add_argument("paths", nargs="*", default=["/"], metavar="PATH")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="default: all that there is")
     parser.add_argument("-l", "--long", action="store_true", help="with attributes")
     parser.add_argument(
         "-d", "--directory", action="store_true", help="directories themselves, not what is in them"
     )
     _common(parser)
-    parser.set_defaults(run=with_client(_ls))
+    parser.set_defaults(run=with_reader(_ls))
 
 
-async def _ls(fs: AsyncClient, options: argparse.Namespace) -> int:
+async def _ls(fs: ReadHandle, options: argparse.Namespace) -> int:
     several = len(options.paths) > 1 and not options.json
 
     async def one(path: str) -> None:
@@ -51,11 +52,11 @@ async def _ls(fs: AsyncClient, options: argparse.Namespace) -> int:
         async for entry in fs.scandir(path, attrs=options.long or options.json):
             await _show(fs, options, entry.name, entry.path, entry.attr)
 
-    return await each(options.paths, one)
+    return await each(options.paths or [await top(fs)], one)
 
 
 async def _show(
-    fs: AsyncClient, options: argparse.Namespace, name: str, path: str, attr: Attr | None
+    fs: ReadHandle, options: argparse.Namespace, name: str, path: str, attr: Attr | None
 ) -> None:
     if options.json:
         assert attr is not None
@@ -79,10 +80,10 @@ def add_stat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("-L", "--follow", action="store_true", help="follow a symbolic link")
     _common(parser)
-    parser.set_defaults(run=with_client(_stat))
+    parser.set_defaults(run=with_reader(_stat))
 
 
-async def _stat(fs: AsyncClient, options: argparse.Namespace) -> int:
+async def _stat(fs: ReadHandle, options: argparse.Namespace) -> int:
     async def one(path: str) -> None:
         attr = await (fs.stat(path) if options.follow else fs.lstat(path))
         fields = output.named("path", path) | output.attr_fields(attr)
@@ -108,17 +109,20 @@ def _time(ns: int) -> str:
 
 def add_tree(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv tree`."""
-    parser.add_argument("path", nargs="?", default="/", metavar="PATH")
+    parser.add_argument(
+        "path", nargs="?", default="", metavar="PATH", help="default: all that there is"
+    )
     parser.add_argument("-L", "--level", type=count, default=0, help="descend so deep; 0: all")
     _common(parser)
-    parser.set_defaults(run=with_client(_tree))
+    parser.set_defaults(run=with_reader(_tree))
 
 
-async def _tree(fs: AsyncClient, options: argparse.Namespace) -> int:
+async def _tree(fs: ReadHandle, options: argparse.Namespace) -> int:
+    root = options.path or await top(fs)
     if not options.json:
-        print(output.shown(options.path))
+        print(output.shown(root))
     counts = [0, 0]
-    code = await each([options.path], lambda path: _branch(fs, options, path, "", 1, counts))
+    code = await each([root], lambda path: _branch(fs, options, path, "", 1, counts))
     if not options.json and not code:
         directories = output.plural(counts[0], "directory", "directories")
         print(f"\n{directories}, {output.plural(counts[1], 'file')}")
@@ -126,7 +130,7 @@ async def _tree(fs: AsyncClient, options: argparse.Namespace) -> int:
 
 
 async def _branch(
-    fs: AsyncClient,
+    fs: ReadHandle,
     options: argparse.Namespace,
     path: str,
     indent: str,
@@ -144,7 +148,7 @@ async def _branch(
 
 
 async def _twig(
-    fs: AsyncClient,
+    fs: ReadHandle,
     options: argparse.Namespace,
     entry: Entry,
     indent: str,
@@ -171,12 +175,12 @@ async def _twig(
 
 def add_du(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv du`."""
-    parser.add_argument("paths", nargs="*", default=["/"], metavar="PATH")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="default: all that there is")
     _common(parser)
-    parser.set_defaults(run=with_client(_du))
+    parser.set_defaults(run=with_reader(_du))
 
 
-async def _du(fs: AsyncClient, options: argparse.Namespace) -> int:
+async def _du(fs: ReadHandle, options: argparse.Namespace) -> int:
     async def one(path: str) -> None:
         usage = await fs.usage(path)
         if options.json:
@@ -186,4 +190,4 @@ async def _du(fs: AsyncClient, options: argparse.Namespace) -> int:
             shown = output.shown(path)
             print(f"{output.size(usage.bytes):>12} {usage.entries:>12} entries  {shown}")
 
-    return await each(options.paths, one)
+    return await each(options.paths or [await top(fs)], one)

@@ -70,6 +70,20 @@ GROUPS: Final = (
         (("watch", "tell the changes of a directory as they happen"),),
     ),
     Group(
+        "past and copies",
+        "nokv.cli.snapshot",
+        (("snapshot", "keep a directory readable as it is now, list, renew and delete such"),),
+    ),
+    Group(
+        "past and copies",
+        "nokv.cli.views",
+        (
+            ("clone", "copy a directory of any size at once, writable"),
+            ("workspace", "make, list and delete directories that are views of their own"),
+            ("rollback", "make a directory again what a snapshot of it shows"),
+        ),
+    ),
+    Group(
         "names",
         "nokv.cli.names",
         (

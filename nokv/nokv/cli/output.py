@@ -90,6 +90,17 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} {UNITS[-1]}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units, as `6 d 23 h`."""
+    left = round(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        many, left = divmod(left, length)
+        if many or parts or unit == "s":
+            parts.append(f"{many} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or parts[0]
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """Return `1 file`, `2 files`."""
     return f"{count} {one if count == 1 else many or one + 's'}"

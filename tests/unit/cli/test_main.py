@@ -17,6 +17,7 @@ from nokv.errors import UsageError
 
 CLIENT_COMMANDS = ["ls", "stat /a", "tree", "du", "cat /a", "get /a b", "put - /a", "mkdir /a"]
 CLIENT_COMMANDS += ["rm /a", "mv /a /b", "ln /a /b", "chmod 644 /a", "publish . /a", "status"]
+CLIENT_COMMANDS += ["snapshot list", "clone /a /b", "workspace list", "rollback /a s"]
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,8 @@ WRONG = ["", "lss", "ls --bogus", "cat", "mv /a", "chmod 9 /a", "ls --cluster", 
 WRONG += ["publish --replace --merge . /a", "config check --set nonsense", "up --nodes 8"]
 WRONG += ["init --node 1", "--cluster 127.0.0.1:x ls", "debug record 93"]
 WRONG += ["debug state . --family none", "cat --length -1 /a", "cat --offset -1 /a", "tree -L -1"]
+WRONG += ["snapshot create /a", "snapshot create /a --name s --ttl 1d --hold", "rollback /a"]
+WRONG += ["snapshot create /a --name s --ttl 7", "workspace", "clone /a", "ls --at"]
 
 
 @pytest.mark.parametrize("line", WRONG)
