@@ -16,8 +16,10 @@ from nokv.types.limits import XATTR_LIST_BYTES_MAX
 _PERMISSIONS = 0o777
 
 
-def changed(ctx: Context, op: SetXattr | RemoveXattr) -> tuple[Found, Inode]:
+def changed(ctx: Context, op: SetXattr | RemoveXattr) -> tuple[Found, Inode] | None:
     """Return the inode with the list that is asked for set or removed; the record is unwritten.
+
+    None where there is nothing to do: what is no directory has no default list to remove.
 
     Flags of setxattr(2) do not count, and what is not there may be removed, as on Linux. Removing
     the access list leaves the mode bits as they are.
@@ -33,7 +35,9 @@ def changed(ctx: Context, op: SetXattr | RemoveXattr) -> tuple[Found, Inode]:
     default = inode.acls.default if inode.acls is not None else b""
     mode = inode.mode
     if op.name == acl.DEFAULT:
-        if entries and not is_directory(inode):
+        if not is_directory(inode):
+            if not entries:
+                return None
             message = "only a directory has a default access control list"
             raise PermissionDenied(message)
         default = acl.encode(entries) if entries else b""

@@ -181,9 +181,11 @@ def _changeable(ctx: Context, op: SetXattr | RemoveXattr) -> tuple[Found, bytes 
 
 
 def _change_list(ctx: Context, op: SetXattr | RemoveXattr) -> Done:
-    found, after = ops_acl.changed(ctx, op)
-    ctx.store_inode(found.view, found.ino, after)
-    _announce(ctx, EventKind.XATTR, found, after)
+    changed = ops_acl.changed(ctx, op)
+    if changed is not None:
+        found, after = changed
+        ctx.store_inode(found.view, found.ino, after)
+        _announce(ctx, EventKind.XATTR, found, after)
     return Done()
 
 
