@@ -406,8 +406,8 @@ class Watch:
         if event.chain:
             path = self._path(event.directory, event.name or None, here=bool(event.names))
         else:
-            mine = (event.inode_view, event.inode) == (self._root.view, self._root.inode)
-            path = (self._prefix or "/") if mine else None
+            # Of what is watched itself, or of an exchange with what lies outside.
+            path = None if event.to_chain else self._prefix or "/"
         to_path = None
         if event.to_chain:
             to_path = self._path(event.to_directory, event.to_name, here=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Final, Protocol
 
@@ -21,7 +21,7 @@ import msgspec
 from nokv.errors import InvalidArgument, NokvError, NotReady, Overloaded, Stale
 from nokv.server.rpc import Call, Connection
 from nokv.state.reads import too_old
-from nokv.state.records import Counters, EventRecord, decode_events
+from nokv.state.records import Counters, EventRecord, StoredEvent, View, decode_events
 from nokv.state.watching import Place, Scope, inodes_of, tell
 from nokv.types.events import EventKind
 from nokv.types.limits import UINT63_MAX
@@ -80,6 +80,18 @@ class Machine(Protocol):
         """Answer a read."""
         ...
 
+    def view(self, number: int) -> View | None:
+        """Return a view's record; None for one that never was, or is gone."""
+        ...
+
+    def lineage(self, view: int) -> Iterator[int]:
+        """Yield the views whose place one took by rollbacks, the newest first."""
+        ...
+
+    def successors(self, view: int) -> Iterator[int]:
+        """Yield the living views that took the place of one, or of parts of it, newest first."""
+        ...
+
     def name_in(self, place: Place, directory: Place) -> bytes:
         """Return the name of an inode in a directory, as it is now."""
         ...
@@ -92,16 +104,22 @@ class Watch:
                  "number", "root", "scope")  # fmt: skip
 
     def __init__(
-        self, hub: Watches, call: Call, body: OpenWatch, attr: Attr, cursor: int, now_s: float
+        self,
+        hub: Watches,
+        call: Call,
+        body: OpenWatch,
+        roots: Sequence[Place],
+        cursor: int,
+        now_s: float,
     ) -> None:
         self._hub = hub
         self.connection: Connection = call.connection
         self.number = call.id
         """The request's id."""
         self.caller = body.caller
-        self.root = (attr.view, attr.inode)
+        self.root = roots[0]
         """Where the watched inode is now: changes with a rollback."""
-        self.scope = Scope(frozenset({self.root}), body.recursive, frozenset(body.kinds))
+        self.scope = Scope(frozenset(roots), body.recursive, frozenset(body.kinds))
         self.cursor = cursor
         """Told up to here, while it lags; a live one was told all up to the hub's head."""
         self.credit = body.window_bytes
@@ -257,7 +275,7 @@ class Watches:
         """
         if len(self._all) >= self._limit:
             raise Overloaded(f"{self._limit} watches are open at this node")
-        attr = self._root(body.caller, body.root)
+        attr = self._find(body.caller, body.root)
         counters = self._machine.counters
         cursor = counters.version if body.since == SINCE_NOW else body.since
         if cursor > counters.version:
@@ -265,12 +283,40 @@ class Watches:
             raise InvalidArgument(message, hint="a cursor is of one volume only")
         if cursor < counters.first_event:
             raise too_old(cursor, counters.first_event)
-        watch = Watch(self, call, body, attr, cursor, self._loop.time())
+        roots = [(attr.view, attr.inode), *self._before((attr.view, attr.inode))]
+        watch = Watch(self, call, body, roots, cursor, self._loop.time())
         call.connection.open_stream(call, watch)
         self._all[watch] = None
         self.opened_total += 1
         call.answer(WatchOpened(attr.view, attr.inode, attr.mode >> 12, cursor))
         self.resumed(watch)
+
+    def _find(self, caller: Caller, at: At) -> Attr:
+        """Return the watched inode; one that is named by its number also where a rollback put it.
+
+        So a watch that was cut off meanwhile goes on.
+        """
+        try:
+            return self._root(caller, at)
+        except Stale:
+            for view in () if at.path else self._machine.successors(at.view):
+                if self._is_alive((view, at.inode)):
+                    return self._root(caller, At(view, at.inode))
+            raise
+
+    def _before(self, root: Place) -> Iterator[Place]:
+        """Yield where the inode was before rollbacks: events of then tell of it there."""
+        for view in self._machine.lineage(root[0]):
+            if not self._is_alive((view, root[1])):
+                yield view, root[1]
+
+    def _is_alive(self, place: Place) -> bool:
+        """Whether a name leads to the inode."""
+        try:
+            self._machine.read(Caller(), Access(At(*place), 0))
+        except NokvError:
+            return False
+        return True
 
     def _root(self, caller: Caller, at: At) -> Attr:
         """Return the watched inode if the caller may see what is told of it."""
@@ -331,6 +377,52 @@ class Watches:
         if not watch.live and watch in self._all and watch.ready:
             self._ready[watch] = None
             self._wake()
+
+    # ------------------------------------------------------------ rollbacks
+
+    def _rolled_back(self, scope: Scope, root: Place, event: StoredEvent) -> Scope | None:
+        """Return the scope of a watch after a rollback that took its root along; None: it did not.
+
+        The root is in the new view then, and no more where it was.
+        """
+        assert event.inode_view is not None, "a rollback leads into a view"
+        view = self._machine.view(event.inode_view)
+        known = view is not None and view.replaces is not None
+        old = (view.replaces if view is not None and known else event.view, root[1])
+        new = (event.inode_view, root[1])
+        if old not in scope.roots or self._is_alive(old):
+            return None
+        if not self._is_alive(new) and new[0] not in self._machine.lineage(root[0]):
+            return None
+        return msgspec.structs.replace(
+            scope, roots=scope.roots | {new}, rollbacks=scope.rollbacks | {event.version}
+        )
+
+    def _follow(self, watch: Watch, record: EventRecord) -> None:
+        """Let a lagging watch go where the record's rollbacks took its root."""
+        for event in record.events:
+            if event.kind == EventKind.ROLLBACK and event.version > watch.cursor:
+                scope = self._rolled_back(watch.scope, watch.root, event)
+                if scope is not None:
+                    watch.scope = scope
+                    place = (event.inode_view or 0, watch.root[1])
+                    if self._is_alive(place):
+                        watch.root = place
+
+    def _let_lag(self, record: EventRecord, start: int) -> list[_Group]:
+        """Let the watches lag whose root a rollback took along, so that they follow it."""
+        found: list[_Group] = []
+        for event in record.events:
+            if event.kind != EventKind.ROLLBACK:
+                continue
+            for group in list(self._groups.values()):
+                watches = list(group.members)
+                if self._rolled_back(group.scope, watches[0].root, event) is not None:
+                    found.append(group)
+                    for watch in watches:
+                        self._leave(watch, start)
+                        self.resumed(watch)
+        return found
 
     # ------------------------------------------------------------ pumping
 
@@ -402,6 +494,8 @@ class Watches:
         frames: dict[_Group, _Frames] = {}
         end, seen_bytes = counters.version, 0
         for key, size_bytes, record in self._rows(start):
+            for group in self._let_lag(record, start):
+                frames.pop(group, None)
             for group in self._touched(record):
                 events = tell(record, group.scope, start, self._name_in)
                 if events:
@@ -446,6 +540,7 @@ class Watches:
         for key, size_bytes, record in self._rows(watch.cursor) if watch.cursor < head else ():
             if key > head:
                 break
+            self._follow(watch, record)
             events = tell(record, watch.scope, watch.cursor, self._name_in)
             self.events_total += len(events)
             built.add(events, counters)

@@ -36,13 +36,14 @@ from nokv.state.records import (
     Position,
     Session,
     StoredEvent,
+    View,
     decode_counters,
     decode_format,
     decode_position,
     decode_session,
 )
 from nokv.state.txn import Txn
-from nokv.state.watching import decode_age
+from nokv.state.watching import decode_age, lineage, successors
 from nokv.types.commands import Atomic, Command, RaiseFormat
 from nokv.types.formats import STATE_FORMAT
 from nokv.types.limits import ATOMIC_MAX, RESULT_WINDOW
@@ -386,6 +387,18 @@ class StateMachine:
             excess_bytes -= len(value)
             below = int.from_bytes(key, "big") + 1
         return below, below > 0
+
+    def view(self, number: int) -> View | None:
+        """Return a view's record; None for one that never was, or is gone."""
+        return self._txn.view(number)
+
+    def lineage(self, view: int) -> Iterator[int]:
+        """Yield the views whose place one took by rollbacks, the newest first."""
+        return lineage(self._txn.present, view)
+
+    def successors(self, view: int) -> Iterator[int]:
+        """Yield the living views that took the place of one, or of parts of it, newest first."""
+        return successors(self._txn.present, view)
 
     def name_in(self, place: tuple[int, int], directory: tuple[int, int]) -> bytes:
         """Return the name of (view, inode) in a directory; empty if there is none, or several."""
