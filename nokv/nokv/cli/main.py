@@ -155,6 +155,14 @@ GROUPS: Final = (
         "nokv.cli.volume",
         (("volume", "show the volume, or adopt a restored one"),),
     ),
+    Group(
+        "a cluster",
+        "nokv.cli.gc",
+        (
+            ("gc", "show what waits for the collector and why, and run it"),
+            ("fsck", "check a whole volume: its metadata, and its bodies in the bucket"),
+        ),
+    ),
     Group("for developers", "nokv.cli.debug", (("debug", "show records and logs without a node"),)),
 )
 
