@@ -17,7 +17,7 @@ from itertools import islice
 import msgspec
 from msgspec.structs import replace
 
-from nokv.state import keys
+from nokv.state import kept, keys
 from nokv.state.context import Context, view_of
 from nokv.state.drops import created_of
 from nokv.state.extents import Hold, holds_of, name_of
@@ -241,6 +241,7 @@ def collected(ctx: Context, op: Collected) -> Reaped:
             continue
         if _end_row(ctx, drop, through):
             ctx.txn.delete_row(Family.DROP, key)
+            kept.forget(ctx.txn, drop)
             ctx.counters.drops -= 1
             _release(ctx, drop)
         removed += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from nokv.errors import NameTooLong, Stale
-from nokv.state import keys
+from nokv.state import kept, keys
 from nokv.state.branches import PRESENT
 from nokv.state.effects import Effect
 from nokv.state.families import Family
@@ -320,7 +320,7 @@ class Context:
         number = self.counters.next_drop
         self.counters.next_drop += 1
         self.counters.drops += 1
-        self.txn.set_row(Family.DROP, keys.pack(number), self.txn.encode(drop))
+        self.txn.set_row(Family.DROP, keys.pack(number), self.txn.encode(kept.note(self.txn, drop)))
         if drop.view:
             record = view_of(self.txn, drop.view)
             self.store_view(drop.view, structs.replace(record, drops=record.drops + 1))
@@ -412,13 +412,13 @@ def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
     record = source.view(view) if view else None
     if record is None or record.origin is None:
         return found
-    return [one for one in found if _is_inside(source, view, one[0], record.root)]
+    return [one for one in found if _is_inside(source, view, one[0], record)]
 
 
-def _is_inside(source: Source, view: int, directory: int, root: int) -> bool:
-    """Whether a directory lies below its view's root, or in a staged tree."""
+def _is_inside(source: Source, view: int, directory: int, record: View) -> bool:
+    """Whether a directory lies below its view's root, in its trash, or in a staged tree."""
     top = chain(source, view, directory)[-1]
-    if top == root:
+    if top in (record.root, record.trash):
         return True
     value = source.get(_INODE, keys.inode(view, top))
     return value is not None and decode_inode(body_of(value)).stage > 0

@@ -41,14 +41,15 @@ def drop_body(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | N
     if not inode.body:
         return
     ended = ctx.version if death is None else death
-    born, created = inode.body_born, created_of(ctx.txn, view)
+    born, created, size_bytes = inode.body_born, created_of(ctx.txn, view), inode.size
     if born < created:
         start, end = keys.body_range(view, ino, inode.body)
         if next(iter(ctx.txn.own_scan(_CHUNK, start, end)), None) is None:
             return
-        born = created
+        born, size_bytes = created, 0  # what the view patched of it, and nobody counted
     assert born <= ended, "a body ends before it began"
-    ctx.add_drop(Drop(view, ino, inode.body, born, ended, ctx.cluster_ns))
+    drop = Drop(view, ino, inode.body, born, ended, ctx.cluster_ns, size_bytes=size_bytes)
+    ctx.add_drop(drop)
 
 
 def drop_view(ctx: Context, number: int, view: View) -> None:
@@ -102,6 +103,7 @@ def _end_record(ctx: Context, key: bytes, value: bytes, new: StoredChunk) -> Non
             tuple(obj for obj, _ in lost),
             row,
             births,
+            size_bytes=sum(obj.length for obj in {obj for obj, _ in lost}),
         )
     )
 

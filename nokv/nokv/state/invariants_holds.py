@@ -20,6 +20,7 @@ from nokv.state.records import (
     decode_chunk,
     decode_drop,
     decode_inode,
+    decode_kept,
     decode_session,
     is_whiteout,
 )
@@ -38,6 +39,7 @@ def check_holds(source: KV | Source) -> None:
     state = _State(source)
     _check_bodies(state)
     _check_drops(state)
+    _check_kept(state)
     _check_refs(state)
     _check_views(state)
 
@@ -159,6 +161,23 @@ def _check_drops(state: _State) -> None:
             assert row in owned, f"history of a chunk that no drop row owns: {row.hex()}"
             youngest = min(d.born for d in state.drops.values() if d.history == row)
             assert youngest <= born_of(value), f"a drop row younger than its record: {row.hex()}"
+
+
+def _check_kept(state: _State) -> None:
+    """The counts of what pins keep are those of the drop rows, each under the pins of its time."""
+    wanted: dict[bytes, list[int]] = defaultdict(lambda: [0, 0])
+    for number, drop in state.drops.items():
+        if drop.pins is None:
+            continue
+        oldest, newest = drop.pins
+        assert drop.born <= oldest <= newest < drop.death, f"drop row {number}: pins {drop.pins}"
+        count = wanted[keys.kept(drop.view, newest, oldest)]
+        count[0] += drop.size_bytes
+        count[1] += 1
+    end = keys.after_prefix(keys.KEPT_PREFIX)
+    rows = state.present.own_scan(Family.META, keys.KEPT_PREFIX, end)
+    found = {key: decode_kept(value) for key, value in rows}
+    assert {k: [v.size_bytes, v.holds] for k, v in found.items()} == wanted, "bytes of pins"
 
 
 def _check_refs(state: _State) -> None:

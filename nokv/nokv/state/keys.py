@@ -27,7 +27,9 @@ JOB_PREFIX = b"job/"
 BACKUP_PREFIX = b"backup/"
 ORIGIN = b"origin"
 SNAPSHOT_PREFIX = b"snapshot/"
+TRASH = b"trash"
 GRAFT_PREFIX = b"graft/"
+KEPT_PREFIX = b"kept/"
 CHANGED_PREFIX = b"changed/"
 
 RECORD = b"\x00"
@@ -197,6 +199,16 @@ def reclaim_parts(key: bytes) -> tuple[int, int, Family, bytes, int]:
 def touched(newest_pin: int, family: Family, key: bytes) -> bytes:
     """TOUCHED: a key first changed since that pin."""
     return b"%b%b%c%b" % (key[:VIEW_BYTES], pack(newest_pin), family, key[VIEW_BYTES:])
+
+
+def kept(view: int, newest_pin: int, oldest_pin: int) -> bytes:
+    """META: what ended and waits for the pins of a view between these two."""
+    return KEPT_PREFIX + pack2(view, newest_pin) + pack(oldest_pin)
+
+
+def kept_first(key: bytes) -> int:
+    """Return the oldest pin of such a key."""
+    return int.from_bytes(key[-8:], "big")
 
 
 def object_prefix(obj: StoredObject) -> bytes:

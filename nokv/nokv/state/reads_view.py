@@ -10,6 +10,7 @@ from nokv.state import keys
 from nokv.state.collect import counters_of
 from nokv.state.context import above, chain, load_usage, name_of
 from nokv.state.families import Family
+from nokv.state.kept import alone
 from nokv.state.pinned import Shard
 from nokv.state.records import Snapshot, View, decode_pin, decode_view
 from nokv.state.snapshots import is_over, need_snapshot, snapshots_of
@@ -59,6 +60,7 @@ def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> S
         1 + len(s.nested),
         _clones(source, s),
         cluster_ns,
+        alone(source, s).size_bytes,
     )
 
 

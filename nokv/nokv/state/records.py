@@ -68,6 +68,8 @@ class Counters(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Lock tables: without any, nothing has to be looked for when an inode goes."""
     event_bytes: int = 0
     """Encoded length of all event records: their retention is by size too."""
+    trashes: int = 0
+    """Views with something in their trash: whether cluster time has to be proposed for it."""
 
 
 class Acls(Strict, frozen=True):
@@ -275,6 +277,18 @@ class Drop(Strict, frozen=True):
     """When the hold of each of `objects` began."""
     flat: bool = False
     """Of body 0: the view has copied all that it shows, and with the row loses its origin."""
+    size_bytes: int = 0
+    """Of a body that began in the view its size, of objects their lengths: what `Kept` counts."""
+    pins: tuple[int, int] | None = None
+    """The oldest and the newest pin that kept it when it ended; None: none, or it has no bytes."""
+
+
+class Kept(Strict, frozen=True):
+    """Holds that ended and wait for the same pins. Key META (b"kept/", view, newest, oldest)."""
+
+    size_bytes: int = 0
+    holds: int = 0
+    """Rows of the drop queue; the record goes with the last."""
 
 
 class Job(Strict, frozen=True):
@@ -383,6 +397,7 @@ decode_usage = msgspec.msgpack.Decoder(Usage).decode
 decode_view = msgspec.msgpack.Decoder(View).decode
 decode_pin = msgspec.msgpack.Decoder(Pin).decode
 decode_session = msgspec.msgpack.Decoder(Session).decode
+decode_kept = msgspec.msgpack.Decoder(Kept).decode
 decode_drop = msgspec.msgpack.Decoder(Drop).decode
 decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_events = msgspec.msgpack.Decoder(EventRecord).decode

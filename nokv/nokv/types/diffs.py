@@ -161,18 +161,3 @@ class HistoryReply(Lenient, frozen=True, tag=24):
     rows: tuple[Showing, ...]
     more: bool
     after: bytes
-
-
-class SnapshotBytes(Strict, frozen=True, tag=47):
-    """What a snapshot alone keeps. Reply: SnapshotBytesReply, or NotFound."""
-
-    name: str
-
-
-class SnapshotBytesReply(Lenient, frozen=True, tag=25):
-    """What the deletion of one snapshot would free."""
-
-    size_bytes: int
-    """Of bodies, and of overwritten objects, that nothing but the snapshot keeps."""
-    bodies: int
-    """How many of them."""

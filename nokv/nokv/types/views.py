@@ -162,6 +162,8 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     """Views whose origin is what it shows."""
     cluster_ns: int
     """Of the reply: until_cluster_ns counts in it."""
+    alone_bytes: int = 0
+    """Of bodies that went or were replaced since: nothing but this keeps them."""
 
     @property
     def left_s(self) -> float | None:

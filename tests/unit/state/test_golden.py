@@ -27,6 +27,7 @@ from nokv.state.records import (
     EventRecord,
     Inode,
     Job,
+    Kept,
     Nested,
     Origin,
     Pin,
@@ -34,6 +35,7 @@ from nokv.state.records import (
     Session,
     Snapshot,
     StoredEvent,
+    TrashEntry,
     Usage,
     View,
     encode,
@@ -65,7 +67,10 @@ RECORDS: dict[str, msgspec.Struct] = {
         b"\x03" * 16, 30, 1, 2, 3, 4, 5, 6, (Lease(0, 1, 2, 3),), ((0, 9),), 7, 8, 9, 10
     ),
     "drop of a body": Drop(0, 5, 2, 3, 4, 5),
-    "drop of objects": Drop(0, 5, 2, 3, 4, 5, (OBJECT,), b"history"),
+    "drop of objects": Drop(
+        0, 5, 2, 3, 4, 5, (OBJECT,), b"history", (3,), size_bytes=6, pins=(7, 8)
+    ),
+    "kept": Kept(1, 2),
     "job": Job(1, 0, 5, 6),
     "events": EventRecord(123, ((5, 1), (1,)), (EVENT,)),
     "backup": Backup("b", "c", 9, "bucket", 2, 2**32 + 1, 3, 4, True, 5, 6, b"\x04" * 16, 7),
@@ -98,7 +103,9 @@ KEYS: dict[str, bytes] = {
     "key job": keys.job(9),
     "key backup": keys.backup(9),
     "key snapshot": keys.snapshot("s"),
+    "key trash": keys.TRASH,
     "key graft": keys.graft(1, 2, b"name"),
+    "key kept": keys.kept(1, 3, 2),
     "key changed": keys.changed(1, 2, 3),
     "key history": keys.history(Family.DENTRY, DENTRY, 10),
     "key reclaim": keys.reclaim(8, 7, Family.DENTRY, DENTRY, 10),
@@ -154,6 +161,7 @@ def test_keys_take_each_other_apart() -> None:
     assert keys.lock_parts(KEYS["key lock"]) == (1, 2, 1)
     assert keys.chunk_parts(KEYS["key chunk"]) == (0, 2, 3, 4)
     assert keys.graft_parts(KEYS["key graft"]) == (1, 2, b"name")
+    assert keys.kept_first(KEYS["key kept"]) == 2
 
 
 def test_family_numbers_do_not_change() -> None:
