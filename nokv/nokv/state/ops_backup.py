@@ -20,7 +20,7 @@ from nokv.state import keys
 from nokv.state.context import JOB_UNPIN, Context
 from nokv.state.effects import BackupReached
 from nokv.state.families import Family
-from nokv.state.pinned import Source
+from nokv.state.pinned import Rows, Source
 from nokv.state.records import (
     Backup,
     Origin,
@@ -48,14 +48,14 @@ KEEP_NS_MAX = 100 * 365 * 86_400 * 1_000_000_000
 DIGEST_BYTES = 16
 
 
-def backups_of(source: Source) -> Iterator[tuple[int, Backup]]:
+def backups_of(source: Rows) -> Iterator[tuple[int, Backup]]:
     """Yield (id, record) of every backup, oldest first."""
     start, end = keys.BACKUP_PREFIX, keys.after_prefix(keys.BACKUP_PREFIX)
     for key, value in source.scan(Family.META, start, end):
         yield int.from_bytes(key[len(keys.BACKUP_PREFIX) :], "big"), decode_backup(value)
 
 
-def origin_of(source: Source) -> Origin | None:
+def origin_of(source: Rows) -> Origin | None:
     """Return where a restored state came from; None for one that was never restored."""
     row = source.get(Family.META, keys.ORIGIN)
     return None if row is None else decode_origin(row)

@@ -11,11 +11,8 @@ from nokv.state.families import Family
 from nokv.state.records import View
 
 
-class Source(Protocol):
-    """What records are read from: the store, an entry's transaction, or a pinned version."""
-
-    at_version: int
-    """Of what is shown; PRESENT for the present."""
+class Rows(Protocol):
+    """What rows are read from, also a store by itself."""
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         """Return a value or None."""
@@ -26,6 +23,13 @@ class Source(Protocol):
     ) -> Iterator[Row]:
         """Yield rows of [start, end) in order; of versioned families these lie in one view."""
         ...
+
+
+class Source(Rows, Protocol):
+    """What records are read from: the store, an entry's transaction, or a pinned version."""
+
+    at_version: int
+    """Of what is shown; PRESENT for the present."""
 
     def view(self, number: int) -> View | None:
         """Return a view's record; None for one that never was, or is gone."""
