@@ -272,8 +272,8 @@ class SyncReadHandle(Facade[R]):
     read_text = _sync(ReadHandle.read_text)
     get_file = _sync(ReadHandle.get_file)
 
-    @functools.wraps(ReadHandle.watch)
-    def watch(self, path: AnyPath, **how: Any) -> SyncWatch:  # noqa: ANN401  as `ReadHandle.watch`
+    def watch(self, path: AnyPath, **how: Any) -> SyncWatch:  # noqa: ANN401
+        """Return a watch of a directory, or of one file; arguments as `ReadHandle.watch`."""
         return SyncWatch(self._owner, self._handle().watch(path, **how))
 
     def open(

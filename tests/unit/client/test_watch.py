@@ -190,7 +190,7 @@ def test_errors_that_do_not_pass() -> None:
                 await fs.watch("/", since=10**6).open()
             for wrong in ({"since": -2}, {"window_bytes": 1}, {"bookmark_s": 0.0}):
                 with pytest.raises(InvalidArgument):
-                    fs.watch("/", **wrong)  # type: ignore[arg-type]
+                    fs.watch("/", **wrong)
             with pytest.raises(InvalidArgument):
                 fs.watch("/", window_bytes=WINDOW_BYTES_MAX + 1)
 

@@ -24,6 +24,7 @@ from nokv.errors import (
 from nokv.server import watches as module
 from nokv.server.rpc import Call, Stream
 from nokv.server.watches import Watches
+from nokv.state.records import decode_events
 from nokv.types.commands import BulkCreate, Mkdir, RemoveTree, Rename, SetAttr, TrimEvents
 from nokv.types.events import EventKind
 from nokv.types.values import At, Caller
@@ -90,7 +91,7 @@ class Node:
         self.watches = Watches(self.shard.machine, lambda: not self.in_entry, limit=8)
 
     def open(self, client: Client, number: int = 1, **how: Any) -> WatchOpened:
-        how = {"caller": ROOT, "root": at(), "window_bytes": WINDOW} | how
+        how = dict[str, Any](caller=ROOT, root=at(), window_bytes=WINDOW) | how
         body = OpenWatch(**how)
         self.watches.check(body)
         call = Asked(client, number)
@@ -149,7 +150,7 @@ def test_what_is_applied_is_told_in_the_loops_next_turn() -> None:
 
 def test_equal_watches_share_bytes_and_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    original = module.decode_events
+    original = decode_events
 
     def counting(data: bytes) -> Any:
         decoded.append(data)
