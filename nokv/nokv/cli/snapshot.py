@@ -96,6 +96,7 @@ def _fields(row: SnapshotReply) -> dict[str, object]:
         "automatic": row.automatic,
         "views": row.views,
         "clones": row.clones,
+        "alone_bytes": row.alone_bytes,
         "view": row.view,
         "inode": row.inode,
     }
@@ -117,6 +118,8 @@ def _line(row: SnapshotReply) -> str:
         marks.append(f"{output.plural(row.views - 1, 'view')} inside")
     if row.automatic:
         marks.append("automatic")
+    if row.alone_bytes:
+        marks.append(f"keeps {output.size(row.alone_bytes)} alone")
     path = output.shown(_path(row))
     return f"{row.name}  {path}  version {row.version}  {made}  {', '.join(marks)}"
 
