@@ -19,6 +19,7 @@ from nokv.state import (
     ops_rename,
     ops_session,
     ops_stage,
+    ops_trash,
     ops_view,
 )
 from nokv.state.arguments import check_caller
@@ -38,6 +39,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
     **ops_attr.HANDLERS,
     **ops_publish.HANDLERS,
     **ops_copy.HANDLERS,
+    **ops_trash.HANDLERS,
     **ops_quota.HANDLERS,
     **ops_stage.HANDLERS,
     **ops_session.HANDLERS,
@@ -51,6 +53,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     **arguments.CHECKS,
     **ops_publish.CHECKS,
     **ops_copy.CHECKS,
+    **ops_trash.CHECKS,
     **ops_quota.CHECKS,
     **ops_stage.CHECKS,
     **ops_session.CHECKS,

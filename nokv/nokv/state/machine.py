@@ -29,6 +29,7 @@ from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
 from nokv.state.port import KV, StoreDamaged, StoreFailed
 from nokv.state.predicates import check_predicates
+from nokv.state.reads_trash import is_due
 from nokv.state.records import (
     Counters,
     EventRecord,
@@ -407,6 +408,14 @@ class StateMachine:
     def pending_work(self) -> bool:
         """Whether a `Reap` would find something to do."""
         return self._counters.jobs > 0
+
+    def trash_due(self, cluster_ns: int) -> bool:
+        """Whether an `ExpireTrash` at this time would find something to do."""
+        return self._counters.trashes > 0 and is_due(self._txn.present, cluster_ns)
+
+    def has_trash(self) -> bool:
+        """Whether something in a trash waits for time."""
+        return self._counters.trashes > 0
 
     def initialised(self) -> bool:
         """Whether the volume record exists: the first command was applied."""

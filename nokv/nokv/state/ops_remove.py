@@ -20,7 +20,7 @@ from nokv.types.events import EventKind
 from nokv.types.results import Done
 
 
-def _deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int, int, Inode]:
+def deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int, int, Inode]:
     """Return the parent, and (view, inode, record) of the entry that the caller may remove."""
     parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
     need(parent.inode, ctx.caller, X)
@@ -42,7 +42,7 @@ def _need_directory(inode: Inode, name: bytes) -> None:
 
 def unlink(ctx: Context, op: Unlink) -> Done:
     """Remove a name that is no directory; the last one takes the inode along."""
-    parent, _, ino, inode = _deletable(ctx, op)
+    parent, _, ino, inode = deletable(ctx, op)
     if is_directory(inode):
         message = f"{op.name!r} is a directory"
         raise IsADirectory(message)
@@ -56,7 +56,7 @@ def unlink(ctx: Context, op: Unlink) -> Done:
 
 def rmdir(ctx: Context, op: Rmdir) -> Done:
     """Remove an empty directory."""
-    parent, view, ino, inode = _deletable(ctx, op)
+    parent, view, ino, inode = deletable(ctx, op)
     _need_directory(inode, op.name)
     if inode.children:
         message = f"{op.name!r} has {inode.children} entries"
@@ -70,7 +70,7 @@ def rmdir(ctx: Context, op: Rmdir) -> Done:
 
 def remove_tree(ctx: Context, op: RemoveTree) -> Done:
     """Detach a directory with all below it; it is reaped in the background."""
-    parent, view, ino, inode = _deletable(ctx, op)
+    parent, view, ino, inode = deletable(ctx, op)
     _need_directory(inode, op.name)
     need_owner(inode, ctx.caller)
     take_tree(ctx, parent, op.name, view, ino, inode)

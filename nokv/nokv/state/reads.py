@@ -25,6 +25,7 @@ from nokv.state import (
     reads_diff,
     reads_gc,
     reads_history,
+    reads_trash,
     reads_view,
 )
 from nokv.state.access import R, X, need
@@ -343,6 +344,7 @@ _IN_SHARD: dict[type, Callable[[Any, Caller, Any], Any]] = {
     ReadEvents: _read_events,
     GetVolume: _get_volume,
     **reads_admin.HANDLERS,
+    **reads_trash.HANDLERS,
     **reads_diff.HANDLERS,
     **reads_history.HANDLERS,
     **reads_gc.HANDLERS,

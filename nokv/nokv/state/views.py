@@ -89,9 +89,8 @@ def _collect(ctx: Context, view: int, ino: int, found: list[Nested]) -> None:
     todo = [(view, ino)]
     while todo:
         view, ino = todo.pop()
-        whole = ino == root_of(ctx.txn, view)
         for directory, name, number in grafts_of(ctx.txn, view):
-            if whole or ino in chain(ctx.txn, view, directory):
+            if ino in chain(ctx.txn, view, directory):
                 found.append(Nested(number, view, directory, name))
                 todo.append((number, root_of(ctx.txn, number)))
 
@@ -253,8 +252,13 @@ def _kill_one(ctx: Context, number: int) -> None:
     record = view_of(ctx.txn, number)
     assert number, "the live tree does not end"
     assert not record.dead, f"view {number} died at {record.dead}"
+    if record.trash:
+        for one in nested_below(ctx, number, record.trash):
+            _kill_one(ctx, one.view)
+        ctx.counters.trashes -= 1
+        record = view_of(ctx.txn, number)
     _forget_graft(ctx, number, record)
-    drop_view(ctx, number, msgspec.structs.replace(record, dead=ctx.version))
+    drop_view(ctx, number, msgspec.structs.replace(record, dead=ctx.version, trash=0))
     ctx.add_job(JOB_VIEW, number, ctx.version)
 
 

@@ -10,6 +10,7 @@ from enum import IntEnum, IntFlag
 
 from nokv.types.copies import Copy, CopyRange, SetQuota
 from nokv.types.locks import CancelLock, SetLock, Unlock
+from nokv.types.trash import EmptyTrash, ExpireTrash, KeepTrash, RestoreTrash, Trash
 from nokv.types.values import At, Caller, ChunkMap, Marks, Strict, Volume
 from nokv.types.views import (
     Clone,
@@ -245,6 +246,8 @@ InnerOp = (
     | Copy
     | CopyRange
     | SetQuota
+    | Trash
+    | RestoreTrash
 )
 
 
@@ -445,6 +448,8 @@ Op = (
     | Copy
     | CopyRange
     | SetQuota
+    | Trash
+    | RestoreTrash
     | Atomic
     | StageBegin
     | StageDrop
@@ -463,6 +468,8 @@ Op = (
     | Clone
     | WorkspaceCreate
     | Rollback
+    | EmptyTrash
+    | KeepTrash
     | SetLock
     | Unlock
     | CancelLock
@@ -477,6 +484,7 @@ Op = (
     | RestoreVolume
     | ExpireSnapshots
     | Flatten
+    | ExpireTrash
 )
 
 INTERNAL_OPS: tuple[type[Strict], ...] = (
@@ -491,6 +499,7 @@ INTERNAL_OPS: tuple[type[Strict], ...] = (
     RestoreVolume,
     ExpireSnapshots,
     Flatten,
+    ExpireTrash,
 )
 """Accepted from the node itself and its worker only."""
 
@@ -516,6 +525,8 @@ SHRINKING_OPS: tuple[type[Strict], ...] = (
     RestoreVolume,
     SnapshotDelete,
     ExpireSnapshots,
+    EmptyTrash,
+    ExpireTrash,
     Unlock,
     CancelLock,
 )

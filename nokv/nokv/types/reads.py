@@ -13,6 +13,7 @@ from nokv.types.gc import (
     WaitingSessionsReply,
 )
 from nokv.types.locks import LockConflict, LocksWaited, TestLock, WaitLocks
+from nokv.types.trash import ListTrash, TrashPage
 from nokv.types.values import At, Attr, Lenient, StoredChunk, Strict
 from nokv.types.views import (
     GetSnapshot,
@@ -189,6 +190,7 @@ Read = (
     | ListSnapshots
     | ListViews
     | GetQuota
+    | ListTrash
     | Diff
     | History
     | TestLock
@@ -460,6 +462,7 @@ ReadValue = (
     | SnapshotsReply
     | ViewsReply
     | QuotaReply
+    | TrashPage
     | DiffReply
     | HistoryReply
     | LockConflict

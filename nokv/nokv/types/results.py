@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nokv.types.copies import Copied
 from nokv.types.locks import LockSet
+from nokv.types.trash import Trashed
 from nokv.types.values import Attr, Lenient
 from nokv.types.views import RolledBack, SnapshotMade, ViewMade
 
@@ -73,7 +74,7 @@ class Checkpointed(Lenient, frozen=True, tag=9):
     number: int
 
 
-InnerValue = Done | Made | MadeMany | Published | Copied
+InnerValue = Done | Made | MadeMany | Published | Copied | Trashed
 
 
 class AtomicDone(Lenient, frozen=True, tag=32):
@@ -89,6 +90,7 @@ ResultValue = (
     | MadeMany
     | Published
     | Copied
+    | Trashed
     | SessionOpened
     | Leased
     | Pinned

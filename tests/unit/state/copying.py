@@ -15,7 +15,6 @@ from tests.unit.state.shard import at
 
 from nokv.errors import NokvError
 from nokv.state.families import Family
-from nokv.state.invariants_holds import check_holds
 from nokv.types.commands import (
     Atomic,
     Collected,
@@ -35,6 +34,15 @@ from nokv.types.copies import Copy, CopyMode, CopyRange
 from nokv.types.limits import CHUNK_BYTES, SUM_BYTES
 from nokv.types.reads import BodyMap, BodyMapReply, DirPage, DropsReply, GetDrops, ReadDir
 from nokv.types.results import Reaped
+from nokv.types.trash import (
+    ExpireTrash,
+    KeepTrash,
+    ListTrash,
+    RestoreTrash,
+    Trash,
+    Trashed,
+    TrashPage,
+)
 from nokv.types.values import At, ChunkMap, Extent, ObjectPart
 from nokv.types.views import Clone, Flatten, Rollback, SnapshotCreate, SnapshotDelete
 
@@ -79,7 +87,8 @@ _MANY = {
     "range": 2,
 }
 _ONCE = (
-    "mkdir full cut delete rename link dropsnap rollback reap floor rsnap move flatten plan exec"
+    "mkdir full cut delete rename link trash restore expire"
+    " dropsnap rollback reap floor rsnap move flatten plan exec"
 )
 OPS = [*_ONCE.split(), *(name for name, count in _MANY.items() for _ in range(count))]
 
@@ -98,6 +107,8 @@ class Program:
         self.log: list[str] = []
         self.number = 0
         self.stale_deletions = 0
+        self.trash: dict[tuple[int, int], tuple[Tree, str, File | Tree]] = {}
+        """(view, id) to the directory, the name and what was there."""
 
     # ------------------------------------------------------------------ the oracle
 
@@ -163,7 +174,7 @@ class Program:
         self.compare(self.tree, at())
         for snap in self.snaps:
             self.compare(snap.tree, At(snap.view, snap.inode), snap.version)
-        check_holds(self.files.kv)
+        self.files.check()
 
     def do(self, op: Op) -> bool:
         """Apply a command; whether it succeeded."""
@@ -285,6 +296,51 @@ class Program:
         above, name, to = free
         if self.do(Link(at(path), at(above), name.encode())):
             to[name] = node
+
+    # ------------------------------------------------------------------ trash
+
+    def do_trash(self) -> None:
+        if not (found := self.items()):
+            return
+        path, node = self.rng.choice(found)
+        parent, name, tree = self._split(path)
+        made = self.files.do(Trash(parent, name))
+        assert isinstance(made, Trashed)
+        self.log.append(f"{self.files.machine.version} trash {path} of view {made.view}")
+        self.trash[made.view, made.trash] = tree, name.decode(), node
+        del tree[name.decode()]
+
+    def do_restore(self) -> None:
+        self.forget_trash()
+        if not self.trash:
+            return
+        key = self.rng.choice(list(self.trash))
+        tree, name, node = self.trash[key]
+        free = self._free() if self.rng.random() < 0.5 else None
+        if free is None:
+            ok = self.do(RestoreTrash(*key))
+            there = any(below is tree for _, below in self.items()) or tree is self.tree
+            if ok != (there and name not in tree):
+                raise Bad(f"restoring {name} of {key}: {ok}")
+        else:
+            above, name, tree = free
+            ok = self.do(RestoreTrash(*key, at(above), name.encode()))
+        if ok:
+            del self.trash[key]
+            tree[name] = node
+
+    def do_expire(self) -> None:
+        self.files.do(KeepTrash(self.rng.choice((0, 10**18))))
+        self.files.internal(ExpireTrash(self.rng.randint(1, 3)))
+        self.forget_trash()
+
+    def forget_trash(self) -> None:
+        """What went with its view, or by its retention, is in the trash no more."""
+        page = self.files.read(ListTrash(limit=1000))
+        assert isinstance(page, TrashPage)
+        there = {(row.view, row.trash) for row in page.rows}
+        assert there <= set(self.trash)
+        self.trash = {key: entry for key, entry in self.trash.items() if key in there}
 
     # ------------------------------------------------------------------ views
 
@@ -490,6 +546,8 @@ class Program:
     def finish(self) -> None:
         """Come to rest with snapshots, without them, and with nothing at all."""
         self.plans.clear()
+        self.files.do(KeepTrash(0))
+        self.files.internal(ExpireTrash(1000))
         self.quiesce()
         self.verify()
         named = {(upload, block) for _, upload, _, block, _ in self.files.named()}
