@@ -375,8 +375,8 @@ def _differing(want: Any, have: Any) -> str:
 
 
 def _plain_snapshot(reply: SnapshotReply) -> SnapshotReply:
-    """Without what is open: which clones depend on it after others were flattened or skipped."""
-    return msgspec.structs.replace(reply, clones=0)
+    """Without what is open: what still depends on it, after others were flattened or skipped."""
+    return msgspec.structs.replace(reply, clones=0, alone_bytes=0)
 
 
 def _plain_view(row: ViewReply) -> ViewReply:
