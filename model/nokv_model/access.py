@@ -20,6 +20,7 @@ from nokv.errors import (
 )
 from nokv.types.limits import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_HOPS_MAX
 from nokv.types.values import At, Caller, InodeFlag
+from nokv_model import acls
 from nokv_model.tree import ROOT, Forest, Inode
 
 R, W, X = 4, 2, 1
@@ -75,9 +76,11 @@ def owns(caller: Caller, inode: Inode) -> bool:
 
 
 def allowed(caller: Caller, inode: Inode, mask: int) -> bool:
-    """Say whether the mode bits give the caller all of `mask` (R | W | X)."""
+    """Say whether mode bits or access list give the caller all of `mask` (R | W | X)."""
     if is_root(caller):
         return True
+    if inode.access_list is not None:
+        return acls.allowed(inode.access_list, inode.uid, inode.gid, caller, mask)
     if caller.uid == inode.uid:
         bits = inode.mode >> 6
     elif in_group(caller, inode.gid):

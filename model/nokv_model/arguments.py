@@ -28,12 +28,14 @@ from nokv.types.limits import (
     XATTR_VALUE_BYTES_MAX,
 )
 from nokv.types.values import FileType
+from nokv_model import acls
 from nokv_model.access import FROZEN, check_at, check_name
 from nokv_model.body import check_body
 from nokv_model.locks import check_lock
 from nokv_model.tree import file_type
 
 PERMISSIONS = 0o7777
+UMASK_MAX = 0o777
 ID_MAX = 2**32 - 2
 UPLOADS_LEASED_MAX = 4096
 NONCE_BYTES = 16
@@ -64,7 +66,8 @@ def check_xattr_name(name: bytes) -> None:
         raise NameTooLong(message)
     _require(name and b"\0" not in name, "an empty attribute name, or one with NUL")
     space, _, rest = name.partition(b".")
-    if space not in {b"user", b"trusted", b"security"} or not rest:
+    of_list = name in (acls.ACCESS, acls.DEFAULT)
+    if (space not in {b"user", b"trusted", b"security"} or not rest) and not of_list:
         message = "an attribute outside user., trusted. and security."
         raise NotSupported(message)
 
@@ -97,6 +100,8 @@ def check_arguments(op: c.Op | c.InnerOp) -> None:
                 message = "a value over the limit"
                 raise ResultTooLarge(message)
             _require(op.flags in set(c.XattrFlag), "xattr flags out of range")
+            if op.name in (acls.ACCESS, acls.DEFAULT):
+                acls.parse(op.value)
         case c.RemoveXattr():
             check_at(op.target)
             check_xattr_name(op.name)
@@ -189,6 +194,8 @@ def _check_making(op: c.Mkdir | c.Create | c.BulkCreate | c.Mknod | c.Symlink) -
         _require(0 <= op.rdev < 2**64, "a device number out of range")
     else:
         _permissions(op.mode)
+    if not isinstance(op, c.Symlink):
+        _umask(op.umask)
 
 
 def _check_set_attr(op: c.SetAttr) -> None:
@@ -203,6 +210,10 @@ def _check_set_attr(op: c.SetAttr) -> None:
     _time(op.mtime_ns)
     _require(op.flags is None or not op.flags & ~int(FROZEN), "unknown inode flags")
     _require(given(op), "nothing to set")
+
+
+def _umask(umask: int) -> None:
+    _require(0 <= umask <= UMASK_MAX, "a umask out of range")
 
 
 def given(op: c.SetAttr) -> set[str]:
@@ -230,3 +241,4 @@ def _check_publish(op: c.Publish) -> None:
     _require(0 <= op.if_generation <= UINT63_MAX, "a generation out of range")
     _require(len(op.sha256) in {0, SHA256_BYTES}, "a SHA-256 of another length")
     _time(op.mtime_ns)
+    _umask(op.umask)

@@ -10,6 +10,7 @@ from nokv.errors import (
     NoAttribute,
     NotPermitted,
     NotSupported,
+    PermissionDenied,
     ResultTooLarge,
 )
 from nokv.types.commands import TIME_NOW, RemoveXattr, SetAttr, SetXattr, XattrFlag
@@ -21,7 +22,7 @@ from nokv.types.limits import (
 )
 from nokv.types.results import Done, Made
 from nokv.types.values import Caller
-from nokv_model import access
+from nokv_model import access, acls
 from nokv_model.access import FROZEN, SETGID, STICKY, W
 from nokv_model.arguments import given
 from nokv_model.body import EMPTY, Content, cut
@@ -88,6 +89,8 @@ def _set_mode(step: Step, op: SetAttr, inode: Inode, before: Inode) -> None:
     if not access.is_root(step.caller) and not access.in_group(step.caller, inode.gid):
         mode &= ~SETGID
     inode.mode = inode.mode >> 12 << 12 | mode
+    if inode.access_list is not None:
+        inode.access_list = acls.after_chmod(inode.access_list, mode)
 
 
 def _set_size(step: Step, op: SetAttr, inode: Inode, before: Inode) -> None:
@@ -158,8 +161,52 @@ def _require_changeable(caller: Caller, inode: Inode, name: bytes) -> None:
     access.require_flags_clear(inode, FROZEN)
 
 
+def _change_list(step: Step, op: SetXattr | RemoveXattr) -> Done:
+    """Set or remove an access control list; flags do not count."""
+    inode = step.resolver.resolve(op.target)
+    access.require_flags_clear(inode, FROZEN)
+    if inode.is_symlink:
+        message = "a symbolic link has no list"
+        raise NotSupported(message)
+    made = acls.parse(op.value) if isinstance(op, SetXattr) else None
+    if op.name == acls.DEFAULT and not inode.is_directory:
+        if made is None:
+            return Done()
+        message = "only a directory has a default list"
+        raise PermissionDenied(message)
+    if not access.owns(step.caller, inode):
+        message = "the lists are the owner's"
+        raise NotPermitted(message)
+    if op.name == acls.DEFAULT:
+        inode.default_list = made
+    else:
+        inode.access_list = None if made is None or acls.is_minimal(made) else made
+        if made is not None:
+            inode.mode = inode.mode & ~0o777 | acls.mode_bits(made)
+            if not access.is_root(step.caller) and not access.in_group(step.caller, inode.gid):
+                inode.mode &= ~SETGID
+    if _names_bytes(inode) > XATTR_LIST_BYTES_MAX:
+        message = "the names of all attributes are over the limit"
+        raise ResultTooLarge(message)
+    step.touch(inode)
+    step.event_of(EventKind.XATTR, inode)
+    return Done()
+
+
+def list_names(inode: Inode) -> list[bytes]:
+    """Return the names under which its access lists are shown."""
+    both = ((acls.ACCESS, inode.access_list), (acls.DEFAULT, inode.default_list))
+    return [name for name, acl in both if acl is not None]
+
+
+def _names_bytes(inode: Inode) -> int:
+    return sum(len(name) + 1 for name in (*inode.xattrs, *list_names(inode)))
+
+
 def set_xattr(step: Step, op: SetXattr) -> Done:
     """setxattr(2)."""
+    if op.name in (acls.ACCESS, acls.DEFAULT):
+        return _change_list(step, op)
     inode = step.resolver.resolve(op.target)
     _require_changeable(step.caller, inode, op.name)
     if op.flags == XattrFlag.CREATE and op.name in inode.xattrs:
@@ -169,7 +216,7 @@ def set_xattr(step: Step, op: SetXattr) -> Done:
         message = "no such attribute"
         raise NoAttribute(message)
     inode.xattrs[op.name] = op.value
-    if sum(len(name) + 1 for name in inode.xattrs) > XATTR_LIST_BYTES_MAX:
+    if _names_bytes(inode) > XATTR_LIST_BYTES_MAX:
         message = "the names of all attributes are over the limit"
         raise ResultTooLarge(message)
     step.touch(inode)
@@ -179,6 +226,8 @@ def set_xattr(step: Step, op: SetXattr) -> Done:
 
 def remove_xattr(step: Step, op: RemoveXattr) -> Done:
     """removexattr(2)."""
+    if op.name in (acls.ACCESS, acls.DEFAULT):
+        return _change_list(step, op)
     inode = step.resolver.resolve(op.target)
     _require_changeable(step.caller, inode, op.name)
     if op.name not in inode.xattrs:

@@ -38,11 +38,11 @@ from nokv_model.tree import Inode, file_type
 # ---------------------------------------------------------------- making
 
 
-def make_name(step: Step, at: At, name: bytes, mode: int) -> Inode:
+def make_name(step: Step, at: At, name: bytes, mode: int, umask: int = 0) -> Inode:
     """Make an inode under a name that must be free; `mode` has its type bits."""
     parent = step.resolver.parent(at)
     access.require_makeable(step.caller, parent, name)
-    inode = step.make(mode, parent)
+    inode = step.make(mode, parent, umask=umask)
     step.attach(parent, name, inode)
     return inode
 
@@ -55,13 +55,14 @@ def _made(step: Step, name: bytes, inode: Inode) -> Made:
 
 def mkdir(step: Step, op: Mkdir) -> Made:
     """mkdirat(2)."""
-    inode = make_name(step, op.parent, op.name, FileType.DIRECTORY << 12 | op.mode)
+    inode = make_name(step, op.parent, op.name, FileType.DIRECTORY << 12 | op.mode, op.umask)
     return _made(step, op.name, inode)
 
 
 def create(step: Step, op: Create) -> Made:
     """Make an empty regular file."""
-    inode = make_name(step, op.parent, op.name, FileType.REGULAR << 12 | op.mode)
+    mode = FileType.REGULAR << 12 | op.mode
+    inode = make_name(step, op.parent, op.name, mode, op.umask)
     return _made(step, op.name, inode)
 
 
@@ -75,7 +76,7 @@ def bulk_create(step: Step, op: BulkCreate) -> MadeMany:
     access.require_writable_parent(step.caller, parent)
     made = []
     for name in op.names:
-        made.append(step.make(FileType.REGULAR << 12 | op.mode, parent))
+        made.append(step.make(FileType.REGULAR << 12 | op.mode, parent, umask=op.umask))
         step.attach(parent, name, made[-1])
     step.event(EventKind.CREATE, made[0], (parent, b""), names=op.names)
     return MadeMany(made[0].number, len(made))
@@ -89,7 +90,7 @@ def mknod(step: Step, op: Mknod) -> Made:
     if devices and not access.is_root(step.caller):
         message = "devices are root's to make"
         raise NotPermitted(message)
-    inode = make_name(step, op.parent, op.name, op.mode)
+    inode = make_name(step, op.parent, op.name, op.mode, op.umask)
     inode.rdev = op.rdev if devices else 0
     return _made(step, op.name, inode)
 

@@ -97,7 +97,7 @@ def _target(step: Step, op: Publish) -> tuple[Inode | None, Inode, bool]:
         message = "no such file, and so no such generation"
         raise GenerationMismatch(message)
     access.require_writable_parent(step.caller, parent)
-    inode = step.make(FileType.REGULAR << 12 | op.mode, parent)
+    inode = step.make(FileType.REGULAR << 12 | op.mode, parent, umask=op.umask)
     step.attach(parent, op.name, inode)
     return parent, inode, True
 
@@ -161,6 +161,8 @@ def stage_swap(step: Step, op: StageSwap) -> Published:
     else:
         access.require_writable_parent(step.caller, parent)
     del step.forest.staged[root.key]
+    if root.access_list is None and root.default_list is None:
+        step.pass_lists_on(root, parent)
     step.attach(parent, op.name, root)
     step.touch(root)
     if root.is_regular:

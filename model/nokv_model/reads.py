@@ -18,9 +18,10 @@ from nokv.types import reads as r
 from nokv.types import views as v
 from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
 from nokv.types.values import Attr, Caller, FileType, StoredChunk, StoredExtent, StoredObject
-from nokv_model import access, locking
+from nokv_model import access, acls, locking
 from nokv_model.access import R, Resolver, X, check_name
 from nokv_model.arguments import check_xattr_name
+from nokv_model.attributes import list_names
 from nokv_model.body import Content, window
 from nokv_model.sessions import Session
 from nokv_model.state import Snapshot, State, View
@@ -95,8 +96,8 @@ def _of_forest(resolver: Resolver, read: r.Read) -> r.ReadValue:
             return _get_xattr(resolver, read)
         case r.ListXattr():
             inode = resolver.resolve(read.at)
-            names = sorted(n for n in inode.xattrs if _shown(resolver.caller, n))
-            return r.NamesReply(tuple(names))
+            names = [n for n in inode.xattrs if _shown(resolver.caller, n)]
+            return r.NamesReply(tuple(sorted(names + list_names(inode))))
         case r.GetUsage():
             return r.UsageReply(*resolver.forest.usage(resolver.parent(read.at)))
         case r.Access():
@@ -144,6 +145,15 @@ def _shown(caller: Caller, name: bytes) -> bool:
 def _get_xattr(resolver: Resolver, read: r.GetXattr) -> r.BytesReply:
     check_xattr_name(read.name)
     inode = resolver.resolve(read.at)
+    if read.name in (acls.ACCESS, acls.DEFAULT):
+        if inode.is_symlink:
+            message = "a symbolic link has no list"
+            raise NotSupported(message)
+        kept = inode.access_list if read.name == acls.ACCESS else inode.default_list
+        if kept is None:
+            message = "no such list"
+            raise NoAttribute(message)
+        return r.BytesReply(acls.value_of(kept))
     if read.name.startswith(b"user."):
         access.require(resolver.caller, inode, R)
     if not _shown(resolver.caller, read.name) or read.name not in inode.xattrs:

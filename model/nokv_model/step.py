@@ -8,6 +8,7 @@ from nokv.types.events import EventKind
 from nokv.types.locks import LockKind
 from nokv.types.reads import Event
 from nokv.types.values import ROOT_VIEW, Caller, FileType
+from nokv_model import acls
 from nokv_model.access import SETGID, SETUID, Resolver, in_group, is_root, require_depth
 from nokv_model.body import EMPTY, Content
 from nokv_model.sessions import Session
@@ -52,10 +53,12 @@ class Step:
             inode.mtime_ns = self.wall_ns
         inode.version = self.version
 
-    def make(self, mode: int, parent: Inode | None, view: int | None = None) -> Inode:
+    def make(
+        self, mode: int, parent: Inode | None, view: int | None = None, umask: int = 0
+    ) -> Inode:
         """Make an inode of the caller's; a set-gid directory passes its group on.
 
-        It lies in the parent's view, or in the one that is named.
+        It lies in the parent's view, or in the one that is named. Access lists are passed on too.
         """
         gid = self.caller.gid
         directory = file_type(mode) == FileType.DIRECTORY
@@ -81,7 +84,19 @@ class Step:
         )
         self.state.next_inode += 1
         self.forest.inodes[inode.key] = inode
+        self.pass_lists_on(inode, parent, umask)
         return inode
+
+    def pass_lists_on(self, inode: Inode, parent: Inode | None, umask: int = 0) -> None:
+        """Give a new inode what its directory's default list says, or apply the umask."""
+        default = parent.default_list if parent is not None else None
+        if default is None or inode.is_symlink:
+            inode.mode &= ~umask
+            return
+        made = acls.of_new(default, inode.mode)
+        inode.mode = inode.mode & ~0o777 | acls.mode_bits(made)
+        inode.access_list = None if acls.is_minimal(made) else made
+        inode.default_list = default if inode.is_directory else None
 
     def attach(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """Give the inode a name; the directory is modified."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from nokv.errors import VersionNotPinned
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, Attr, FileType
+from nokv_model.acls import Acl
 from nokv_model.body import EMPTY, Content
 
 Key = tuple[int, int]
@@ -51,6 +52,9 @@ class Inode:
     names: set[tuple[Key, bytes]] = field(default_factory=set)
     """(directory, name) of every name; none for the root of view 0 and for staged roots."""
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    access_list: Acl | None = None
+    """Unless the mode bits say the same."""
+    default_list: Acl | None = None
 
     @property
     def key(self) -> Key:
@@ -284,6 +288,7 @@ class Forest:
             body=inode.body,
             sha256=inode.sha256,
             parent=parent[1] if parent and parent[0] == inode.view else 0,
+            acls=(inode.access_list is not None) + 2 * (inode.default_list is not None),
         )
 
     def check(self) -> None:
