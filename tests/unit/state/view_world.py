@@ -521,7 +521,9 @@ class World:
             self._collect()
         assert not self.files.machine.pending_work()
         named = {name[1] for name in self.files.named()}
-        assert self.bucket == named, f"bucket {self.bucket}, named {named}"
+        # Of an old chunk record that waits for one of its objects another may be gone: no pin
+        # shows that record.
+        assert self.bucket <= named, f"bucket {self.bucket}, named {named}"
         self._at_rest = True
         self.verify()
         self._at_rest = False
