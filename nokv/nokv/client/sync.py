@@ -12,7 +12,15 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
@@ -25,7 +33,7 @@ from nokv.client.readonly import CHANGES, PinnedView, SnapshotView, refused
 from nokv.client.reads import ReadHandle
 from nokv.client.syncfiles import ReaderFile, TextWriterFile, WriterFile, open_file
 from nokv.client.views import Snapshots, Workspaces
-from nokv.client.watch import SyncWatch
+from nokv.client.watch import WINDOW_BYTES, SyncWatch
 from nokv.errors import InvalidArgument, Stale, Unavailable
 from nokv.types.reads import VolumeReply
 from nokv.types.values import Caller
@@ -272,9 +280,26 @@ class SyncReadHandle(Facade[R]):
     read_text = _sync(ReadHandle.read_text)
     get_file = _sync(ReadHandle.get_file)
 
-    def watch(self, path: AnyPath, **how: Any) -> SyncWatch:  # noqa: ANN401
-        """Return a watch of a directory, or of one file; arguments as `ReadHandle.watch`."""
-        return SyncWatch(self._owner, self._handle().watch(path, **how))
+    def watch(
+        self,
+        path: AnyPath,
+        *,
+        recursive: bool = True,
+        since: int | None = None,
+        types: Iterable[str | int] = (),
+        window_bytes: int = WINDOW_BYTES,
+        bookmark_s: float = 10.0,
+    ) -> SyncWatch:
+        """Return a watch of a directory, or of one file; see `ReadHandle.watch`."""
+        watch = self._handle().watch(
+            path,
+            recursive=recursive,
+            since=since,
+            types=types,
+            window_bytes=window_bytes,
+            bookmark_s=bookmark_s,
+        )
+        return SyncWatch(self._owner, watch)
 
     def open(
         self, path: AnyPath, mode: str = "rb", *, buffering: int = -1, encoding: str = "utf-8"
