@@ -8,9 +8,10 @@ from typing import Any
 
 from nokv.state import keys
 from nokv.state.collect import counters_of
-from nokv.state.context import above, chain, load_usage, name_of
+from nokv.state.context import load_usage
 from nokv.state.families import Family
 from nokv.state.kept import alone
+from nokv.state.paths import path_of
 from nokv.state.pinned import Shard
 from nokv.state.records import Snapshot, View, decode_pin, decode_view
 from nokv.state.snapshots import is_over, need_snapshot, snapshots_of
@@ -103,21 +104,8 @@ def _view_reply(source: Shard, number: int, v: View) -> ViewReply:
         depth_of(source, number),
         usage.entries,
         usage.size_bytes,
-        _path(source, number) if entered else b"",
+        path_of(source, number, v.root) if entered else b"",
     )
-
-
-def _path(source: Shard, number: int) -> bytes:
-    """Return where a living view is, from the root of view 0."""
-    names: list[bytes] = []
-    holder = above(source, number)
-    while holder is not None:
-        view, directory, name = holder
-        up = chain(source, view, directory)[:-1]
-        names += [name, *(name_of(source, view, one) for one in up)]
-        holder = above(source, view)
-    assert all(names), f"a directory above view {number} has no name"
-    return b"/" + b"/".join(reversed(names))
 
 
 HANDLERS: dict[type, Callable[[Any, Caller, Any], Any]] = {
