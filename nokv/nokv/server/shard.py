@@ -344,7 +344,9 @@ class Shard:
         if self.port.between_entries:
             self.duties.tick()
         machine = self.port.machine
-        waiting = self.duties.waits_for_time or machine.counters.drops > 0 or machine.has_backups()
+        # Ended bodies wait for the grace, sessions and tombstones for their end.
+        graced = machine.counters.drops > 0 or machine.counters.sessions > 0
+        waiting = self.duties.waits_for_time or graced or machine.has_backups()
         self.group.set_waiting(self.duties.active and waiting and not self.space.exhausted)
 
     def _keep_house(self) -> None:
