@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from tests.machine.drawing import (
     BAD_SIZES,
     BAD_SNAPSHOTS,
@@ -25,6 +27,7 @@ from tests.machine.drawing import (
 
 from nokv.types import commands as c
 from nokv.types.commands import PublishMode, RenameFlag, StageMode
+from nokv.types.locks import CancelLock, SetLock, Unlock
 from nokv.types.values import At, FileType
 from nokv.types.views import (
     Clone,
@@ -34,14 +37,18 @@ from nokv.types.views import (
     SnapshotRenew,
     WorkspaceCreate,
 )
+from nokv_model import acls
+
+UMASKS = (0, 0, 0o022, 0o077)
+NOBODY = 2**32 - 1
 
 
 def mkdir(d: Drawing, s: int) -> c.InnerOp:
-    return c.Mkdir(*d.place(s), d.mode())
+    return c.Mkdir(*d.place(s), d.mode(), d.often(UMASKS, (-1, 0o1000)))
 
 
 def create(d: Drawing, s: int) -> c.InnerOp:
-    return c.Create(*d.place(s), d.mode())
+    return c.Create(*d.place(s), d.mode(), d.one(UMASKS))
 
 
 def bulk_create(d: Drawing, s: int) -> c.InnerOp:
@@ -121,6 +128,43 @@ def set_many(d: Drawing, s: int) -> c.InnerOp:
 def set_xattr(d: Drawing, s: int) -> c.InnerOp:
     value = d.one((b"", b"v", b"x" * 65_537))
     return c.SetXattr(d.at(s), d.often(XATTRS, BAD_XATTRS), value, d.often((0, 0, 1, 2), (3, -1)))
+
+
+def set_list(d: Drawing, s: int) -> c.InnerOp:
+    """An access control list, of few entries, of many, or of none that may be."""
+    named = [(2, number) for number in d.some((0, 1, 2), 0, 2)]
+    groups = [(8, number) for number in d.some((1, 2, 3), 0, 2)]
+    keys = [(1, NOBODY), *sorted(named), (4, NOBODY), *sorted(groups), (16, NOBODY), (32, NOBODY)]
+    if not named and not groups and d.chance(2):
+        keys.remove((16, NOBODY))
+    if d.chance(12):
+        keys.remove(d.one(keys))
+    entries = [struct.pack("<HHI", tag, d.one((0, 4, 5, 6, 7, 7)), number) for tag, number in keys]
+    value = d.often((struct.pack("<I", 2) + b"".join(entries),), (b"", b"\2\0\0\0", b"\3\0\0\0"))
+    name = d.one((acls.ACCESS, acls.DEFAULT))
+    kind = directory if name == acls.DEFAULT and not d.chance(6) else anything
+    if d.chance(4):
+        return c.RemoveXattr(d.at(s, kind=kind), name)
+    return c.SetXattr(d.at(s, kind=kind), name, value)
+
+
+def set_lock(d: Drawing, s: int) -> SetLock:
+    kind = d.often((0, 0, 1), (2, -1))
+    start, length = (0, 0) if kind == 1 else (d.number(0, 4), d.number(0, 4))
+    at = d.at(s, kind=regular if not d.chance(6) else anything)
+    return SetLock(at, kind, d.number(0, 2), d.chance(2), start, length, not d.chance(4))
+
+
+def unlock(d: Drawing, _s: int) -> Unlock:
+    kind = d.one((0, 0, 1))
+    start, length = (0, 0) if kind == 1 else (d.number(0, 4), d.number(0, 4))
+    view, inode, _ = d.lock()
+    return Unlock(view, inode, kind, d.number(0, 2), start, length)
+
+
+def cancel_lock(d: Drawing, _s: int) -> CancelLock:
+    view, inode, ticket = d.lock()
+    return CancelLock(view, inode, d.one((0, 1)), ticket)
 
 
 def remove_xattr(d: Drawing, s: int) -> c.InnerOp:

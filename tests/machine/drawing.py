@@ -138,6 +138,16 @@ class Drawing:
 
     # ------------------------------------------------------------------ names and addresses
 
+    def lock(self) -> tuple[int, int, int]:
+        """View and inode of a lock table, mostly, and a ticket that waits there, if one does."""
+        tables = [(at, table) for at, table in self._model.state.locks.items() if table.done]
+        if not tables or self.chance(RARE):
+            return self.one(
+                ((0, ROOT_INODE, 0), (0, 999, 5), (77, 2, -1), (-1, 2**64 - 1, 2**64 - 1))
+            )
+        (view, inode, _), table = self.one(tables)
+        return view, inode, self.one([wait.ticket for wait in table.queue] or [0])
+
     def name(self) -> bytes:
         """A name to make or to look up."""
         return self.often(NAMES, BAD_NAMES)
