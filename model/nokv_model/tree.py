@@ -190,9 +190,21 @@ class Forest:
             yield from self.walk(child)
 
     def views_below(self, directory: Inode) -> list[int]:
-        """Return the directory's own view and those grafted below it, nested ones too."""
-        roots = [i.view for i in self.walk(directory) if i is self.top(i) and i is not directory]
-        return [directory.view, *roots]
+        """Return the directory's own view and those grafted below it, nested ones too.
+
+        Those in one view come by directory and name, before those that are nested deeper.
+        """
+        tops = [directory]
+        for top in tops:  # it grows meanwhile
+            inside = [inode for inode in self.walk(top) if inode.view == top.view]
+            grafts = sorted(
+                (inode.number, name, key)
+                for inode in inside
+                for name, key in inode.entries.items()
+                if key[0] != top.view
+            )
+            tops += [self.inode(key) for _, _, key in grafts]
+        return [top.view for top in tops]
 
     # ------------------------------------------------------------------ changing
 
@@ -228,27 +240,20 @@ class Forest:
                 loosened |= below[1]
         return gone, loosened
 
-    def clone(self, source: Inode, numbers: Iterator[int]) -> Forest:
-        """Return a copy of all below a directory in fresh views, each view's root among them.
+    def clone(self, source: Inode, numbers: dict[int, int]) -> Forest:
+        """Return a copy of all below a directory, in the views that `numbers` says for each view.
 
-        The new views take their numbers in the order in which a walk by names enters them. The
-        top has no name yet; what the copied files are called elsewhere does not count.
+        The top has no name yet; what the copied files are called elsewhere does not count.
         """
         copied = Forest()
-        self._clone_into(copied, source, next(numbers), numbers)
+        for inode in self.walk(source):
+            copy = replace(inode.copy(), view=numbers[inode.view], names=set())
+            copy.entries = {name: (numbers[v], n) for name, (v, n) in inode.entries.items()}
+            copied.inodes[copy.key] = copy
+        for copy in copied.inodes.values():
+            for name, key in copy.entries.items():
+                copied.inodes[key].names.add((copy.key, name))
         return copied
-
-    def _clone_into(self, copied: Forest, source: Inode, view: int, numbers: Iterator[int]) -> Key:
-        key = (view, source.number)
-        if key not in copied.inodes:
-            copy = replace(source.copy(), view=view, entries={}, names=set())
-            copied.inodes[key] = copy
-            for name in sorted(source.entries):
-                child = self.inode(source.entries[name])
-                below = view if child.view == source.view else next(numbers)
-                copy.entries[name] = self._clone_into(copied, child, below, numbers)
-                copied.inodes[copy.entries[name]].names.add((key, name))
-        return key
 
     # ------------------------------------------------------------------ counting
 

@@ -238,7 +238,7 @@ def _copied(
     origins = shown.views_below(source)
     _require_few(origins)
     first = step.state.next_view
-    copied = shown.clone(source, iter(range(first, first + len(origins))))
+    copied = shown.clone(source, {origin: first + at for at, origin in enumerate(origins)})
     step.forest.inodes.update(copied.inodes)
     for number, origin in enumerate(origins, first):
         [root] = [i for i in copied.inodes.values() if i.view == number and _is_root(copied, i)]

@@ -86,13 +86,12 @@ def nested_below(ctx: Context, view: int, ino: int) -> tuple[Nested, ...]:
 
 
 def _collect(ctx: Context, view: int, ino: int, found: list[Nested]) -> None:
-    todo = [(view, ino)]
-    while todo:
-        view, ino = todo.pop()
-        for directory, name, number in grafts_of(ctx.txn, view):
-            if ino in chain(ctx.txn, view, directory):
-                found.append(Nested(number, view, directory, name))
-                todo.append((number, root_of(ctx.txn, number)))
+    tops = [(view, ino)]
+    for holder, top in tops:  # it grows meanwhile
+        for directory, name, number in grafts_of(ctx.txn, holder):
+            if top in chain(ctx.txn, holder, directory):
+                found.append(Nested(number, holder, directory, name))
+                tops.append((number, root_of(ctx.txn, number)))
 
 
 # ---------------------------------------------------------------- pins and grafts

@@ -252,7 +252,7 @@ def test_events() -> None:
         (EventKind.SNAPSHOT, 0, (2, 1), b"d", 4, b"s"),
         (EventKind.CLONE, 0, (1,), b"b", 2, b""),
         (EventKind.CREATE, 1, (4, 2, ~0, 1), b"x", 5, b""),
-        (EventKind.ROLLBACK, 0, (2, 1), b"d", 4, b""),
+        (EventKind.ROLLBACK, 0, (2, 1), b"d", 4, b"s"),
     ]
 
 
