@@ -83,8 +83,6 @@ MERGE_TRIES: Final = 8
 LOOK_PARALLEL: Final = 64
 """Reads in flight while a merge looks at what is there."""
 
-STAGE_VIEW: Final = 0
-
 
 class Published(NamedTuple):
     """What a publish made visible."""
@@ -157,6 +155,8 @@ class _Job:
         self._name = name
         self._target = At(0, 1, (*parent, name))
         self._progress = progress
+        self._view = 0
+        """Of the parent: what is staged lies in the view that it will enter."""
         self._files: dict[str, FileInfo] = {}
 
     # ------------------------------------------------------------ before
@@ -167,6 +167,7 @@ class _Job:
         if attr is None:
             message = f"there is no directory {decode_name(join(self._parent.path))!r}"
             raise NotFound(message, hint="make it first: mkdir(parents=True), nokv mkdir -p")
+        self._view = attr.view
         if mode == "create" and await self._attr(self._target) is not None:
             message = f"{self._shown()!r} is there already"
             raise AlreadyExists(message, hint="publish with mode replace or merge")
@@ -343,7 +344,8 @@ class _Job:
         self, session: Session, mode: StageMode, uploaded: Sequence[BodyUpload] | None
     ) -> Published:
         kind = stat.S_IFDIR | self._plan.root.mode | OWNER_ALL
-        begun = await self._command(session, StageBegin(STAGE_VIEW, kind))
+        begin = StageBegin(self._view, kind, self._parent, self._name)
+        begun = await self._command(session, begin)
         root = expect(begun.value, Made).attr
         base = At(root.view, root.inode)
         swap = StageSwap(root.view, root.inode, self._parent, self._name, int(mode))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from nokv.client.core import Core
-from nokv.client.options import Options, expect
+from nokv.client.options import Options, expect, query
 from nokv.client.paths import AnyPath, split
 from nokv.client.session import Session
 from nokv.client.upload import (
@@ -39,6 +39,7 @@ from nokv.types.commands import (
     StageSwap,
 )
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES
+from nokv.types.reads import AttrReply, GetAttr
 from nokv.types.results import AtomicDone, Made, Published
 from nokv.types.values import At
 
@@ -138,8 +139,12 @@ async def write_large(
             DeadlineExceeded.
     """
     parent, name = split(path)
+    above = At(0, 1, parent)
+    _, value = await query(core, options, GetAttr(above))
+    view = expect(value, AttrReply).attr.view  # what is staged lies in the view that it will enter
     session = await core.session()
-    begun = await core.submit(session, StageBegin(0, stat.S_IFREG | mode), (), options.deadline_s)
+    begin = StageBegin(view, stat.S_IFREG | mode, above, name)
+    begun = await core.submit(session, begin, (), options.deadline_s)
     if begun is None:
         message = f"session {session.id:x} is over"
         raise SessionExpired(message, hint="write the file again")
@@ -158,7 +163,7 @@ async def write_large(
         ops: list[InnerOp] = []
         if mtime_ns != TIME_NOW:
             ops.append(SetAttr(stage, mtime_ns=mtime_ns))
-        ops.append(StageSwap(root.view, root.inode, At(0, 1, parent), name, int(kind)))
+        ops.append(StageSwap(root.view, root.inode, above, name, int(kind)))
         swapping = True
         result = checked(
             await propose_uploads(

@@ -418,3 +418,32 @@ def test_moves_and_handles_over_views() -> None:
         assert attr.view
 
     run(test)
+
+
+def test_publishes_into_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is staged lies in the view that it enters, a plain directory's or a clone's."""
+    monkeypatch.setattr("nokv.client.publish.ATOMIC_MAX", 4)
+    monkeypatch.setattr("nokv.client.segments.SEGMENT_BYTES", 64 * 1024 * 1024)
+    files = {f"part-{number}": b"%d" % number for number in range(20)}
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(64 * 1024 * 1024 + 5)
+
+    async def test(fs: AsyncClient, _: Cluster) -> None:
+        await populate(fs)
+        await fs.clone("/runs/7", "/runs/8")
+        await fs.workspaces.create("/ws")
+        await fs.snapshots.create("/runs/7", "s")
+        await fs.rollback("/runs/7", "s")
+        for base in ("/runs/8", "/ws", "/runs/7", "/runs"):
+            await fs.publish(f"{base}/set", files)
+            await fs.publish(f"{base}/set", {"one": b"1"}, "replace")
+            assert await fs.listdir(f"{base}/set") == ["one"]
+            await fs.publish(f"{base}/set", {"two": b"2"}, "merge")
+            info = await fs.put_file(tmp_path / "large", f"{base}/large")
+            assert (await fs.stat(f"{base}/large")).size == info.size == 64 * 1024 * 1024 + 5
+        # A workspace itself can be replaced by a published tree, too.
+        await fs.publish("/ws", files, "replace")
+        assert len(await fs.listdir("/ws")) == 20
+        assert not (await fs.stat("/ws")).view
+
+    run(test)
