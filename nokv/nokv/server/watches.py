@@ -20,6 +20,7 @@ import msgspec
 
 from nokv.errors import InvalidArgument, NokvError, NotReady, Overloaded, Stale
 from nokv.server.rpc import Call, Connection
+from nokv.server.watch_frames import Frames
 from nokv.state.reads import too_old
 from nokv.state.records import Counters, EventRecord, StoredEvent, View, decode_events
 from nokv.state.watching import Place, Scope, inodes_of, tell
@@ -34,7 +35,6 @@ from nokv.types.watch import (
     WATCH_KINDS_MAX,
     WATCH_WINDOW_BYTES_MAX,
     WATCH_WINDOW_BYTES_MIN,
-    WatchEvent,
 )
 from nokv.wire.rpc import OpenWatch, WatchFrame, WatchOpened
 
@@ -43,17 +43,11 @@ log = logging.getLogger("nokv.watch")
 WATCHES_MAX: Final = 4096
 """Open watches of a node; a further one is refused."""
 
-FRAME_BYTES: Final = 256 * 1024
-"""A frame ends when its events have about so many bytes; one event may pass it."""
-
 SLICE_BYTES: Final = 128 * 1024
 """Stored events that are looked at before replication and requests get their turn."""
 
 DECODED_BYTES: Final = 1024 * 1024
 """Stored bytes of records that stay decoded, for watches that lag a little; one may pass it."""
-
-EVENT_BYTES: Final = 96
-"""About what an event takes beside its names and chains."""
 
 _READ, _SEARCH = 4, 1
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -158,45 +152,6 @@ class Watch:
         self._hub.forget(self)
 
 
-class _Frames:
-    """Builds encoded frames out of events in order; each with the cursor after it."""
-
-    __slots__ = ("_events", "_size_bytes", "done", "removed")
-
-    def __init__(self) -> None:
-        self._events: list[WatchEvent] = []
-        self._size_bytes = 0
-        self.done: list[tuple[int, bytes]] = []
-        """(cursor, encoded frame)."""
-        self.removed = False
-        """One of the events took a name of the watched inode away."""
-
-    def add(self, events: list[WatchEvent], counters: Counters) -> None:
-        """Take events; a frame that is full is encoded."""
-        for event in events:
-            self._events.append(event)
-            self._size_bytes += _size_of(event)
-            if not event.chain and event.kind == EventKind.REMOVE:
-                self.removed = True
-            if self._size_bytes >= FRAME_BYTES:
-                self.cut(event.version, counters)
-
-    def cut(self, cursor: int, counters: Counters) -> None:
-        """Encode what there is; everything up to `cursor` is in this frame or an earlier one."""
-        if self._events:
-            events, self._events = tuple(self._events), []
-            self._size_bytes = 0
-            frame = WatchFrame(cursor, counters.version, counters.first_event, events)
-            self.done.append((cursor, _encode(frame)))
-
-
-def _size_of(event: WatchEvent) -> int:
-    steps = 9 * (len(event.chain) + len(event.to_chain))
-    size_bytes = EVENT_BYTES + steps + len(event.name) + len(event.to_name)
-    size_bytes += len(event.directory or b"") + len(event.to_directory or b"")
-    return size_bytes + sum(len(name) + 3 for name in event.names)
-
-
 class _Group:
     """The live watches with one scope."""
 
@@ -299,16 +254,23 @@ class Watches:
         try:
             return self._root(caller, at)
         except Stale:
-            for view in () if at.path else self._machine.successors(at.view):
-                if self._is_alive((view, at.inode)):
-                    return self._root(caller, At(view, at.inode))
-            raise
+            moved = None if at.path else self._place_now((at.view, at.inode))
+            if moved is None:
+                raise
+            return self._root(caller, At(*moved))
 
     def _before(self, root: Place) -> Iterator[Place]:
         """Yield where the inode was before rollbacks: events of then tell of it there."""
         for view in self._machine.lineage(root[0]):
             if not self._is_alive((view, root[1])):
                 yield view, root[1]
+
+    def _place_now(self, place: Place) -> Place | None:
+        """Return where an inode is, perhaps after rollbacks; None: nowhere."""
+        if self._is_alive(place):
+            return place
+        views = self._machine.successors(place[0])
+        return next((one for view in views if self._is_alive(one := (view, place[1]))), None)
 
     def _is_alive(self, place: Place) -> bool:
         """Whether a name leads to the inode."""
@@ -348,6 +310,11 @@ class Watches:
     def _join(self, watch: Watch) -> None:
         """Make a watch live: it was told everything up to the head."""
         assert watch.cursor == self.head, "a live watch with a gap"
+        if len(watch.scope.roots) > 1 and self._is_alive(watch.root):
+            # What happened where it was before has been told.
+            watch.scope = msgspec.structs.replace(
+                watch.scope, roots=frozenset({watch.root}), rollbacks=frozenset()
+            )
         group = self._groups.get(watch.scope)
         if group is None:
             group = self._groups[watch.scope] = _Group(watch.scope)
@@ -380,34 +347,31 @@ class Watches:
 
     # ------------------------------------------------------------ rollbacks
 
-    def _rolled_back(self, scope: Scope, root: Place, event: StoredEvent) -> Scope | None:
-        """Return the scope of a watch after a rollback that took its root along; None: it did not.
+    def _rolled_back(self, watch: Watch, event: StoredEvent) -> Place | None:
+        """Return where a rollback that took a watch's root along put it; None: it did not.
 
-        The root is in the new view then, and no more where it was.
+        It is no more where it was, and is in the new view, or in one that took the place of that.
         """
         assert event.inode_view is not None, "a rollback leads into a view"
-        view = self._machine.view(event.inode_view)
-        known = view is not None and view.replaces is not None
-        old = (view.replaces if view is not None and known else event.view, root[1])
-        new = (event.inode_view, root[1])
-        if old not in scope.roots or self._is_alive(old):
+        view, inode = self._machine.view(event.inode_view), watch.root[1]
+        old = event.view if view is None or view.replaces is None else view.replaces
+        if (old, inode) not in watch.scope.roots or self._is_alive((old, inode)):
             return None
-        if not self._is_alive(new) and new[0] not in self._machine.lineage(root[0]):
-            return None
-        return msgspec.structs.replace(
-            scope, roots=scope.roots | {new}, rollbacks=scope.rollbacks | {event.version}
-        )
+        return self._place_now((event.inode_view, inode))
 
     def _follow(self, watch: Watch, record: EventRecord) -> None:
         """Let a lagging watch go where the record's rollbacks took its root."""
         for event in record.events:
             if event.kind == EventKind.ROLLBACK and event.version > watch.cursor:
-                scope = self._rolled_back(watch.scope, watch.root, event)
-                if scope is not None:
-                    watch.scope = scope
-                    place = (event.inode_view or 0, watch.root[1])
-                    if self._is_alive(place):
-                        watch.root = place
+                place = self._rolled_back(watch, event)
+                if place is not None:
+                    scope, new = watch.scope, (event.inode_view or 0, place[1])
+                    watch.root = place
+                    watch.scope = msgspec.structs.replace(
+                        scope,
+                        roots=scope.roots | {new},
+                        rollbacks=scope.rollbacks | {event.version},
+                    )
 
     def _let_lag(self, record: EventRecord, start: int) -> list[_Group]:
         """Let the watches lag whose root a rollback took along, so that they follow it."""
@@ -417,7 +381,7 @@ class Watches:
                 continue
             for group in list(self._groups.values()):
                 watches = list(group.members)
-                if self._rolled_back(group.scope, watches[0].root, event) is not None:
+                if self._rolled_back(watches[0], event) is not None:
                     found.append(group)
                     for watch in watches:
                         self._leave(watch, start)
@@ -491,7 +455,7 @@ class Watches:
         if not self._groups:
             self.head = counters.version
             return False
-        frames: dict[_Group, _Frames] = {}
+        frames: dict[_Group, Frames] = {}
         end, seen_bytes = counters.version, 0
         for key, size_bytes, record in self._rows(start):
             for group in self._let_lag(record, start):
@@ -500,7 +464,7 @@ class Watches:
                 events = tell(record, group.scope, start, self._name_in)
                 if events:
                     self.events_total += len(events)
-                    frames.setdefault(group, _Frames()).add(events, counters)
+                    frames.setdefault(group, Frames()).add(events, counters)
             seen_bytes += size_bytes
             if seen_bytes >= SLICE_BYTES:
                 end = key
@@ -536,7 +500,7 @@ class Watches:
         if watch.cursor < counters.first_event:
             self.end(watch, too_old(watch.cursor, counters.first_event))
             return 0
-        built, end, seen_bytes = _Frames(), head, 0
+        built, end, seen_bytes = Frames(), head, 0
         for key, size_bytes, record in self._rows(watch.cursor) if watch.cursor < head else ():
             if key > head:
                 break

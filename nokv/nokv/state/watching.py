@@ -21,6 +21,7 @@ from nokv.types.events import EventKind, places
 from nokv.types.watch import Moved, WatchEvent
 
 VIEWS_EXAMINED_MAX = 4096
+"""Views that one look at what rollbacks did goes through."""
 
 Chain = tuple[int, ...]
 
@@ -96,7 +97,9 @@ def _is_root(event: StoredEvent, scope: Scope) -> bool:
 def lineage(levels: Levels, view: int) -> Iterator[int]:
     """Yield the views whose place one took by rollbacks, the newest first."""
     record = levels.view(view)
-    while record is not None:
+    for _ in range(VIEWS_EXAMINED_MAX):
+        if record is None:
+            return
         if record.replaces is None:
             # The directory was a plain one of the view that its identity names.
             if record.identity[0] != view:

@@ -21,6 +21,7 @@ from nokv.errors import (
     PermissionDenied,
     Stale,
 )
+from nokv.server import watch_frames
 from nokv.server import watches as module
 from nokv.server.rpc import Call, Stream
 from nokv.server.watches import Watches
@@ -209,7 +210,7 @@ def test_many_small_events_fill_a_window_too() -> None:
                 await turns(3)
         await turns()
         sent = sum(len(payload) for payload in client.payloads)
-        assert WINDOW <= sent < WINDOW + module.FRAME_BYTES + 64
+        assert WINDOW <= sent < WINDOW + watch_frames.FRAME_BYTES + 64
         assert len(client.versions(1)) < 3000
         while client.versions(1) != made:
             before = len(client.payloads)
@@ -438,7 +439,7 @@ def test_nothing_is_read_inside_an_entry() -> None:
 
 
 def test_a_record_over_a_frame_is_cut_and_resumed_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FRAME_BYTES", 1000)
+    monkeypatch.setattr(watch_frames, "FRAME_BYTES", 1000)
 
     async def test(node: Node, client: Client) -> None:
         node.open(client)
@@ -500,17 +501,18 @@ def test_a_watch_follows_its_directory_through_rollbacks() -> None:
         start = shard.machine.version
         await turns()
         expected: list[int] = []
-        for turn in range(3):
+        for turn in range(4):
             expected.append(node.mkdir(f"a/b/x{turn}"))
             await turns(turn)
             expected.append(roll_back(node, b"a", "s"))
             expected.append(node.mkdir(f"a/b/y{turn}"))
-            await turns()
+            await turns(20 * (turn % 2))
             assert shard.stat("a/b").inode == inode
             assert shard.stat("a/b").view > turn
+        await turns()
         assert client.versions(1) == client.versions(2) == client.versions(4) == expected
         assert [client.versions(number) for number in (3, 5, 6)] == [[], [], []]
-        kinds = [EventKind.CREATE, EventKind.ROLLBACK, EventKind.CREATE] * 3
+        kinds = [EventKind.CREATE, EventKind.ROLLBACK, EventKind.CREATE] * 4
         assert [event.kind for event in client.told(2)] == kinds
         assert [event.chain for event in client.told(2)][1] == (), "of a directory above"
         assert client.told(4)[1].name == b"a"
@@ -526,6 +528,24 @@ def test_a_watch_follows_its_directory_through_rollbacks() -> None:
                 again.streams[1].ended()
         node.watches.tick(1e9)
         assert not client.errors
+
+    run(test)
+
+
+def test_rollbacks_one_after_the_other_are_followed() -> None:
+    async def test(node: Node, client: Client) -> None:
+        node.mkdir("a")
+        node.mkdir("a/b")
+        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        node.open(client, root=at("a/b"))
+        await turns()
+        expected = []
+        for turn in range(4):
+            expected.append(roll_back(node, b"a", "s"))
+            expected.append(node.mkdir(f"a/b/y{turn}"))
+        await turns()
+        assert client.versions(1) == expected
+        assert node.watches.lagging == 0
 
     run(test)
 
