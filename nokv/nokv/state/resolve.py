@@ -20,6 +20,7 @@ from nokv.state.context import (
     local,
     need_inode,
     root_of,
+    view_of,
 )
 from nokv.state.families import Family
 from nokv.state.links import home
@@ -79,7 +80,8 @@ def _check_tree(
     if top == root:
         return
     stage = need_inode(source, view, top).stage
-    if not stage or stage != session_id:
+    of_origin = top < view_of(source, view).first_inode  # a clone has no part of its stages
+    if not stage or stage != session_id or of_origin:
         message = f"inode {view}:{ino} lies in a tree that was removed, or is not this session's"
         raise Stale(message)
 
