@@ -15,6 +15,7 @@ from nokv.client.core import Core
 from nokv.client.diff import DiffHandle
 from nokv.client.entries import file_type
 from nokv.client.files import AsyncWriter
+from nokv.client.locks import AsyncLock
 from nokv.client.options import expect
 from nokv.client.paths import AnyPath, at, decode_name, encode_name, split
 from nokv.client.plan import plan_files
@@ -287,6 +288,29 @@ class AsyncClient(DiffHandle):
     async def removexattr(self, path: AnyPath, name: str | bytes) -> None:
         """Remove an extended attribute; NoAttribute if there is none."""
         await self._do(RemoveXattr(at(path), encode_name(name)))
+
+    # ------------------------------------------------------------ locks
+
+    def lock(
+        self,
+        path: AnyPath,
+        *,
+        shared: bool = False,
+        span: tuple[int, int] | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncLock:
+        """Return an advisory lock of a file or directory: `async with fs.lock(path):`.
+
+        Args:
+            path: of what is there; the lock is its inode's, whatever becomes of the name.
+            shared: with others that share; else alone.
+            span: (first byte, length) to lock a range, as fcntl(2) does; a length of 0 reaches to
+                the end. None locks the whole, as flock(2) does; the two do not see each other.
+            timeout_s: how long to wait before LockHeld is raised; 0 tries once, None waits on.
+        """
+        return AsyncLock(
+            self._core, self._options, at(path), shared=shared, span=span, timeout_s=timeout_s
+        )
 
     # ------------------------------------------------------------ bodies
 

@@ -19,6 +19,7 @@ from typing import Final
 from nokv.client.calls import AGAIN, CommandStream
 from nokv.client.clock import boot_ns
 from nokv.client.floors import Floors
+from nokv.client.lock_waits import LockWaits
 from nokv.client.routing import Router, backoff_s
 from nokv.client.uploads import UploadNumbers
 from nokv.errors import (
@@ -71,6 +72,7 @@ class Session:
         self.stream: Final = CommandStream(router, opened.session, caller, rng)
         self.floors: Final = Floors(opened.floor, opened.ttl_ns // 2)
         self.uploads: Final = UploadNumbers(self._lease_uploads)
+        self.lock_waits: Final = LockWaits(router, opened.session, caller, lambda: self.valid)
         self._router = router
         self._rng = rng
         self._clock_ns = clock_ns
@@ -190,6 +192,7 @@ class Session:
     async def close(self, timeout_s: float = 2.0) -> None:
         """End the session: wait for outcomes, then tell the cluster. Never raises for faults."""
         self._closing = True
+        self.lock_waits.close()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -203,6 +206,7 @@ class Session:
     async def retire(self, settle_s: float) -> None:
         """After its time: ask on for open outcomes for a while, then give them up."""
         assert not self.valid
+        self.lock_waits.close()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)

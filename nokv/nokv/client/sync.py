@@ -28,6 +28,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 from nokv.client.connect import addresses_of, connect
 from nokv.client.core import ClientConfig
 from nokv.client.fs import AsyncClient
+from nokv.client.locks import SyncLock
 from nokv.client.paths import AnyPath
 from nokv.client.readonly import CHANGES, PinnedView, SnapshotView, refused
 from nokv.client.reads import ReadHandle
@@ -440,6 +441,18 @@ class Client(SyncReadHandle[AsyncClient]):
         """Return a handle that reads what a snapshot shows, under the same absolute paths."""
         make = self._make
         return SyncSnapshotView(self._owner, lambda client: make(client).at(snapshot))
+
+    def lock(
+        self,
+        path: AnyPath,
+        *,
+        shared: bool = False,
+        span: tuple[int, int] | None = None,
+        timeout_s: float | None = None,
+    ) -> SyncLock:
+        """Return an advisory lock: `with fs.lock(path):`; see `AsyncClient.lock`."""
+        lock = self._handle().lock(path, shared=shared, span=span, timeout_s=timeout_s)
+        return SyncLock(self._owner, lock)
 
     @contextmanager
     def pinned(self) -> Iterator[SyncPinnedView]:
