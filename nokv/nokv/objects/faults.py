@@ -1,6 +1,6 @@
 """Faults by operation name, over any store: what a test uses to fail exactly one call.
 
-Set a fault with `FaultyStore.fail`, `hold` or `damage`; `flip_bit` damages what is stored.
+Set a fault with `FaultyStore.fail`, `hold`, `damage` or `stale`; `flip_bit` damages what is stored.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class _Fault:
     error: Callable[[str], BaseException] | None = None
     gate: Gate | None = None
     damage: Callable[[bytes], bytes] | None = None
+    stale: bool = False
 
 
 class FaultyStore:
@@ -52,6 +53,8 @@ class FaultyStore:
         self.log: list[tuple[Operation, str]] = []
         """Every call in order, with its object (`list`: prefix, `delete`: one row a name)."""
         self._faults: dict[Operation, list[_Fault]] = {}
+        self._listed: dict[tuple[str, str, int], Page] = {}
+        """The first answer to each listing: what a stale one says again."""
 
     def fail(
         self,
@@ -78,6 +81,10 @@ class FaultyStore:
     def damage(self, nth: int, change: Callable[[bytes], bytes], *, times: int = 1) -> None:
         """Pass what the `nth` get from now on returns through `change`."""
         self._add("get", nth, times, after=True).damage = change
+
+    def stale(self, nth: int = 1, *, times: int = 1) -> None:
+        """Answer the `nth` list from now on with what the same listing said first."""
+        self._add("list", nth, times, after=True).stale = True
 
     def _add(self, operation: Operation, nth: int, times: int, *, after: bool) -> _Fault:
         assert nth >= 1
@@ -131,7 +138,8 @@ class FaultyStore:
         faults = await self._enter("list", prefix)
         page = await self.inner.list(prefix, after, limit)
         await self._meet("list", prefix, faults)
-        return page
+        first = self._listed.setdefault((prefix, after, limit), page)
+        return first if any(fault.stale for fault in faults) else page
 
     async def delete(self, names: Sequence[str]) -> dict[str, ObjectStoreError]:
         """Pass on, or fail."""

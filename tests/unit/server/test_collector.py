@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -11,15 +12,17 @@ from hypothesis import strategies as st
 from tests.unit.server.local import VOLUME, LocalShard, S
 
 from nokv.errors import NotFound, ObjectStoreError, ObjectStoreUnavailable
+from nokv.objects.faults import FaultyStore
 from nokv.objects.layout import ObjectName, format_name
 from nokv.objects.memory import MemoryStore
 from nokv.server.collector import Collector, gaps
 from nokv.state.ops_internal import TOMBSTONE_NS
 from nokv.types.commands import ExpireSession, Reap, SessionMarks, Unlink
-from nokv.types.reads import GetSession, SessionReply
+from nokv.types.reads import GetDrops, GetSession, Read, SessionReply
 from nokv.types.values import At, Caller, Marks
 
 GRACE_NS = 60 * S
+V = TypeVar("V")
 
 
 def name_of(session: int, upload: int, block: int = 0) -> str:
@@ -30,7 +33,8 @@ class World:
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.shard = LocalShard()
         self.store = store or MemoryStore()
-        self.collector = Collector(self.shard, self.store, volume=VOLUME, grace_ns=GRACE_NS)
+        self.faulty = FaultyStore(self.store)
+        self.collector = Collector(self.shard, self.faulty, volume=VOLUME, grace_ns=GRACE_NS)
 
     def put(self, session: int, upload: int, block: int = 0) -> str:
         name = name_of(session, upload, block)
@@ -177,6 +181,157 @@ def test_what_no_known_session_names_is_left_alone(world: World) -> None:
     assert world.sweep() == 0
     assert stranger in world.store.names
     assert len(world.store.names) == 3
+
+
+# ---------------------------------------------------------------- a store that misbehaves
+
+
+def dropped(world: World) -> tuple[int, str]:
+    """Make a body that may go; return its session and its object."""
+    session = world.shard.open_session()
+    upload = world.shard.lease(session)
+    name = world.put(session, upload)
+    world.shard.publish(session, upload, b"f")
+    world.shard.do(Unlink(At(), b"f"), session)
+    advance_floor(world, session, 1)
+    world.tick(61)
+    return session, name
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_store_that_fails_costs_a_round(world: World, *, after: bool) -> None:
+    _, name = dropped(world)
+    world.faulty.fail("delete", after=after)
+    with pytest.raises(ObjectStoreUnavailable):
+        world.collect()
+    assert world.shard.machine.counters.drops == 1
+    assert (name in world.store.names) != after
+    world.collect()
+    assert not world.store.names
+    assert world.shard.machine.counters.drops == 0
+
+
+def test_a_deletion_that_answers_late_deletes_nothing_else(world: World) -> None:
+    session, _ = dropped(world)
+
+    async def main() -> None:
+        gate = world.faulty.hold("delete")
+        slow = asyncio.ensure_future(world.collector.collect())
+        await gate.reached.wait()
+        # Another leader's worker does the same meanwhile, and the name is used again.
+        other = Collector(world.shard, world.store, volume=VOLUME, grace_ns=GRACE_NS)
+        await other.collect()
+        assert world.shard.machine.counters.drops == 0
+        upload = world.shard.lease(session)
+        await world.store.put(name_of(session, upload), b"x" * 10)
+        world.shard.publish(session, upload, b"f")
+        gate.release()
+        await slow
+        assert world.store.names == [name_of(session, upload)]
+
+    asyncio.run(main())
+
+
+def test_an_object_that_is_lost_does_not_stop_the_collector(world: World) -> None:
+    _, name = dropped(world)
+    asyncio.run(world.store.delete([name]))
+    world.collect()
+    assert world.shard.machine.counters.drops == 0
+
+
+def test_a_stale_listing_loses_nothing_and_forgets_nobody_early(world: World) -> None:
+    session = world.shard.open_session()
+    first = world.shard.lease(session, 2)
+    world.put(session, first)
+    world.shard.do(ExpireSession(session))
+    world.tick(61)
+    assert world.sweep() == 1
+    kept = world.shard.open_session()
+    published = world.put(kept, world.shard.lease(kept))
+    world.shard.publish(kept, 1, b"f")
+    world.tick(TOMBSTONE_NS // S)
+    # It lists again what is deleted: that deletes nothing, and is no proof that nothing is left.
+    world.faulty.stale(times=100)
+    world.sweep()
+    assert known(world, session)
+    assert world.store.names == [published]
+    world.faulty._faults.clear()
+    assert world.sweep() == 0
+    assert not known(world, session)
+
+
+def test_a_listing_that_fails_on_its_second_page_proves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nokv.server.collector.LIST_NAMES_MAX", 2)
+    session = world.shard.open_session()
+    upload = world.shard.lease(session)
+    for block in range(3):
+        world.put(session, upload, block)
+    world.shard.do(ExpireSession(session))
+    world.tick(TOMBSTONE_NS // S)
+    world.faulty.fail("list", 2)
+    with pytest.raises(ObjectStoreUnavailable):
+        world.sweep()
+    assert known(world, session)
+    assert world.sweep() == 1
+    assert known(world, session)
+    world.sweep()
+    assert not known(world, session)
+    assert world.store.names == []
+
+
+# ---------------------------------------------------------------- rounds
+
+
+def test_orphans_are_shown_with_their_proof_and_left_alone(world: World) -> None:
+    session = world.shard.open_session()
+    first = world.shard.lease(session, 3)
+    names = [world.put(session, first + n) for n in range(3)]
+    world.shard.publish(session, first + 1, b"f")
+
+    async def found() -> list[tuple[str, int]]:
+        return [(o.info.name, o.session.died) async for o in world.collector.find_orphans()]
+
+    world.tick(100)
+    assert asyncio.run(found()) == []
+    world.shard.do(ExpireSession(session))
+    died = world.shard.machine.version
+    assert asyncio.run(found()) == []
+    world.tick(61)
+    assert asyncio.run(found()) == [(names[0], died), (names[2], died)]
+    assert world.store.names == names
+
+
+def test_a_round_is_bounded_and_the_next_one_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nokv.state.collect.DROPS_EXAMINED_MAX", 4)
+    session = world.shard.open_session()
+    for _ in range(20):
+        upload = world.shard.lease(session)
+        world.put(session, upload)
+        world.shard.publish(session, upload, b"f")
+    world.tick(61)
+    reads: list[int] = []
+    read = world.shard.read
+
+    async def counted(request: Read, kind: type[V]) -> V:
+        if isinstance(request, GetDrops):
+            reads.append(request.after)
+        return await read(request, kind)
+
+    monkeypatch.setattr(world.shard, "read", counted)
+    for _ in range(2):
+        asyncio.run(world.collector.collect(2))
+    assert reads == [0, 4, 8, 12]
+    asyncio.run(world.collector.collect(2))
+    assert reads == [0, 4, 8, 12, 16]
+    advance_floor(world, session, 1)
+    asyncio.run(world.collector.collect(2))
+    assert world.shard.machine.counters.drops == 0
+    totals = world.collector.totals()
+    assert (totals.rows, totals.objects, totals.size_bytes) == (19, 19, 190)
 
 
 @given(
