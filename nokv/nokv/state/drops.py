@@ -103,7 +103,7 @@ def _end_record(ctx: Context, key: bytes, value: bytes, new: StoredChunk) -> Non
             tuple(obj for obj, _ in lost),
             row,
             births,
-            size_bytes=sum(obj.length for obj in {obj for obj, _ in lost}),
+            size_bytes=sum(obj.length for obj in dict.fromkeys(obj for obj, _ in lost)),
         )
     )
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.unit.state.namespace_programs import entries
 from tests.unit.state.shard import ALICE, ROOT, Shard, at
+from tests.unit.state.test_diff_views import Program
 
 from nokv.errors import InvalidArgument, IsADirectory, NotFound, PermissionDenied
+from nokv.state.context import DIRECTORY, REGULAR, S_IFMT
 from nokv.types.commands import Publish, PublishMode, Rename, SessionMarks, SetAttr, Unlink
 from nokv.types.diffs import History, HistoryReply, HolderKind, Showing
-from nokv.types.values import Caller, ChunkMap, Extent, Lease, Marks
-from nokv.types.views import Clone, Rollback, SnapshotCreate, SnapshotDelete
+from nokv.types.values import At, Caller, ChunkMap, Extent, Lease, Marks
+from nokv.types.views import Clone, Rollback, SnapshotCreate, SnapshotDelete, SnapshotMade
 
 LEASE_NS = 10**15
 
@@ -189,3 +192,52 @@ def test_generations_that_the_caller_may_not_read_are_left_out() -> None:
     shard.do(SetAttr(at("d/f"), mode=0o644))
     assert [row.generation for row in page(shard, "d/f", ALICE).rows] == [live]
     assert len(page(shard, "d/f").rows) == 2
+
+
+# ---------------------------------------------------------------- against what snapshots list
+
+
+def listed(shard: Shard, made: SnapshotMade) -> set[tuple[int, int, int]]:
+    """Return (view, inode, generation) of every regular file that a snapshot shows."""
+    found = set()
+    todo = [At(made.view, made.inode)]
+    while todo:
+        for _, attr in entries(shard, todo.pop(), made.version, 4096):
+            if attr.mode & S_IFMT == DIRECTORY:
+                todo.append(At(attr.view, attr.inode))
+            elif attr.mode & S_IFMT == REGULAR:
+                found.add((attr.view, attr.inode, attr.generation))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_lists_what_snapshots_show_and_nothing_else(seed: int) -> None:
+    program = Program(seed)
+    shard = program.shard
+    compared = 0
+    for number in range(160):
+        program.step()
+        if number % 20 != 19:
+            continue
+        shows = {name: listed(shard, made) for name, made in program.snapshots.items()}
+        for path in program.directories():
+            for name, attr in entries(shard, At(path=path), 0, 4096):
+                if attr.mode & S_IFMT != REGULAR:
+                    continue
+                file = "/".join(part.decode() for part in (*path, name))
+                held = {
+                    (row.view, row.inode, row.generation, holder.name)
+                    for row in rows(shard, file)
+                    for holder in row.holders
+                    if holder.kind == HolderKind.SNAPSHOT
+                }
+                for view, ino, generation, snapshot_name in held:
+                    if snapshot_name in shows:  # else an automatic one of a rollback
+                        assert (view, ino, generation) in shows[snapshot_name], (seed, number)
+                for snapshot_name, files in shows.items():
+                    for view, ino, generation in files:
+                        if (view, ino) == (attr.view, attr.inode):
+                            one = (view, ino, generation, snapshot_name)
+                            assert one in held, (seed, number, file)
+                            compared += 1
+    assert compared, "no snapshot showed a live file"
