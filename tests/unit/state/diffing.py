@@ -116,11 +116,11 @@ def _same(shard: Shard, left: Item, right: Item) -> bool:
     if not (left.graft or right.graft):
         return True
     return left.attr.mode >> 12 == right.attr.mode >> 12 == 4 and bool(
-        _roots(shard, left.attr.view) & _roots(shard, right.attr.view)
+        roots(shard, left.attr.view) & roots(shard, right.attr.view)
     )
 
 
-def _roots(shard: Shard, view: int) -> set[int]:
+def roots(shard: Shard, view: int) -> set[int]:
     found = {view}
     record = shard.machine._txn.view(view) if view else None
     while record is not None and record.origin is not None:
