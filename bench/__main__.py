@@ -516,9 +516,9 @@ async def watches(bench: Bench) -> None:
     """What watchers are told how soon, and what a thousand of them cost."""
     with ExitStack() as stack:
         cluster = bench.cluster(stack, 3, settings=watch.settings())
+        idle_row = await watch.idle_watches(cluster)
         rows = await watch.rates(cluster, bench.seconds, bench.repeats)
-        rows.append(await watch.idle_watches(cluster))
-    bench.show("watch", "Watches", rows)
+    bench.show("watch", "Watches", [*rows, idle_row])
 
 
 GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
