@@ -19,8 +19,11 @@ CHANGES: Final = (
     "chmod",
     "chown",
     "clone",
+    "copy",
+    "copy_range",
     "create",
     "link",
+    "lock",
     "mkdir",
     "mknod",
     "move",
@@ -38,6 +41,7 @@ CHANGES: Final = (
     "rmdir",
     "rollback",
     "set_flags",
+    "set_quota",
     "setxattr",
     "symlink",
     "truncate",
@@ -45,7 +49,7 @@ CHANGES: Final = (
     "utime",
     "write_bytes",
 )
-"""The methods of a client that change the namespace."""
+"""The methods of a client that change the namespace, or keep others from it."""
 
 
 def refused(name: str) -> ReadOnly:
