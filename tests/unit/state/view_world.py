@@ -29,6 +29,10 @@ from nokv.types.commands import (
     Rmdir,
     SetAttr,
     SetXattr,
+    StageBegin,
+    StageDrop,
+    StageMode,
+    StageSwap,
     Unlink,
     UnpinView,
 )
@@ -41,7 +45,7 @@ from nokv.types.reads import (
     ReadDir,
     UsageReply,
 )
-from nokv.types.results import Pinned
+from nokv.types.results import Made, Pinned
 from nokv.types.values import At, Attr
 from nokv.types.views import (
     Clone,
@@ -119,6 +123,8 @@ class World:
 
     def __init__(self, seed: int, *, size: int = 14) -> None:
         self.rng = random.Random(seed)
+        self._linking = seed % 2 == 1
+        """Whether many files have several names."""
         self.files = Files()
         self.root = Dir(view=True)
         self.held: dict[str, Held] = {}
@@ -185,19 +191,20 @@ class World:
             (3, self._replace),
             (2, self._chmod),
             (2, self._xattr),
-            (3, self._link),
+            (12 if self._linking else 3, self._link),
             (5, self._rename),
             (2, self._exchange),
             (5, self._remove),
-            (2, self._remove_tree),
+            (4 if self._linking else 2, self._remove_tree),
+            (1, self._stage),
             (4, self._snapshot),
             (3, self._delete_snapshot),
             (5, self._clone),
             (3, self._clone_snapshot),
             (1, self._workspace),
             (4, self._rollback),
-            (1, self._pin),
-            (1, self._unpin),
+            (2, self._pin),
+            (2, self._unpin),
             (4, self._reap),
             (2, self._collect),
         )
@@ -396,11 +403,39 @@ class World:
         self._dir(path[:-1]).names[name] = made
 
     def _pin(self) -> None:
-        if len(self.pins) < 2:
-            made = self._do(PinView(0))
+        found = [row for row in self._dirs() if isinstance(row[1], Dir) and row[1].view]
+        if len(self.pins) < 3:
+            path, tree = self._one(found)
+            where = self._address(path)
+            made = self._do(PinView(where.view))
             assert isinstance(made, Pinned)
-            tree = copy.deepcopy(self.root)
-            self.pins.append((made, Held(tree, At(0, 1), made.version, None)))
+            assert isinstance(tree, Dir)
+            self.pins.append((made, Held(copy.deepcopy(tree), where, made.version, None)))
+
+    def _stage(self) -> None:
+        """Build a tree out of sight, and swap it in or give it up."""
+        if not (place := self._free()):
+            return
+        path, directory, name = place
+        where = self._address(path)
+        staged = self._do(StageBegin(where.view, 0o040755))
+        assert isinstance(staged, Made)
+        stage = At(where.view, staged.attr.inode)
+        self._do(Mkdir(stage, b"a", 0o755))
+        self._do(Create(stage, b"b", 0o644))
+        below = At(where.view, stage.inode, (b"a",))
+        self._do(Link(At(where.view, stage.inode, (b"b",)), below, b"c"))
+        file, made, inner = File(), Dir(), Dir()
+        made.names, inner.names = {b"a": inner, b"b": file}, {b"c": file}
+        self.verify()
+        if self.rng.random() < 0.5:
+            self._do(StageDrop(where.view, stage.inode))
+            return
+        if self.rng.random() < 0.5:
+            self._do(Unlink(stage, b"b"))
+            del made.names[b"b"]
+        self._do(StageSwap(where.view, stage.inode, At(0, 1, path), name, StageMode.CREATE))
+        directory.names[name] = made
 
     def _unpin(self) -> None:
         if self.pins:
