@@ -7,6 +7,7 @@ from typing import Any
 
 from nokv.state import (
     arguments,
+    flatten,
     ops_attr,
     ops_backup,
     ops_copy,
@@ -39,6 +40,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], Any]] = {
     **ops_attr.HANDLERS,
     **ops_publish.HANDLERS,
     **ops_copy.HANDLERS,
+    **flatten.HANDLERS,
     **ops_trash.HANDLERS,
     **ops_quota.HANDLERS,
     **ops_stage.HANDLERS,
@@ -53,6 +55,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     **arguments.CHECKS,
     **ops_publish.CHECKS,
     **ops_copy.CHECKS,
+    **flatten.CHECKS,
     **ops_trash.CHECKS,
     **ops_quota.CHECKS,
     **ops_stage.CHECKS,

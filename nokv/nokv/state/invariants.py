@@ -12,6 +12,8 @@ from functools import partial
 from itertools import pairwise
 from typing import cast
 
+from msgspec.structs import replace
+
 from nokv.state import keys
 from nokv.state.branches import VERSIONED
 from nokv.state.collect import counters_of, sessions_of
@@ -107,6 +109,10 @@ class _State:
             keys.U64X2.unpack(key): decode_inode(body_of(value))
             for key, value in self.rows(Family.INODE)
         }
+        for number, view in self.views.items():
+            root = number, view.root
+            if number and root in self.inodes:  # a copied one says where its origin had it
+                self.inodes[root] = replace(self.inodes[root], parent=0, name=b"")
         self.dentries: dict[tuple[int, int, bytes], Dentry] = {
             (*keys.U64X2.unpack_from(key), key[16:]): decode_dentry(body_of(value))
             for key, value in self.rows(Family.DENTRY)

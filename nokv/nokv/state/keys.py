@@ -28,6 +28,8 @@ BACKUP_PREFIX = b"backup/"
 ORIGIN = b"origin"
 SNAPSHOT_PREFIX = b"snapshot/"
 TRASH = b"trash"
+FLATTEN_PREFIX = b"flatten/"
+FLATTEN_TODO_PREFIX = b"flatten-todo/"
 GRAFT_PREFIX = b"graft/"
 KEPT_PREFIX = b"kept/"
 CHANGED_PREFIX = b"changed/"
@@ -152,6 +154,16 @@ def backup(number: int) -> bytes:
 def snapshot(name: str) -> bytes:
     """META: a snapshot."""
     return SNAPSHOT_PREFIX + name.encode()
+
+
+def flatten(view: int) -> bytes:
+    """META: how far a view is flattened."""
+    return FLATTEN_PREFIX + pack(view)
+
+
+def flatten_todo(view: int, ino: int) -> bytes:
+    """META: an inode whose records are still to be copied."""
+    return FLATTEN_TODO_PREFIX + pack2(view, ino)
 
 
 def graft(view: int, directory: int, name: bytes) -> bytes:

@@ -181,6 +181,32 @@ class TrashEntry(Strict, frozen=True):
     """When: its retention counts from here."""
 
 
+class Flattening(Strict, frozen=True):
+    """How far a view is flattened. Key META (b"flatten/", view)."""
+
+    at: int = 0
+    """What is walked: the pinned version, 0 for the present."""
+    live: int = 0
+    """Version from which on the view has all that it shows itself; 0 until then."""
+    pins: tuple[int, ...] = ()
+    """Pinned versions that were walked."""
+    done: int = 0
+    """Version from which on nothing is to be copied; 0 until then. The origin goes when nobody
+    reads what the view showed before."""
+    swept: bytes = b""
+    """Family (a byte) and key of the last own record that was looked at for a whiteout, when the
+    origin has gone."""
+
+
+class FlattenTodo(Strict, frozen=True):
+    """An inode whose records are still to be copied. Key META (b"flatten-todo/", view, inode)."""
+
+    after: bytes = b""
+    """Of a directory: the last name that was copied."""
+    chunk: int = 0
+    """Of a file: the next chunk."""
+
+
 class Pin(Strict, frozen=True):
     """A hold of a view's content. Key (view, version, pin id)."""
 
@@ -403,6 +429,8 @@ decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_events = msgspec.msgpack.Decoder(EventRecord).decode
 decode_backup = msgspec.msgpack.Decoder(Backup).decode
 decode_origin = msgspec.msgpack.Decoder(Origin).decode
+decode_flattening = msgspec.msgpack.Decoder(Flattening).decode
+decode_flatten_todo = msgspec.msgpack.Decoder(FlattenTodo).decode
 decode_trash_entry = msgspec.msgpack.Decoder(TrashEntry).decode
 decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode

@@ -13,6 +13,7 @@ from nokv.state import keys
 from nokv.state.context import Context, above, chain, is_directory, names_inside, root_of
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
+from nokv.state.flatten import moved
 from nokv.state.lock_tables import end_inode_locks
 from nokv.state.records import Inode, body_of, decode_count
 from nokv.state.resolve import Found
@@ -67,6 +68,7 @@ def add_name(ctx: Context, view: int, ino: int, inode: Inode, directory: int) ->
         _count(ctx, view, ino, inode.parent, 1)
     _count(ctx, view, ino, directory, 1)
     parent = min(inode.parent, directory)
+    moved(ctx, view, ino)
     return replace(inode, nlink=inode.nlink + 1, parent=parent, name=b"")
 
 
@@ -101,6 +103,7 @@ def move_name(
     to_name: bytes,
 ) -> Inode:
     """Return the inode one of whose names moved between directories; the record is unwritten."""
+    moved(ctx, view, ino)
     if is_directory(inode) or inode.nlink <= 1:
         _unnote(ctx, view, directory, ino)
         return replace(inode, parent=to_directory, name=to_name)
