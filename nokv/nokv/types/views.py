@@ -136,7 +136,10 @@ class ListSnapshots(Strict, frozen=True, tag=40):
 
 
 class ListViews(Strict, frozen=True, tag=41):
-    """A page of the views, by their numbers, dead ones that wait too. Reply: ViewsReply."""
+    """A page of the views, by their numbers, dead ones that wait too; the live tree is not listed.
+
+    Reply: ViewsReply.
+    """
 
     after: int = 0
     limit: int = 256
