@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from nokv.errors import InvalidArgument, NokvError, VersionNotPinned
@@ -31,6 +33,12 @@ _INODE = b"\x01"
 """How cursors begin: the names of views come first, then the inodes, in the order of the keys."""
 
 _CURSOR_BYTES = 1 + 8
+_SKIPS = 16
+"""Inodes that may be skipped for one that is examined."""
+
+_Found = tuple[int, bool]
+"""(inode, whether it may differ); else it only took the time to find that out."""
+
 _LAST = 2**64 - 1
 _DIRECTORY = FileType.DIRECTORY
 
@@ -54,15 +62,15 @@ def diff(txn: Txn, caller: Caller, request: Diff) -> DiffReply:
         message = f"inodes {left.root} and {right.root} are no two versions of one"
         raise InvalidArgument(message, hint="compare the directories that hold them")
     pages = _Page(left, right)
-    done, after = 0, request.after
+    left_over, after, present = request.limit * _SKIPS, request.after, txn.counters.version
     for cursor, examine in pages.candidates(*start):
-        if done == request.limit:
-            return DiffReply(
-                tuple(pages.rows), more=True, after=after, version=txn.counters.version
-            )
-        examine()
-        done, after = done + 1, cursor
-    return DiffReply(tuple(pages.rows), more=False, after=b"", version=txn.counters.version)
+        if left_over <= 0:
+            return DiffReply(tuple(pages.rows), more=True, after=after, version=present)
+        if examine is not None:
+            examine()
+        left_over -= 1 if examine is None else _SKIPS
+        after = cursor
+    return DiffReply(tuple(pages.rows), more=False, after=b"", version=present)
 
 
 def _read_cursor(after: bytes) -> tuple[Slot | None, int]:
@@ -73,7 +81,7 @@ def _read_cursor(after: bytes) -> tuple[Slot | None, int]:
     ino = int.from_bytes(number, "big")
     if len(after) >= _CURSOR_BYTES and kind == _GRAFT and len(name) <= NAME_BYTES_MAX:
         return (ino, name), 0
-    if len(after) == _CURSOR_BYTES and kind == _INODE:
+    if len(after) == _CURSOR_BYTES and kind == _INODE and ino < _LAST:
         return None, ino
     message = "a cursor that no page answered"
     raise InvalidArgument(message)
@@ -114,18 +122,20 @@ def related(shard: Shard, left: tuple[int, int], right: tuple[int, int]) -> bool
     return True
 
 
-def changed_inodes(shard: Shard, span: _Span, after: int) -> Iterator[int]:
-    """Yield, ascending and each once, the inodes above `after` that may differ."""
+def changed_inodes(shard: Shard, span: _Span, after: int) -> Iterator[_Found]:
+    """Yield, ascending and each once, the inodes above `after` that may differ, or are skipped."""
     streams = [_touched(shard, span.view, bucket, after) for bucket in _buckets(shard, span)]
     for view, version in span.diverged:
         streams.append(_own(shard, view, version, after))
         if version != PRESENT:
             streams.append(_past(shard, view, version, after))
-    last = after
-    for ino in heapq.merge(*streams):
-        if ino != last:
-            yield ino
-        last = ino
+    merged = heapq.merge(*streams, key=_inode_of)
+    for ino, found in groupby(merged, key=_inode_of):
+        yield ino, any(may_differ for _, may_differ in found)
+
+
+def _inode_of(found: _Found) -> int:
+    return found[0]
 
 
 def _buckets(shard: Shard, span: _Span) -> Iterator[int]:
@@ -141,27 +151,25 @@ def _buckets(shard: Shard, span: _Span) -> Iterator[int]:
         bucket += 1
 
 
-def _touched(shard: Shard, view: int, bucket: int, after: int) -> Iterator[int]:
+def _touched(shard: Shard, view: int, bucket: int, after: int) -> Iterator[_Found]:
     prefix = keys.pack2(view, bucket) + bytes([Family.INODE])
     start = prefix + keys.pack(after + 1)
     for key, _ in shard.own_scan(Family.TOUCHED, start, keys.after_prefix(prefix)):
-        yield int.from_bytes(key[len(prefix) :], "big")
+        yield int.from_bytes(key[len(prefix) :], "big"), True
 
 
-def _own(shard: Shard, view: int, version: int, after: int) -> Iterator[int]:
+def _own(shard: Shard, view: int, version: int, after: int) -> Iterator[_Found]:
     end = keys.after_prefix(keys.pack(view))
     for key, value in shard.own_scan(Family.INODE, keys.pack2(view, after + 1), end):
-        if born_of(value) <= version:
-            yield int.from_bytes(key[keys.VIEW_BYTES :], "big")
+        yield int.from_bytes(key[keys.VIEW_BYTES :], "big"), born_of(value) <= version
 
 
-def _past(shard: Shard, view: int, version: int, after: int) -> Iterator[int]:
+def _past(shard: Shard, view: int, version: int, after: int) -> Iterator[_Found]:
     prefix = keys.pack(view) + bytes([Family.INODE])
     start = prefix + keys.pack(after + 1)
     for row, value in shard.own_scan(Family.HISTORY, start, keys.after_prefix(prefix)):
         _, key, death = keys.history_parts(row)
-        if born_of(value) <= version < death:
-            yield int.from_bytes(key[keys.VIEW_BYTES :], "big")
+        yield int.from_bytes(key[keys.VIEW_BYTES :], "big"), born_of(value) <= version < death
 
 
 # ---------------------------------------------------------------- how it differs
@@ -175,15 +183,20 @@ class _Page:
         self.rows: list[DiffRow] = []
         self._span = _Span(left.shard, (left.view, left.version), (right.view, right.version))
 
-    def candidates(self, slot: Slot | None, ino: int) -> Iterator[tuple[bytes, Callable[[], None]]]:
-        """Yield (cursor, what adds the rows) of all that may differ behind the cursor given."""
+    def candidates(
+        self, slot: Slot | None, ino: int
+    ) -> Iterator[tuple[bytes, Callable[[], None] | None]]:
+        """Yield (cursor, what adds the rows) of all that may differ behind the cursor given.
+
+        None for what need not be examined.
+        """
         if slot is not None:
             for one in sorted(s for s in {**self.left.grafts(), **self.right.grafts()} if s > slot):
                 cursor = _GRAFT + keys.pack(one[0]) + one[1]
-                yield cursor, lambda one=one: self._graft(one)  # type: ignore[misc]
-        for number in changed_inodes(self.left.shard, self._span, ino):
+                yield cursor, partial(self._graft, one)
+        for number, may_differ in changed_inodes(self.left.shard, self._span, ino):
             cursor = _INODE + keys.pack(number)
-            yield cursor, lambda number=number: self._inode(number)  # type: ignore[misc]
+            yield cursor, partial(self._inode, number) if may_differ else None
 
     def _add(
         self,

@@ -26,7 +26,8 @@ from nokv.types.commands import (
     Unlink,
 )
 from nokv.types.diffs import Changed, Diff, DiffKind, DiffReply
-from nokv.types.values import Caller
+from nokv.types.values import At, Caller
+from nokv.types.views import Clone, SnapshotCreate, SnapshotMade
 
 SEEDS = range(12)
 STEPS = 300
@@ -182,7 +183,13 @@ def test_bad_arguments_are_refused() -> None:
     for limit in (0, 4097):
         with pytest.raises(InvalidArgument):
             page(shard, version, limit=limit)
-    for after in (b"x", b"\x01" + bytes(7), b"\x02" + bytes(8), b"\x00" + bytes(8) + b"n" * 256):
+    for after in (
+        b"x",
+        b"\x01" + bytes(7),
+        b"\x01" + b"\xff" * 8,
+        b"\x02" + bytes(8),
+        b"\x00" + bytes(8) + b"n" * 256,
+    ):
         with pytest.raises(InvalidArgument):
             page(shard, version, after=after)
     with pytest.raises(InvalidArgument, match="no two versions"):
@@ -254,3 +261,23 @@ def test_the_cost_follows_the_change() -> None:
     assert large == small
     assert small < 200
     assert cost(10, 50) - small < 20 * 2
+
+
+def test_a_page_is_bounded_also_where_nothing_differs() -> None:
+    store = Counted()
+    shard = Shard(store)
+    shard.mkdir("d")
+    shard.do(Clone(at("d"), at(), b"copy"))
+    made = shard.do(SnapshotCreate(at("copy"), "early", b"/copy", 0))
+    assert isinstance(made, SnapshotMade)
+    shard.do(BulkCreate(at("copy"), tuple(b"%d" % one for one in range(300)), 0o600))
+    left, right = At(made.view, made.inode), at("d")
+    pages, after, more = 0, b"", True
+    while more:
+        store.calls = 0
+        reply = shard.read(Diff(left, right, made.version, 0, after, 1))
+        assert isinstance(reply, DiffReply)
+        assert not reply.rows
+        assert store.calls < 100
+        after, more, pages = reply.after, reply.more, pages + 1
+    assert pages > 10
