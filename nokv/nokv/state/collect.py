@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from nokv.state import kept, keys
+from nokv.state.branches import Row
 from nokv.state.context import Context, view_of
 from nokv.state.drops import created_of
 from nokv.state.extents import Hold, holds_of, name_of
@@ -53,6 +54,8 @@ PAGE_COST_MAX = 8192
 
 HOLDS_ONLY = -1
 """As `through` of a row: nothing may be deleted yet, first its holds of shared objects end."""
+
+_LAST = b"\xff" * 9
 
 _Ended = list[tuple[int, list[Hold]]]
 """(chunk, the holds of it that end)."""
@@ -133,6 +136,7 @@ def get_drops(source: Shard, _caller: Caller, request: GetDrops) -> DropsReply:
     """Answer `GetDrops`: safe rows above the cursor, with the objects to delete for each."""
     cluster_ns = counters_of(source).cluster_ns
     guards: Guards | None = None
+    copies = False
     found: list[DropReply] = []
     after = min(max(0, request.after), 2**63)
     limit = max(1, min(request.limit, DROPS_MAX))
@@ -146,24 +150,30 @@ def get_drops(source: Shard, _caller: Caller, request: GetDrops) -> DropsReply:
         if cluster_ns - drop.cluster_ns <= request.grace_ns:
             break  # rows are numbered as they end: those behind it are younger
         after = int.from_bytes(key, "big")
-        guards = guards or read_guards(source)
+        if guards is None:
+            guards, copies = read_guards(source), _has_copies(source)
         if is_safe(drop, guards, request.grace_ns):
-            ended = _ended(source, drop, CHUNKS_MAX)
-            found.append(_reply(source, after, drop, ended))
+            ended = _ended(source, drop, _chunks(source, drop), CHUNKS_MAX)
+            found.append(_reply(source, after, drop, ended, copies=copies))
             cost += sum(1 + len(holds) for _, holds in ended)
     return DropsReply(tuple(found), more, after)
 
 
-def _reply(source: Shard, number: int, drop: Drop, ended: _Ended) -> DropReply:
-    if _shared(source, drop, ended):
+def _has_copies(source: Shard) -> bool:
+    """Whether any object is shared: else no row needs to be looked for."""
+    return next(iter(source.own_scan(Family.REF, b"", _LAST)), None) is not None
+
+
+def _reply(source: Shard, number: int, drop: Drop, ended: _Ended, *, copies: bool) -> DropReply:
+    if copies and _shared(source, drop, ended):
         return DropReply(number, HOLDS_ONLY, ())
     through = ended[-1][0] if ended else 0
     gone = {name_of(obj): obj for _, holds in ended for obj, _ in holds}
-    free = (obj for obj in gone.values() if not _is_held(source, obj))
+    free = (obj for obj in gone.values() if not (copies and _is_held(source, obj)))
     return DropReply(number, through, tuple(map(_name, free)))
 
 
-def _ended(source: Shard, drop: Drop, through: int) -> _Ended:
+def _ended(source: Shard, drop: Drop, chunks: list[Row], through: int) -> _Ended:
     """Return (chunk, holds) that one step of the row covers, no chunk beyond `through`.
 
     Of a whole body the view's own records, and of them the holds that began in the view: others
@@ -172,9 +182,11 @@ def _ended(source: Shard, drop: Drop, through: int) -> _Ended:
     if drop.history:
         return [(_chunk_index(drop), list(zip(drop.objects, drop.births, strict=True)))]
     created = created_of(source, drop.view)
+    found = ((keys.chunk_parts(key)[3], value) for key, value in chunks[:CHUNKS_A_STEP])
     return [
-        (keys.chunk_parts(key)[3], [] if is_whiteout(value) else _holds(value, created))
-        for key, value in _chunks(source, drop, through)
+        (index, [] if is_whiteout(value) else _holds(value, created))
+        for index, value in found
+        if index <= through
     ]
 
 
@@ -182,13 +194,12 @@ def _holds(value: bytes, since: int) -> list[Hold]:
     return holds_of(decode_chunk(body_of(value)), since)
 
 
-def _chunks(source: Shard, drop: Drop, through: int) -> list[tuple[bytes, bytes]]:
-    """Return the view's own first chunk records of a dropped body, none beyond `through`."""
+def _chunks(source: Shard, drop: Drop) -> list[Row]:
+    """Return the view's own first chunk records of a dropped body: one more than a step covers."""
     if not drop.body:
         return []
-    start = keys.chunk(drop.view, drop.inode, drop.body, 0)
-    end = keys.chunk(drop.view, drop.inode, drop.body, through + 1)
-    return list(islice(source.own_scan(Family.CHUNK, start, end), CHUNKS_A_STEP))
+    start, end = keys.body_range(drop.view, drop.inode, drop.body)
+    return list(islice(source.own_scan(Family.CHUNK, start, end), CHUNKS_A_STEP + 1))
 
 
 def _chunk_index(drop: Drop) -> int:
@@ -231,21 +242,40 @@ def collected(ctx: Context, op: Collected) -> Reaped:
     A row under a pin stays, whoever names it: it can't have been answered as safe.
     """
     removed = 0
-    for number, through in op.drops[:DROPS_MAX]:
-        key = keys.pack(number) if 0 < number < 2**64 else b""
-        value = ctx.txn.get(Family.DROP, key) if key else None
-        if value is None:
-            continue
-        drop = decode_drop(value)
-        if not drop.flat and ctx.txn.pinned_within(drop.view, drop.born, drop.death):
-            continue
-        if _end_row(ctx, drop, through):
-            ctx.txn.delete_row(Family.DROP, key)
+    copies = _has_copies(ctx.txn)
+    for number, drop, chunks, through in _named_rows(ctx, op):
+        if _end_row(ctx, drop, chunks, through, copies=copies):
+            ctx.txn.delete_row(Family.DROP, keys.pack(number))
             kept.forget(ctx.txn, drop)
             ctx.counters.drops -= 1
             _release(ctx, drop)
         removed += 1
     return Reaped(removed, ctx.counters.drops > 0)
+
+
+def _named_rows(ctx: Context, op: Collected) -> Iterator[tuple[int, Drop, list[Row], int]]:
+    """Yield each row that is named, with its chunk records and how far its objects are gone.
+
+    Records of many rows are read before the first of them ends: a scan looks at all that its
+    family's writes of the command may have changed.
+    """
+    txn = ctx.txn
+    named: list[tuple[int, Drop, list[Row], int]] = []
+    cost = 0
+    for number, through in dict(op.drops[:DROPS_MAX]).items():
+        value = txn.get(Family.DROP, keys.pack(number)) if 0 < number < 2**64 else None
+        if value is None:
+            continue
+        drop = decode_drop(value)
+        if not drop.flat and txn.pinned_within(drop.view, drop.born, drop.death):
+            continue
+        chunks = _chunks(txn, drop)
+        named.append((number, drop, chunks, through))
+        cost += 1 + len(chunks)
+        if cost >= PAGE_COST_MAX:
+            yield from named
+            named, cost = [], 0
+    yield from named
 
 
 def _release(ctx: Context, drop: Drop) -> None:
@@ -262,12 +292,12 @@ def _release(ctx: Context, drop: Drop) -> None:
         ctx.view_may_end(drop.view)
 
 
-def _end_row(ctx: Context, drop: Drop, through: int) -> bool:
+def _end_row(ctx: Context, drop: Drop, chunks: list[Row], through: int, *, copies: bool) -> bool:
     """Do one step of a row; return whether nothing is left of it."""
     txn = ctx.txn
     holds_only = through == HOLDS_ONLY
-    ended = _ended(txn, drop, CHUNKS_MAX if holds_only else min(max(through, 0), CHUNKS_MAX))
-    shared = _shared(txn, drop, ended)
+    ended = _ended(txn, drop, chunks, CHUNKS_MAX if holds_only else through)
+    shared = _shared(txn, drop, ended) if copies else []
     if holds_only or shared:
         for row in shared if holds_only else ():
             txn.delete_row(Family.REF, row)
@@ -279,4 +309,4 @@ def _end_row(ctx: Context, drop: Drop, through: int) -> bool:
         return True
     for index, _ in ended:
         txn.delete_row(Family.CHUNK, keys.chunk(drop.view, drop.inode, drop.body, index))
-    return not _chunks(txn, drop, CHUNKS_MAX)
+    return len(ended) == len(chunks)
