@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from nokv.client import segments, tree
+from nokv.client.copies import CopyHandle
 from nokv.client.core import Core
 from nokv.client.diff import DiffHandle
 from nokv.client.entries import file_type
@@ -25,6 +26,7 @@ from nokv.client.readonly import PinnedView
 from nokv.client.upload import BodyUpload, FileInfo, begin_upload, checked, propose_uploads
 from nokv.errors import (
     AlreadyExists,
+    CrossesView,
     InvalidArgument,
     NotFound,
     NotSupported,
@@ -66,7 +68,7 @@ NOW: Final = TIME_NOW
 """As a time of `utime`: the cluster's clock when the command is applied."""
 
 
-class AsyncClient(DiffHandle):
+class AsyncClient(DiffHandle, CopyHandle):
     """A connected client. Make one with `nokv.connect`; belongs to one event loop.
 
     Paths are absolute, text or bytes. Every change is one command: applied once, or not at all,
@@ -225,6 +227,9 @@ class AsyncClient(DiffHandle):
     ) -> None:
         """Rename as renameat2(2) does.
 
+        Between two views a file is moved by a copy of its metadata, in one change too: it is a new
+        inode then. A directory can't be: CrossesView.
+
         Args:
             source: the present path.
             target: the path afterwards.
@@ -235,9 +240,13 @@ class AsyncClient(DiffHandle):
         old, old_name = split(source)
         new, new_name = split(target)
         flags = RenameFlag.EXCHANGE if exchange else RenameFlag(0 if replace else 1)
-        await self._do(
-            Rename(At(0, 1, old), old_name, At(0, 1, new), new_name, int(flags)), predicates
-        )
+        op = Rename(At(0, 1, old), old_name, At(0, 1, new), new_name, int(flags))
+        try:
+            await self._do(op, predicates)
+        except CrossesView:
+            if exchange:
+                raise
+            await self._move_across(source, target, predicates, replace=replace)
 
     async def move(self, source: AnyPath, target: AnyPath) -> None:
         """Rename to a name that must be free."""

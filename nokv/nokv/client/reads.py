@@ -114,6 +114,10 @@ class ReadHandle:
         """Return the address of a path; a snapshot's handle looks the snapshot up before."""
         return at(path, follow=follow)
 
+    async def locate(self, path: AnyPath) -> tuple[At, int]:
+        """Return the address of a path, and the version that it is read at; 0: the present."""
+        return await self._at(path), self._options.at_version
+
     async def _ask(self, read: Read) -> ReadValue:
         _, value = await query(self._core, self._options, read)
         return value

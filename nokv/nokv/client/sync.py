@@ -257,6 +257,7 @@ class SyncReadHandle(Facade[R]):
         """What the cluster says of its volume: id, kind of store, sizes."""
         return self._handle().volume
 
+    locate = _sync(ReadHandle.locate)
     stat = _sync(ReadHandle.stat)
     lstat = _sync(ReadHandle.lstat)
     exists = _sync(ReadHandle.exists)
@@ -421,6 +422,10 @@ class Client(SyncReadHandle[AsyncClient]):
     publish_tree = _sync(AsyncClient.publish_tree)
     clone = _sync(AsyncClient.clone)
     rollback = _sync(AsyncClient.rollback)
+    copy = _sync(AsyncClient.copy)
+    copy_range = _sync(AsyncClient.copy_range)
+    quota = _sync(AsyncClient.quota)
+    set_quota = _sync(AsyncClient.set_quota)
     diff = _sync_iterator(AsyncClient.diff)
     history = _sync(AsyncClient.history)
     revert = _sync(AsyncClient.revert)

@@ -102,7 +102,7 @@ def test_the_same_names() -> None:
     assert names(Snapshots) == names(SyncSnapshots)
     assert names(Workspaces) == names(SyncWorkspaces)
     changes = names(AsyncClient) - names(ReadHandle)
-    changes -= {"core", "close", "session_id", "pinned", "at", "snapshots", "workspaces"}
+    changes -= {"core", "close", "session_id", "pinned", "at", "quota", "snapshots", "workspaces"}
     changes -= {"diff", "history"}
     assert changes == set(CHANGES)
     for name in names(AsyncClient) - {
