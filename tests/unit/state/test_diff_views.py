@@ -30,6 +30,7 @@ from nokv.types.commands import (
 from nokv.types.values import At, ChunkMap, Extent
 from nokv.types.views import (
     Clone,
+    Flatten,
     Rollback,
     SnapshotCreate,
     SnapshotDelete,
@@ -78,7 +79,7 @@ class Program:
             self.shard.do(SnapshotDelete(name))
             return
         op = self._op(paths)
-        session = 0 if isinstance(op, Reap) else None
+        session = 0 if isinstance(op, Reap | Flatten) else None
         (result,) = self.shard.entry(self.shard.command(op, ROOT, session=session))
         assert result.code != 49, (op, result)
 
@@ -112,6 +113,7 @@ class Program:
             (1, WorkspaceCreate(there, name, 0o755)),
             (3, Rollback(there, name, named, b"/x", LEASE_NS)),
             (2, Reap(20)),
+            (2, Flatten(rng.randrange(1, 12), 9)),
         ]
         return rng.choices([op for _, op in table], [weight for weight, _ in table])[0]
 
