@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
-import msgspec
 import pytest
-from tests.unit.state.shard import ALICE, ROOT, Shard, at
+from tests.unit.server.watching import WINDOW, Client, Node, run, turns
+from tests.unit.state.shard import ALICE, at
 
 from nokv.errors import (
     BadRequest,
     CursorTooOld,
     InvalidArgument,
-    NokvError,
     NotFound,
     NotReady,
     Overloaded,
@@ -23,99 +21,11 @@ from nokv.errors import (
 )
 from nokv.server import watch_frames
 from nokv.server import watches as module
-from nokv.server.rpc import Call, Stream
-from nokv.server.watches import Watches
 from nokv.state.records import decode_events
-from nokv.types.commands import BulkCreate, Mkdir, RemoveTree, Rename, SetAttr, TrimEvents
+from nokv.types.commands import Mkdir, RemoveTree, SetAttr, TrimEvents
 from nokv.types.events import EventKind
 from nokv.types.values import At, Caller
-from nokv.types.views import Clone, Rollback, SnapshotCreate, WorkspaceCreate
-from nokv.types.watch import SINCE_NOW, WATCH_WINDOW_BYTES_MAX, WATCH_WINDOW_BYTES_MIN, WatchEvent
-from nokv.wire.rpc import OpenWatch, ResponseBody, WatchFrame, WatchOpened
-
-WINDOW = WATCH_WINDOW_BYTES_MIN
-_decode = msgspec.msgpack.Decoder(ResponseBody).decode
-
-
-class Client:
-    """The connection of one client, which reads or does not."""
-
-    def __init__(self) -> None:
-        self.writable = True
-        self.streams: dict[int, Stream] = {}
-        self.frames: dict[int, list[WatchFrame]] = {}
-        self.payloads: list[bytes] = []
-        self.errors: dict[int, NokvError] = {}
-
-    def open_stream(self, call: Call, stream: Stream) -> None:
-        if call.id in self.streams:
-            raise BadRequest("taken")
-        self.streams[call.id] = stream
-
-    def push(self, number: int, body: bytes) -> None:
-        assert number in self.streams, "nothing is told after the end"
-        frame = _decode(body)
-        assert isinstance(frame, WatchFrame)
-        self.frames.setdefault(number, []).append(frame)
-        self.payloads.append(body)
-
-    def end_stream(self, number: int, error: NokvError) -> None:
-        del self.streams[number]
-        self.errors[number] = error
-
-    def told(self, number: int) -> list[WatchEvent]:
-        return [event for frame in self.frames.get(number, []) for event in frame.events]
-
-    def versions(self, number: int) -> list[int]:
-        return [event.version for event in self.told(number)]
-
-
-class Asked:
-    """What `Watches.open` needs of a `nokv.server.rpc.Call`."""
-
-    def __init__(self, connection: Client, number: int) -> None:
-        self.connection = connection
-        self.id = number
-        self.opened: WatchOpened | None = None
-
-    def answer(self, body: ResponseBody) -> None:
-        assert isinstance(body, WatchOpened)
-        self.opened = body
-
-
-class Node:
-    """A shard and its watches; an entry is told like the server tells it."""
-
-    def __init__(self) -> None:
-        self.shard = Shard()
-        self.in_entry = False
-        self.watches = Watches(self.shard.machine, lambda: not self.in_entry, limit=8)
-
-    def open(self, client: Client, number: int = 1, **how: Any) -> WatchOpened:
-        how = dict[str, Any](caller=ROOT, root=at(), window_bytes=WINDOW) | how
-        body = OpenWatch(**how)
-        self.watches.check(body)
-        call = Asked(client, number)
-        self.watches.open(cast("Call", call), body)
-        assert call.opened is not None
-        return call.opened
-
-    def mkdir(self, path: str) -> int:
-        version = self.shard.mkdir(path).version
-        self.watches.applied()
-        return version
-
-    def bulk(self, count: int, number: int) -> int:
-        """One event with so many names of 250 bytes."""
-        names = tuple(b"%0250d" % (number * 4096 + n) for n in range(count))
-        self.shard.do(BulkCreate(at(), names, 0o644))
-        self.watches.applied()
-        return self.shard.machine.version
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+from nokv.types.watch import SINCE_NOW, WATCH_WINDOW_BYTES_MAX, WATCH_WINDOW_BYTES_MIN
 
 
 async def bulks(node: Node, count: int) -> list[int]:
@@ -125,13 +35,6 @@ async def bulks(node: Node, count: int) -> list[int]:
         versions.append(node.bulk(300, number))
         await turns()
     return versions
-
-
-def run(test: Callable[[Node, Client], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await test(Node(), Client())
-
-    asyncio.run(main())
 
 
 def test_what_is_applied_is_told_in_the_loops_next_turn() -> None:
@@ -474,132 +377,5 @@ def test_the_caller_is_checked() -> None:
     async def test(node: Node, client: Client) -> None:
         with pytest.raises(InvalidArgument):
             node.open(client, caller=Caller(-1))
-
-    run(test)
-
-
-# ---------------------------------------------------------------- views
-
-
-def roll_back(node: Node, name: bytes, snapshot: str) -> int:
-    node.shard.do(Rollback(at(), name, snapshot, b"/" + name, 10**12))
-    node.watches.applied()
-    return node.shard.machine.version
-
-
-def test_a_watch_follows_its_directory_through_rollbacks() -> None:
-    async def test(node: Node, client: Client) -> None:
-        shard = node.shard
-        for path in ("a", "a/b", "a/b/c", "other"):
-            node.mkdir(path)
-        inode = shard.stat("a/b").inode
-        shard.do(SnapshotCreate(at("a"), "s", b"/a"))
-        shard.do(Clone(at("a"), at(), b"copy"))
-        paths = ("a", "a/b", "other", "", "copy", "copy/b")
-        for number, path in enumerate(paths, 1):
-            node.open(client, number, root=at(path))
-        start = shard.machine.version
-        await turns()
-        expected: list[int] = []
-        for turn in range(4):
-            expected.append(node.mkdir(f"a/b/x{turn}"))
-            await turns(turn)
-            expected.append(roll_back(node, b"a", "s"))
-            expected.append(node.mkdir(f"a/b/y{turn}"))
-            await turns(20 * (turn % 2))
-            assert shard.stat("a/b").inode == inode
-            assert shard.stat("a/b").view > turn
-        await turns()
-        assert client.versions(1) == client.versions(2) == client.versions(4) == expected
-        assert [client.versions(number) for number in (3, 5, 6)] == [[], [], []]
-        kinds = [EventKind.CREATE, EventKind.ROLLBACK, EventKind.CREATE] * 4
-        assert [event.kind for event in client.told(2)] == kinds
-        assert [event.chain for event in client.told(2)][1] == (), "of a directory above"
-        assert client.told(4)[1].name == b"a"
-        assert client.told(1)[2].directory == b"b"
-        assert node.watches.lagging == 0
-        # From where it was then, or by where it is now, all of it can be told again.
-        for root in (At(0, inode), at("a/b")):
-            for position, cursor in enumerate((start, *expected)):
-                again = Client()
-                node.open(again, 1, root=root, since=cursor)
-                await turns()
-                assert again.versions(1) == expected[position:]
-                again.streams[1].ended()
-        node.watches.tick(1e9)
-        assert not client.errors
-
-    run(test)
-
-
-def test_rollbacks_one_after_the_other_are_followed() -> None:
-    async def test(node: Node, client: Client) -> None:
-        node.mkdir("a")
-        node.mkdir("a/b")
-        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
-        node.open(client, root=at("a/b"))
-        await turns()
-        expected = []
-        for turn in range(4):
-            expected.append(roll_back(node, b"a", "s"))
-            expected.append(node.mkdir(f"a/b/y{turn}"))
-        await turns()
-        assert client.versions(1) == expected
-        assert node.watches.lagging == 0
-
-    run(test)
-
-
-def test_a_directory_that_a_rollback_does_not_show_is_gone() -> None:
-    async def test(node: Node, client: Client) -> None:
-        node.mkdir("a")
-        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
-        node.mkdir("a/late")
-        node.open(client, root=at("a/late"))
-        await turns()
-        roll_back(node, b"a", "s")
-        await turns()
-        node.watches.tick(1e9)
-        assert isinstance(client.errors[1], Stale)
-
-    run(test)
-
-
-def test_what_moved_away_before_a_rollback_stays_where_it_is() -> None:
-    async def test(node: Node, client: Client) -> None:
-        for path in ("a", "a/b", "other"):
-            node.mkdir(path)
-        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
-        node.open(client, root=at("a/b"))
-        await turns()
-        node.shard.do(Rename(at("a"), b"b", at("other"), b"b"))
-        roll_back(node, b"a", "s")
-        made = node.mkdir("other/b/x")
-        node.mkdir("a/b/y")
-        await turns()
-        assert [event.kind for event in client.told(1)] == [EventKind.RENAME, EventKind.CREATE]
-        assert client.versions(1)[-1] == made
-
-    run(test)
-
-
-def test_a_view_below_is_watched_with_what_is_above_it() -> None:
-    async def test(node: Node, client: Client) -> None:
-        node.mkdir("agents")
-        node.mkdir("agents/team")
-        node.open(client, root=at("agents"))
-        node.shard.do(WorkspaceCreate(at("agents/team"), b"a1", 0o755))
-        node.watches.applied()
-        node.mkdir("agents/team/a1/work")
-        node.shard.do(RemoveTree(at("agents/team"), b"a1"))
-        node.watches.applied()
-        await turns()
-        told = client.told(1)
-        assert [(one.kind, one.directory, one.name) for one in told[:2]] == [
-            (EventKind.CREATE, b"team", b"a1"),
-            (EventKind.CREATE, b"team/a1", b"work"),
-        ]
-        assert told[2].kind == EventKind.REMOVE
-        assert told[2].inode_view == told[1].view > 0
 
     run(test)

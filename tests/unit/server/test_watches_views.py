@@ -1,0 +1,136 @@
+"""Watches and views: rollbacks that replace what is watched, workspaces below it."""
+
+from __future__ import annotations
+
+from tests.unit.server.watching import Client, Node, run, turns
+from tests.unit.state.shard import at
+
+from nokv.errors import Stale
+from nokv.types.commands import RemoveTree, Rename
+from nokv.types.events import EventKind
+from nokv.types.values import At
+from nokv.types.views import Clone, Rollback, SnapshotCreate, WorkspaceCreate
+
+
+def roll_back(node: Node, name: bytes, snapshot: str) -> int:
+    node.shard.do(Rollback(at(), name, snapshot, b"/" + name, 10**12))
+    node.watches.applied()
+    return node.shard.machine.version
+
+
+def test_a_watch_follows_its_directory_through_rollbacks() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard = node.shard
+        for path in ("a", "a/b", "a/b/c", "other"):
+            node.mkdir(path)
+        inode = shard.stat("a/b").inode
+        shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        shard.do(Clone(at("a"), at(), b"copy"))
+        paths = ("a", "a/b", "other", "", "copy", "copy/b")
+        for number, path in enumerate(paths, 1):
+            node.open(client, number, root=at(path))
+        start = shard.machine.version
+        await turns()
+        expected: list[int] = []
+        for turn in range(4):
+            expected.append(node.mkdir(f"a/b/x{turn}"))
+            await turns(turn)
+            expected.append(roll_back(node, b"a", "s"))
+            expected.append(node.mkdir(f"a/b/y{turn}"))
+            await turns(20 * (turn % 2))
+            assert shard.stat("a/b").inode == inode
+            assert shard.stat("a/b").view > turn
+        await turns()
+        assert client.versions(1) == client.versions(2) == client.versions(4) == expected
+        assert [client.versions(number) for number in (3, 5, 6)] == [[], [], []]
+        kinds = [EventKind.CREATE, EventKind.ROLLBACK, EventKind.CREATE] * 4
+        assert [event.kind for event in client.told(2)] == kinds
+        assert [event.chain for event in client.told(2)][1] == (), "of a directory above"
+        assert client.told(4)[1].name == b"a"
+        assert client.told(1)[2].directory == b"b"
+        assert node.watches.lagging == 0
+        # From where it was then, or by where it is now, all of it can be told again.
+        for root in (At(0, inode), at("a/b")):
+            for position, cursor in enumerate((start, *expected)):
+                again = Client()
+                node.open(again, 1, root=root, since=cursor)
+                await turns()
+                assert again.versions(1) == expected[position:]
+                again.streams[1].ended()
+        node.watches.tick(1e9)
+        assert not client.errors
+
+    run(test)
+
+
+def test_rollbacks_one_after_the_other_are_followed() -> None:
+    async def test(node: Node, client: Client) -> None:
+        node.mkdir("a")
+        node.mkdir("a/b")
+        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        node.open(client, root=at("a/b"))
+        await turns()
+        expected = []
+        for turn in range(4):
+            expected.append(roll_back(node, b"a", "s"))
+            expected.append(node.mkdir(f"a/b/y{turn}"))
+        await turns()
+        assert client.versions(1) == expected
+        assert node.watches.lagging == 0
+
+    run(test)
+
+
+def test_a_directory_that_a_rollback_does_not_show_is_gone() -> None:
+    async def test(node: Node, client: Client) -> None:
+        node.mkdir("a")
+        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        node.mkdir("a/late")
+        node.open(client, root=at("a/late"))
+        await turns()
+        roll_back(node, b"a", "s")
+        await turns()
+        node.watches.tick(1e9)
+        assert isinstance(client.errors[1], Stale)
+
+    run(test)
+
+
+def test_what_moved_away_before_a_rollback_stays_where_it_is() -> None:
+    async def test(node: Node, client: Client) -> None:
+        for path in ("a", "a/b", "other"):
+            node.mkdir(path)
+        node.shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        node.open(client, root=at("a/b"))
+        await turns()
+        node.shard.do(Rename(at("a"), b"b", at("other"), b"b"))
+        roll_back(node, b"a", "s")
+        made = node.mkdir("other/b/x")
+        node.mkdir("a/b/y")
+        await turns()
+        assert [event.kind for event in client.told(1)] == [EventKind.RENAME, EventKind.CREATE]
+        assert client.versions(1)[-1] == made
+
+    run(test)
+
+
+def test_a_view_below_is_watched_with_what_is_above_it() -> None:
+    async def test(node: Node, client: Client) -> None:
+        node.mkdir("agents")
+        node.mkdir("agents/team")
+        node.open(client, root=at("agents"))
+        node.shard.do(WorkspaceCreate(at("agents/team"), b"a1", 0o755))
+        node.watches.applied()
+        node.mkdir("agents/team/a1/work")
+        node.shard.do(RemoveTree(at("agents/team"), b"a1"))
+        node.watches.applied()
+        await turns()
+        told = client.told(1)
+        assert [(one.kind, one.directory, one.name) for one in told[:2]] == [
+            (EventKind.CREATE, b"team", b"a1"),
+            (EventKind.CREATE, b"team/a1", b"work"),
+        ]
+        assert told[2].kind == EventKind.REMOVE
+        assert told[2].inode_view == told[1].view > 0
+
+    run(test)
