@@ -9,7 +9,7 @@ no session that is known is nobody's business here.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from nokv.errors import InvalidArgument, ObjectStoreError
@@ -66,7 +66,17 @@ class Orphan(NamedTuple):
 class Collector:
     """One volume's collector. Raises NokvError out of every round that could not end."""
 
-    def __init__(self, node: Node, store: ObjectStore, *, volume: str, grace_ns: int) -> None:
+    def __init__(
+        self,
+        node: Node,
+        store: ObjectStore,
+        *,
+        volume: str,
+        grace_ns: int,
+        pace: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """`pace(rows)` returns when the next rows may be collected after so many."""
+        self._pace = pace
         self._node = node
         self._store = store
         self._volume = volume
@@ -116,6 +126,8 @@ class Collector:
                 await self._node.run(Collected(tuple(collected)))
                 self.rows += len(collected)
                 progress, idle = True, 0
+                if self._pace is not None:
+                    await self._pace(len(collected))
             else:
                 idle += 1
             # Rows of large bodies come again with their next chunks: begin anew after progress.

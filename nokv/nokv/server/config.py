@@ -125,6 +125,9 @@ class SessionsConfig(_Section, frozen=True, kw_only=True):
     """Stored events that are kept at most: the oldest are trimmed, however young."""
     reap_limit: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
     """Records that one step of background work may remove."""
+    reap_busy_per_s: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 12_000
+    """Removals of background work, of about two records each, in a second in which others send
+    commands too; without them it goes as fast as it can."""
 
 
 class WorkerConfig(_Section, frozen=True, kw_only=True):
@@ -136,6 +139,8 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     grace_ms: Millis = 900_000
     """Cluster time after which what was dropped or abandoned may be deleted from the store. Must
     exceed the longest single PUT of any client."""
+    collect_busy_per_s: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 5_000
+    """Ended bodies that are collected in a second in which others send commands too."""
     sweep_interval_ms: Millis = 60_000
     """Pause between two rounds over the uploads of dead sessions."""
     stale_upload_ms: Millis = 86_400_000

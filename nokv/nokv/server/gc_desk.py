@@ -14,6 +14,9 @@ from typing import Final
 from nokv.types.gc import GcTotals
 from nokv.wire.rpc import GcOrders, GcStatus, ReportGc
 
+BUSY_PER_S: Final = 200
+"""Commands a second from which on the collector is not alone; it sends far fewer itself."""
+
 
 class GcDesk:
     """The orders of one shard process."""
@@ -25,17 +28,24 @@ class GcDesk:
         self._ordered = 0
         self._finished = 0
         self._error = ""
+        self._commands = 0
         self._reported_s: float | None = None
         self.totals = GcTotals()
         """As the worker told last; it begins anew with its process."""
 
-    def report(self, body: ReportGc, *, leads: bool) -> GcOrders:
-        """Take what the worker tells; return what it is to do."""
-        self._reported_s = self._now_s()
+    def report(self, body: ReportGc, *, leads: bool, commands: int) -> GcOrders:
+        """Take what the worker tells; return what it is to do.
+
+        `commands` counts those that this node proposed since its start.
+        """
+        now_s, before_s = self._now_s(), self._reported_s
+        sent, self._commands = commands - self._commands, commands
+        busy = before_s is not None and sent > BUSY_PER_S * (now_s - before_s)
+        self._reported_s = now_s
         self.totals = body.totals
         if body.office == self._office and self._finished < body.finished <= self._ordered:
             self._finished, self._error = body.finished, body.error
-        return GcOrders(self._office, leads, self._ordered)
+        return GcOrders(self._office, leads, self._ordered, busy)
 
     def order(self) -> None:
         """Ask for a run: the worker does the newest one, which is for all before it too."""

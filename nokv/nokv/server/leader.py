@@ -40,6 +40,10 @@ log = logging.getLogger("nokv.leader")
 
 MS: Final = 1_000_000
 TICK_MS: Final = 100
+REAP_BURST_MS: Final = 200
+"""What background work did not use of so long a time it may use later."""
+REAP_ALONE_MAX: Final = 2
+"""Commands, its own among them, during a step of background work that has the group to itself."""
 TRIM_PERIOD_NS: Final = 1_000 * MS
 LEASES_PERIOD_NS: Final = 1_000 * MS
 """All snapshots are looked at so often, while one of them has a lease."""
@@ -132,6 +136,11 @@ class LeaderDuties:
         self._silence_end_ns: int | None = None
         """When a restored volume may serve."""
         self.expired_total = 0
+        self._reap_room = 1
+        """Removals that background work may still make before the next tick, while others work."""
+        self._refilled_ns = 0
+        self._reap_version = 0
+        """Of the state, when the step on its way was proposed."""
         self.reaps_total = 0
         self.reaped_total = 0
         self.marks_total = 0
@@ -171,6 +180,7 @@ class LeaderDuties:
         if now_ns >= self._marks_due_ns:
             self._marks_due_ns = now_ns + self._config.marks_interval_ms * MS
             self._log_marks()
+        self._refill(now_ns)
         if self._machine.pending_work():
             self._reap()
         if now_ns >= self._leases_due_ns:
@@ -272,15 +282,26 @@ class LeaderDuties:
 
     # ------------------------------------------------------------ reaping and trimming
 
+    def _refill(self, now_ns: int) -> None:
+        """Let background work have the share of the time since the last tick, if others work."""
+        rate = self._config.reap_busy_per_s
+        self._reap_room += rate * max(0, now_ns - self._refilled_ns) // 1_000_000_000
+        self._reap_room = min(self._reap_room, rate * REAP_BURST_MS // 1000)
+        self._refilled_ns = now_ns
+
     def _reap(self) -> None:
-        self._propose("reap", Reap(self._config.reap_limit), self._reaped)
+        """Take a step of background work, unless its share of a busy time is used up."""
+        if self._reap_room > 0 and "reap" not in self._busy:
+            self._reap_version = self._machine.version
+            self._propose("reap", Reap(self._config.reap_limit), self._reaped)
 
     def _reaped(self, result: Result) -> None:
         self.reaps_total += 1
         assert isinstance(result.value, Reaped)
         self.reaped_total += result.value.removed
-        more = result.value.more
-        if more and self.active and not self._disks_full():
+        if self._machine.version - self._reap_version > REAP_ALONE_MAX:
+            self._reap_room -= result.value.removed
+        if result.value.more and self.active and not self._disks_full():
             self._reap()
 
     def _end_leases(self, now_ns: int) -> None:

@@ -294,7 +294,7 @@ class Service:
         if isinstance(body, ReportGc):
             if call.role != Role.WORKER:
                 raise Forbidden("ReportGc is for the cluster itself")
-            call.answer(self.gc.report(body, leads=leads))
+            call.answer(self.gc.report(body, leads=leads, commands=self.commands_total))
             return
         if call.role == Role.CLIENT:
             raise for_operators("RunGc")

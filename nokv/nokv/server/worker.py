@@ -163,7 +163,12 @@ class Worker:
             store,
             volume=identity.cluster.volume.volume,
             grace_ns=config.worker.grace_ms * _MS,
+            pace=self._pace,
         )
+        self._busy = False
+        """Clients send commands to the node."""
+        self._paced_s = 0.0
+        """Until when the rows collected so far are as many as a busy node should bear."""
         self._collecting: Final = asyncio.Lock()
         """One round at a time: an ordered run, or one of the worker's own."""
         self._run = (0, 0, "")
@@ -287,20 +292,36 @@ class Worker:
     async def _take_orders(self) -> None:
         """Tell the node what was freed, and do what an operator has ordered there."""
         told = ""
+        running: asyncio.Task[None] | None = None
         while True:
             try:
                 reply = await self.client.call(ReportGc(self.collector.totals(), *self._run))
                 assert isinstance(reply, GcOrders), reply
                 told = ""
-                if reply.leads and reply.run and (reply.office, reply.run) != self._run[:2]:
-                    error = await self._ordered_run()
-                    self._run = (reply.office, reply.run, error)
-                    continue
+                self._busy = reply.busy
+                order = (reply.office, reply.run)
+                if running is not None and running.done():
+                    running.result()
+                    running = None
+                if reply.leads and reply.run and order != self._run[:2] and running is None:
+                    running = asyncio.create_task(self._ordered(*order))
             except NokvError as error:
                 if str(error) != told:
                     log.debug("orders: %s", error)
                 told = str(error)
             await asyncio.sleep(ORDERS_S)
+
+    async def _ordered(self, office: int, number: int) -> None:
+        self._run = (office, number, await self._ordered_run())
+
+    async def _pace(self, rows: int) -> None:
+        """Wait until the node may bear more, after so many rows."""
+        now_s = time.monotonic()
+        self._paced_s = max(self._paced_s, now_s) + rows / self.config.worker.collect_busy_per_s
+        if self._busy:
+            await asyncio.sleep(self._paced_s - now_s)
+        else:
+            self._paced_s = now_s
 
     async def _ordered_run(self) -> str:
         """Free all that can go; return why that was not everything, or empty."""

@@ -429,6 +429,8 @@ class GcOrders(Lenient, frozen=True, tag=18):
     """Only the leader's worker works."""
     run: int
     """Collect all that can go if this is newer than the run finished last."""
+    busy: bool = False
+    """Clients send commands: the worker keeps to its share."""
 
 
 class GcStatus(Lenient, frozen=True, tag=19):

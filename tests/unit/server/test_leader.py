@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 from tests.unit.server.local import VOLUME, LocalShard, S
 
@@ -27,6 +30,7 @@ from nokv.types.commands import (
 from nokv.types.formats import STATE_FORMAT
 from nokv.types.values import At, Marks, Volume
 from nokv.types.views import ExpireSnapshots, SnapshotCreate
+from nokv_replication import Outcome
 
 
 class Leader:
@@ -205,6 +209,33 @@ def test_background_work_is_reaped_until_none_is_left(leader: Leader) -> None:
     reaps = len(leader.ops(Reap))
     leader.tick()
     assert len(leader.ops(Reap)) == reaps
+
+
+def test_background_work_keeps_to_its_share_while_others_work(leader: Leader) -> None:
+    session = leader.open_session(1000 * S)
+    shard, duties = leader.shard, leader.duties
+    duties._config = SessionsConfig(reap_limit=50, reap_busy_per_s=1000)
+    shard.do(Mkdir(At(), b"d", 0o755), session)
+    for first in range(0, 4000, 1000):
+        names = tuple(b"%06d" % n for n in range(first, first + 1000))
+        shard.do(BulkCreate(At(0, 1, (b"d",)), names, 0o644), session)
+    others = iter(range(100_000))
+
+    def busy(payload: bytes, done: Callable[[Outcome], None]) -> None:
+        for number in itertools.islice(others, 5):
+            shard.do(Mkdir(At(), b"other-%d" % number, 0o755), session)
+        shard.propose(payload, done)
+
+    duties._propose_bytes = busy
+    shard.do(RemoveTree(At(), b"d"), session)
+    duties.tick()
+    before = duties.reaped_total
+    for _ in range(10):
+        leader.tick(0.1)
+    assert 900 <= duties.reaped_total - before <= 1250
+    duties._propose_bytes = shard.propose
+    leader.tick(0.1)
+    assert duties.reaped_total > 4000, "alone it goes on at once"
 
 
 def test_events_are_trimmed_by_age(leader: Leader) -> None:
