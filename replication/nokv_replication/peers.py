@@ -165,7 +165,8 @@ class Peers:
                 peer.progress_ns = now_ns
             peer.inflight.append((last, size))
             peer.inflight_bytes += size
-        commit_index = core.commit_index()
+        # A single voter counts its own copy at once; what it tells its learners has to be synced.
+        commit_index = min(core.commit_index(), log.synced_index)
         peer.commit_sent = max(peer.commit_sent, commit_index)
         wire = [(term, command) for command, _, term in entries]
         return Append(core.term(), prev[0], prev[1], commit_index, wire)

@@ -273,7 +273,8 @@ class Checker:
         # A leader may commit and lose its office in one step.
         led = core.term() if core.is_leader() else replica.led_term
         if core.is_leader() or (led and log.term_at(commit) == led):
-            alone = len(self.replicas) == 1
+            # Before its first entry names the members the list of the founders counts.
+            alone = group._configurations.voters == {node}
             self._has_quorum(node, commit, log.term_at(commit), led, group_of_one=alone)
         else:
             require(
@@ -301,7 +302,7 @@ class Checker:
         if newest is not None and newest.at <= self.replicas[node].looked:
             configuration = newest
         alone = configuration is not None and configuration.voters == {node}
-        holds = term == leads or alone or group_of_one
+        holds = term == leads or alone or (configuration is None and group_of_one)
         require(holds, f"leader {node} of term {leads} commits {commit} of term {term}")
         if configuration is None:
             return

@@ -47,6 +47,8 @@ ONCE_FOUND = {
     1667: "an image took the place of a change of members that was never committed",
     2894: "entries acknowledged to one leader were replaced by the next one's in the same step",
     5529: "a disk was lost while a node that was down did not know all first members yet",
+    8978: "a founder alone led again before an entry named the members",
+    9168: "a single voter told its learner of a commit in a new segment before it was synced",
     1000623: "the only first member came back with an empty disk and founded again",
     1001291: "an answer to a question of a reader's process before: a stale read",
 }
