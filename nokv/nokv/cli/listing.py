@@ -176,18 +176,31 @@ async def _twig(
 def add_du(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv du`."""
     parser.add_argument("paths", nargs="*", metavar="PATH", help="default: all that there is")
+    parser.add_argument(
+        "-d", "--depth", type=count, default=0, metavar="N",
+        help="of the directories below too, so deep (default: 0)",
+    )  # fmt: skip
     _common(parser)
     parser.set_defaults(run=with_reader(_du))
 
 
 async def _du(fs: ReadHandle, options: argparse.Namespace) -> int:
     async def one(path: str) -> None:
-        usage = await fs.usage(path)
-        if options.json:
-            fields = {"entries": usage.entries, "bytes": usage.bytes}
-            output.line(output.named("path", path) | fields)
-        else:
-            shown = output.shown(path)
-            print(f"{output.size(usage.bytes):>12} {usage.entries:>12} entries  {shown}")
+        await _count(fs, options, path, options.depth)
 
     return await each(options.paths or [await top(fs)], one)
+
+
+async def _count(fs: ReadHandle, options: argparse.Namespace, path: str, depth: int) -> None:
+    """Show what is below a directory; one read each, however much it is."""
+    usage = await fs.usage(path)
+    if options.json:
+        fields = {"entries": usage.entries, "bytes": usage.bytes}
+        output.line(output.named("path", path) | fields)
+    else:
+        shown = output.shown(path)
+        print(f"{output.size(usage.bytes):>12} {usage.entries:>12} entries  {shown}")
+    if depth:
+        async for entry in fs.scandir(path, attrs=False):
+            if entry.is_dir():
+                await _count(fs, options, entry.path, depth - 1)

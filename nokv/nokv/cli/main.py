@@ -89,7 +89,7 @@ GROUPS: Final = (
         (
             ("mkdir", "make directories"),
             ("rm", "remove files, or directories with all that is below them (-r)"),
-            ("mv", "rename or move"),
+            ("mv", "rename or move, between views too"),
             ("ln", "make a further name of a file, or a symbolic link (-s)"),
             ("chmod", "set permission bits"),
         ),
@@ -102,6 +102,16 @@ GROUPS: Final = (
             ("history", "list the generations of a file that can still be read"),
             ("revert", "make a past generation of a file the present one again"),
         ),
+    ),
+    Group(
+        "names",
+        "nokv.cli.copy",
+        (("cp", "copy files inside the namespace; no bytes are copied"),),
+    ),
+    Group(
+        "limits",
+        "nokv.cli.quota",
+        (("quota", "limit how much directories may hold, show and clear limits"),),
     ),
     Group(
         "a cluster on this machine",

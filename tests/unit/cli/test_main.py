@@ -17,7 +17,14 @@ from nokv.errors import UsageError
 
 CLIENT_COMMANDS = ["ls", "stat /a", "tree", "du", "cat /a", "get /a b", "put - /a", "mkdir /a"]
 CLIENT_COMMANDS += ["rm /a", "mv /a /b", "ln /a /b", "chmod 644 /a", "publish . /a", "status"]
-CLIENT_COMMANDS += ["snapshot list", "clone /a /b", "workspace list", "rollback /a s"]
+CLIENT_COMMANDS += [
+    "cp /a /b",
+    "quota get /a",
+    "snapshot list",
+    "clone /a /b",
+    "workspace list",
+    "rollback /a s",
+]
 
 
 @pytest.fixture(autouse=True)
