@@ -101,7 +101,7 @@ def end_origin(ctx: Context, number: int, view: View) -> View:
     """Return the view without an origin, all of which it has copied; let go of the origin's pin."""
     release_origin(ctx, number, view)
     ctx.txn.shown.clear()
-    return replace(view, origin=None, origin_version=0)
+    return replace(view, origin=None, origin_version=0, whiteouts=True)
 
 
 def _begin(ctx: Context, number: int, view: View) -> Flattening:
@@ -301,6 +301,9 @@ class _Step:
             if self.left <= 0:
                 self._save(replace(self.state, swept=swept))
                 return True
+        view = txn.view(self.number)
+        assert view is not None
+        self.ctx.store_view(self.number, replace(view, whiteouts=False))
         txn.delete_row(_META, keys.flatten(self.number))
         return False
 

@@ -215,9 +215,8 @@ def _check_whiteouts(shard: _Shard) -> None:
         rows = [row for family in VERSIONED for row in shard.own(family, number)]
         if number and rows:
             assert view.changed, f"view {number} has own records and does not know"
-        flattened = shard.present.get(Family.META, keys.flatten(number)) is not None
-        if view.dead or (flattened and view.origin is None):
-            continue  # its whiteouts are being swept
+        if view.dead or view.whiteouts:
+            continue
         for family in VERSIONED:
             for key, value in shard.own(family, number):
                 if is_whiteout(value):

@@ -164,6 +164,8 @@ class View(Strict, frozen=True):
     """Inodes from this number on are none of its origin's. Never changes."""
     trash: int = 0
     """Its hidden trash directory; 0 while nothing lies there."""
+    whiteouts: bool = False
+    """It was flattened, and still has whiteouts, which hide nothing any more."""
 
 
 class TrashEntry(Strict, frozen=True):

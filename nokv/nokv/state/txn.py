@@ -138,7 +138,7 @@ class Txn:
             self._branches.discard(number)
         else:
             self._views[number] = view
-            if view.origin is not None:
+            if view.origin is not None or view.whiteouts:
                 self._branches.add(number)
             else:
                 self._branches.discard(number)
