@@ -364,7 +364,7 @@ def _data(inode: Inode) -> tuple[object, ...]:
 
 
 def _attributes(inode: Inode) -> tuple[object, ...]:
-    return inode.mode, inode.uid, inode.gid, inode.flags
+    return inode.mode, inode.uid, inode.gid, inode.flags, inode.acls
 
 
 HANDLERS: dict[type, Callable[[Any, Caller, Any], Any]] = {Diff: diff}

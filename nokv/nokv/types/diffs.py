@@ -36,7 +36,8 @@ class Changed(IntFlag):
     DATA = 1
     """Its bytes, a link's target; for a file that another one replaced always."""
     ATTRIBUTES = 2
-    """Mode, owner, flags; of what is no directory also its mtime, where that alone changed."""
+    """Mode, owner, access control lists, flags; the mtime of what is no directory, where its data
+    are the same."""
     XATTRS = 4
 
 

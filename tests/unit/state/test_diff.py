@@ -12,6 +12,7 @@ from tests.unit.state.namespace_programs import Program
 from tests.unit.state.shard import ALICE, ROOT, Shard, at
 
 from nokv.errors import InvalidArgument, NotFound, PermissionDenied, VersionNotPinned
+from nokv.state import acl
 from nokv.state.families import Family
 from nokv.state.memory import MemoryKV
 from nokv.types.commands import (
@@ -145,6 +146,20 @@ def test_times_and_entries_of_a_directory_are_no_change() -> None:
         b"b": Changed.ATTRIBUTES,
         b"a": Changed.XATTRS,
     }
+
+
+def test_an_access_control_list_is_an_attribute() -> None:
+    shard = planted()
+    version = shard.pin()
+    entries = [
+        acl.Entry(acl.Tag.USER_OBJ, 6, acl.NO_ID),
+        acl.Entry(acl.Tag.USER, 6, 1001),
+        acl.Entry(acl.Tag.GROUP_OBJ, 4, acl.NO_ID),
+        acl.Entry(acl.Tag.MASK, 4, acl.NO_ID),
+        acl.Entry(acl.Tag.OTHER, 4, acl.NO_ID),
+    ]
+    shard.do(SetXattr(at("b/h"), acl.ACCESS, acl.encode(tuple(entries))))
+    assert {row.path: row.what for row in page(shard, version).rows} == {b"b/h": Changed.ATTRIBUTES}
 
 
 def test_every_name_of_a_file_that_changed_is_told() -> None:
