@@ -81,6 +81,8 @@ def _show_json(change: Change) -> None:
             fields |= output.named(key, path)
         elif key == "path":
             fields[key] = None
+    if change.kind in {"snapshot", "rollback"}:
+        fields["snapshot"] = event.to_name.decode(errors="replace")
     if change.names:
         fields["names"] = [output.named("name", name) for name in change.names]
     fields |= {

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Final, Protocol
 
 import msgspec
 
-from nokv.errors import InvalidArgument, NokvError, NotReady, Overloaded, Stale
+from nokv.errors import Internal, InvalidArgument, NokvError, NotReady, Overloaded, Stale
+from nokv.kv.errors import StoreDamaged, StoreFailed
 from nokv.server.rpc import Call, Connection
 from nokv.server.watch_frames import Frames
 from nokv.state.reads import too_old
@@ -43,6 +44,9 @@ log = logging.getLogger("nokv.watch")
 WATCHES_MAX: Final = 4096
 """Open watches of a node; a further one is refused."""
 
+DUE_MAX: Final = 256
+"""Bookmarks of one tick; with WATCHES_MAX watches each still gets one in two seconds."""
+
 SLICE_BYTES: Final = 128 * 1024
 """Stored events that are looked at before replication and requests get their turn."""
 
@@ -51,6 +55,13 @@ DECODED_BYTES: Final = 1024 * 1024
 
 _READ, _SEARCH = 4, 1
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def _decode(data: bytes) -> EventRecord:
+    try:
+        return decode_events(data)
+    except msgspec.DecodeError as error:
+        raise StoreDamaged(f"a stored record of events does not decode ({error})") from error
 
 
 class Machine(Protocol):
@@ -414,12 +425,20 @@ class Watches:
         if not self._between_entries():
             return  # the end of the entry wakes it
         self._names.clear()
-        more = self._broadcast()
-        left_bytes = SLICE_BYTES
-        for watch in list(self._ready):
-            left_bytes -= self._replay(watch, left_bytes)
-            if left_bytes <= 0:
-                break
+        try:
+            more = self._broadcast()
+            left_bytes = SLICE_BYTES
+            for watch in list(self._ready):
+                left_bytes -= self._replay(watch, left_bytes)
+                if left_bytes <= 0:
+                    break
+        except (StoreFailed, MemoryError, AssertionError):
+            raise
+        except Exception as error:
+            # A defect costs the watches and not the node; their clients hear of it.
+            log.exception("events could not be told")
+            self.end_all(Internal(repr(error)[:500]))
+            return
         if more or self._ready:
             self._wake()
 
@@ -436,7 +455,7 @@ class Watches:
         for key, data in self._machine.event_rows(after):
             known = decoded.get(key)
             if known is None:
-                known = decoded[key] = (len(data), decode_events(data))
+                known = decoded[key] = (len(data), _decode(data))
                 self._decoded_bytes += len(data)
                 while self._decoded_bytes > DECODED_BYTES and len(decoded) > 1:
                     self._decoded_bytes -= decoded.pop(next(iter(decoded)))[0]
@@ -539,7 +558,8 @@ class Watches:
             return
         settled = self.head == self._machine.version
         shared: dict[int, bytes] = {}
-        for watch in [watch for watch in self._all if watch.due_s <= now_s]:
+        due = (watch for watch in self._all if watch.due_s <= now_s)
+        for watch in list(islice(due, DUE_MAX)):
             try:
                 self._root(watch.caller, At(*watch.root))
             except NokvError as error:

@@ -383,7 +383,11 @@ class StateMachine:
         below, excess_bytes = 0, self._counters.event_bytes - keep_bytes
         rows = self._kv.scan(Family.EVENT, keys.pack(0), keys.pack(self._counters.version + 1))
         for key, value in islice(rows, limit):
-            if excess_bytes <= 0 and decode_age(value).cluster_ns > old_cluster_ns:
+            try:
+                age = decode_age(value)
+            except msgspec.DecodeError as error:
+                raise _damaged(error) from error
+            if excess_bytes <= 0 and age.cluster_ns > old_cluster_ns:
                 return below, False
             excess_bytes -= len(value)
             below = int.from_bytes(key, "big") + 1

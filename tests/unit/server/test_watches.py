@@ -12,6 +12,7 @@ from tests.unit.state.shard import ALICE, at
 from nokv.errors import (
     BadRequest,
     CursorTooOld,
+    Internal,
     InvalidArgument,
     NotFound,
     NotReady,
@@ -359,6 +360,29 @@ def test_a_record_over_a_frame_is_cut_and_resumed_inside(monkeypatch: pytest.Mon
             node.open(again, number, since=frame.cursor)
             await turns()
             assert again.versions(number) == [version for version in made if version > frame.cursor]
+
+    run(test)
+
+
+@pytest.mark.allow_logs("events could not be told")
+def test_a_defect_costs_the_watches_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    async def test(node: Node, client: Client) -> None:
+        node.open(client)
+        await turns()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "tell", broken)
+            node.mkdir("a")
+            await turns()
+        assert isinstance(client.errors[1], Internal)
+        assert node.watches.count == 0
+        node.open(client, 2)
+        await turns()
+        made = node.mkdir("b")
+        await turns()
+        assert client.versions(2) == [made]
 
     run(test)
 
