@@ -381,7 +381,8 @@ def _plain_snapshot(reply: SnapshotReply) -> SnapshotReply:
 
 def _plain_view(row: ViewReply) -> ViewReply:
     """Without what is open: where a lookup goes on that finds nothing in the view itself."""
-    return msgspec.structs.replace(row, origin=0, origin_version=0, depth=0)
+    last = row.path.rsplit(b"/", 1)[-1]  # what stands before it is cut where it lies too deep
+    return msgspec.structs.replace(row, origin=0, origin_version=0, depth=0, path=last)
 
 
 def content_of(reply: r.BodyMapReply) -> Content:
