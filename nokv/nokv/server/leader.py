@@ -31,6 +31,7 @@ from nokv.types.commands import (
 from nokv.types.formats import FIRST_STATE_FORMAT, STATE_FORMAT
 from nokv.types.limits import COMMAND_BYTES_MAX
 from nokv.types.results import Reaped, Result
+from nokv.types.trash import ExpireTrash
 from nokv.types.values import Caller, Marks
 from nokv.types.views import ExpireSnapshots
 from nokv.wire.codec import encode_command, result_codec
@@ -40,13 +41,13 @@ log = logging.getLogger("nokv.leader")
 
 MS: Final = 1_000_000
 TICK_MS: Final = 100
-REAP_BURST_MS: Final = 200
+REAP_BURST_MS: Final = 100
 """What background work did not use of so long a time it may use later."""
-REAP_ALONE_MAX: Final = 2
-"""Commands, its own among them, during a step of background work that has the group to itself."""
+REAP_ALONE_MAX: Final = 10
+"""Commands of others between two ticks that background work takes no notice of."""
 TRIM_PERIOD_NS: Final = 1_000 * MS
 LEASES_PERIOD_NS: Final = 1_000 * MS
-"""All snapshots are looked at so often, while one of them has a lease."""
+"""All snapshots are looked at so often, while one of them has a lease; and the trash."""
 
 EXPIRE_IN_FLIGHT_MAX: Final = 64
 _MARKS_BYTES: Final = COMMAND_BYTES_MAX // 4
@@ -78,6 +79,14 @@ class MachineView(Protocol):
 
     def first_lease_end(self) -> int:
         """Return the cluster time at which the first lease of a snapshot ends; 0: none has one."""
+        ...
+
+    def trash_due(self, cluster_ns: int) -> bool:
+        """Whether the retention of something in the trash is over."""
+        ...
+
+    def has_trash(self) -> bool:
+        """Whether there is something in a trash."""
         ...
 
     def initialised(self) -> bool:
@@ -137,14 +146,18 @@ class LeaderDuties:
         """When a restored volume may serve."""
         self.expired_total = 0
         self._reap_room = 1
-        """Removals that background work may still make before the next tick, while others work."""
+        """Removals that background work may still make before the next tick, if others work."""
+        self._shares = False
+        """Others worked between the last two ticks."""
         self._refilled_ns = 0
-        self._reap_version = 0
-        """Of the state, when the step on its way was proposed."""
+        self._seen_version = 0
+        self._seen_steps = 0
+        """At the last tick."""
         self.reaps_total = 0
         self.reaped_total = 0
         self.marks_total = 0
         self.snapshots_expired_total = 0
+        self.trash_expired_total = 0
 
     def take_office(self) -> None:
         """Begin: this node leads, and an entry of its own term is applied."""
@@ -186,6 +199,7 @@ class LeaderDuties:
         if now_ns >= self._leases_due_ns:
             self._leases_due_ns = now_ns + LEASES_PERIOD_NS
             self._end_leases(now_ns)
+            self._empty_trash(now_ns)
         self._raise_format()
         if now_ns >= self._trim_due_ns:
             self._trim_due_ns = now_ns + TRIM_PERIOD_NS
@@ -196,7 +210,8 @@ class LeaderDuties:
         """Whether cluster time must go on although nobody sends commands."""
         origin = self._machine.origin()
         silent = origin is not None and not origin.ready
-        return self._ages.live > 0 or silent or self._machine.has_leases()
+        kept = self._machine.has_leases() or self._machine.has_trash()
+        return self._ages.live > 0 or silent or kept
 
     def start_volume(self) -> None:
         """Make the volume, once in a cluster's life."""
@@ -283,7 +298,11 @@ class LeaderDuties:
     # ------------------------------------------------------------ reaping and trimming
 
     def _refill(self, now_ns: int) -> None:
-        """Let background work have the share of the time since the last tick, if others work."""
+        """Give background work its share of the time since the last tick, if others work too."""
+        version, steps = self._machine.version, self.reaps_total
+        others = version - self._seen_version - (steps - self._seen_steps)
+        self._shares = others > REAP_ALONE_MAX
+        self._seen_version, self._seen_steps = version, steps
         rate = self._config.reap_busy_per_s
         self._reap_room += rate * max(0, now_ns - self._refilled_ns) // 1_000_000_000
         self._reap_room = min(self._reap_room, rate * REAP_BURST_MS // 1000)
@@ -291,16 +310,14 @@ class LeaderDuties:
 
     def _reap(self) -> None:
         """Take a step of background work, unless its share of a busy time is used up."""
-        if self._reap_room > 0 and "reap" not in self._busy:
-            self._reap_version = self._machine.version
+        if self._reap_room > 0 or not self._shares:
             self._propose("reap", Reap(self._config.reap_limit), self._reaped)
 
     def _reaped(self, result: Result) -> None:
         self.reaps_total += 1
         assert isinstance(result.value, Reaped)
         self.reaped_total += result.value.removed
-        if self._machine.version - self._reap_version > REAP_ALONE_MAX:
-            self._reap_room -= result.value.removed
+        self._reap_room = max(self._reap_room - result.value.removed, -self._config.reap_limit)
         if result.value.more and self.active and not self._disks_full():
             self._reap()
 
@@ -312,6 +329,17 @@ class LeaderDuties:
     def _leases_ended(self, result: Result) -> None:
         assert isinstance(result.value, Reaped)
         self.snapshots_expired_total += result.value.removed
+        if result.value.more:
+            self._leases_due_ns = 0
+
+    def _empty_trash(self, now_ns: int) -> None:
+        """Remove what has been in the trash for its retention."""
+        if self._machine.trash_due(now_ns):
+            self._propose("trash", ExpireTrash(self._config.reap_limit), self._trash_emptied)
+
+    def _trash_emptied(self, result: Result) -> None:
+        assert isinstance(result.value, Reaped)
+        self.trash_expired_total += result.value.removed
         if result.value.more:
             self._leases_due_ns = 0
 
