@@ -241,6 +241,7 @@ class Shard:
         self.service.lock_waits.fail_all(NotReady("this node is stopping"))
         if self.role == Role.LEADER:
             await self.membership.hand_over(HAND_OVER_S)
+        self.watches.close()
         await self.rpc.stop(self.config.timing.stop_ms / 1000)
         await self.http.stop()
         for timer in self._timers:

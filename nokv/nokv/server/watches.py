@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -22,13 +22,13 @@ from nokv.errors import Internal, InvalidArgument, NokvError, NotReady, Overload
 from nokv.kv.errors import StoreDamaged, StoreFailed
 from nokv.server.rpc import Call, Connection
 from nokv.server.watch_frames import Frames
+from nokv.server.watch_roots import Machine, Roots
 from nokv.state.reads import too_old
-from nokv.state.records import Counters, EventRecord, StoredEvent, View, decode_events
+from nokv.state.records import EventRecord, StoredEvent, decode_events
 from nokv.state.watching import Place, Scope, inodes_of, tell
 from nokv.types.events import EventKind
 from nokv.types.limits import UINT63_MAX
-from nokv.types.reads import Access, AttrReply, Read, ReadValue
-from nokv.types.values import At, Attr, Caller, FileType
+from nokv.types.values import At
 from nokv.types.watch import (
     BOOKMARK_MS_MAX,
     BOOKMARK_MS_MIN,
@@ -44,6 +44,12 @@ log = logging.getLogger("nokv.watch")
 WATCHES_MAX: Final = 4096
 """Open watches of a node; a further one is refused."""
 
+PUSH_S: Final = 20e-6
+"""About what sending a frame costs the loop, the write to its socket included."""
+
+REST_PUSHES: Final = 64
+"""After more frames in one turn than this, as much time goes to others before the next ones."""
+
 DUE_MAX: Final = 256
 """Bookmarks of one tick; with WATCHES_MAX watches each still gets one in two seconds."""
 
@@ -53,7 +59,6 @@ SLICE_BYTES: Final = 128 * 1024
 DECODED_BYTES: Final = 1024 * 1024
 """Stored bytes of records that stay decoded, for watches that lag a little; one may pass it."""
 
-_READ, _SEARCH = 4, 1
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -62,44 +67,6 @@ def _decode(data: bytes) -> EventRecord:
         return decode_events(data)
     except msgspec.DecodeError as error:
         raise StoreDamaged(f"a stored record of events does not decode ({error})") from error
-
-
-class Machine(Protocol):
-    """What is asked of the state, between entries."""
-
-    @property
-    def version(self) -> int:
-        """Version of the last command."""
-        ...
-
-    @property
-    def counters(self) -> Counters:
-        """The scalars."""
-        ...
-
-    def event_rows(self, after: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (key, encoded record) of the stored events with a key above `after`."""
-        ...
-
-    def read(self, caller: Caller, request: Read) -> tuple[int, ReadValue]:
-        """Answer a read."""
-        ...
-
-    def view(self, number: int) -> View | None:
-        """Return a view's record; None for one that never was, or is gone."""
-        ...
-
-    def lineage(self, view: int) -> Iterator[int]:
-        """Yield the views whose place one took by rollbacks, the newest first."""
-        ...
-
-    def successors(self, view: int) -> Iterator[int]:
-        """Yield the living views that took the place of one, or of parts of it, newest first."""
-        ...
-
-    def name_in(self, place: Place, directory: Place) -> bytes:
-        """Return the name of an inode in a directory, as it is now."""
-        ...
 
 
 class Watch:
@@ -189,6 +156,7 @@ class Watches:
         limit: int = WATCHES_MAX,
     ) -> None:
         self._machine = machine
+        self._roots = Roots(machine)
         self._between_entries = between_entries
         self._limit = limit
         self._loop = asyncio.get_running_loop()
@@ -205,6 +173,11 @@ class Watches:
         self._names: dict[tuple[Place, Place], bytes] = {}
         """What `_name_in` found during one slice: the state does not change meanwhile."""
         self._pump_due = False
+        self._pushes = 0
+        """Frames sent in this turn."""
+        self._rest_until_s = 0.0
+        """Nothing is sent before, in the loop's time."""
+        self._closed = False
         self.opened_total = 0
         self.events_total = 0
         """Events put into frames, once for each group or lagging watch."""
@@ -241,7 +214,7 @@ class Watches:
         """
         if len(self._all) >= self._limit:
             raise Overloaded(f"{self._limit} watches are open at this node")
-        attr = self._find(body.caller, body.root)
+        attr = self._roots.find(body.caller, body.root)
         counters = self._machine.counters
         cursor = counters.version if body.since == SINCE_NOW else body.since
         if cursor > counters.version:
@@ -249,56 +222,13 @@ class Watches:
             raise InvalidArgument(message, hint="a cursor is of one volume only")
         if cursor < counters.first_event:
             raise too_old(cursor, counters.first_event)
-        roots = [(attr.view, attr.inode), *self._before((attr.view, attr.inode))]
+        roots = [(attr.view, attr.inode), *self._roots.before((attr.view, attr.inode))]
         watch = Watch(self, call, body, roots, cursor, self._loop.time())
         call.connection.open_stream(call, watch)
         self._all[watch] = None
         self.opened_total += 1
         call.answer(WatchOpened(attr.view, attr.inode, attr.mode >> 12, cursor))
         self.resumed(watch)
-
-    def _find(self, caller: Caller, at: At) -> Attr:
-        """Return the watched inode; one that is named by its number also where a rollback put it.
-
-        So a watch that was cut off meanwhile goes on.
-        """
-        try:
-            return self._root(caller, at)
-        except Stale:
-            moved = None if at.path else self._place_now((at.view, at.inode))
-            if moved is None:
-                raise
-            return self._root(caller, At(*moved))
-
-    def _before(self, root: Place) -> Iterator[Place]:
-        """Yield where the inode was before rollbacks: events of then tell of it there."""
-        for view in self._machine.lineage(root[0]):
-            if not self._is_alive((view, root[1])):
-                yield view, root[1]
-
-    def _place_now(self, place: Place) -> Place | None:
-        """Return where an inode is, perhaps after rollbacks; None: nowhere."""
-        if self._is_alive(place):
-            return place
-        views = self._machine.successors(place[0])
-        return next((one for view in views if self._is_alive(one := (view, place[1]))), None)
-
-    def _is_alive(self, place: Place) -> bool:
-        """Whether a name leads to the inode."""
-        try:
-            self._machine.read(Caller(), Access(At(*place), 0))
-        except NokvError:
-            return False
-        return True
-
-    def _root(self, caller: Caller, at: At) -> Attr:
-        """Return the watched inode if the caller may see what is told of it."""
-        machine = self._machine
-        _, found = machine.read(caller, Access(at, 0))
-        assert isinstance(found, AttrReply)
-        directory = found.attr.mode >> 12 == FileType.DIRECTORY
-        machine.read(caller, Access(at, _READ | _SEARCH if directory else _READ))
-        return found.attr
 
     def end(self, watch: Watch, error: NokvError) -> None:
         """Tell why a watch ends."""
@@ -316,12 +246,17 @@ class Watches:
         for watch in list(self._all):
             self.end(watch, error)
 
+    def close(self) -> None:
+        """End every watch, and tell nothing more: the node stops."""
+        self._closed = True
+        self.end_all(NotReady("this node is stopping"))
+
     # ------------------------------------------------------------ groups
 
     def _join(self, watch: Watch) -> None:
         """Make a watch live: it was told everything up to the head."""
         assert watch.cursor == self.head, "a live watch with a gap"
-        if len(watch.scope.roots) > 1 and self._is_alive(watch.root):
+        if len(watch.scope.roots) > 1 and self._roots.is_alive(watch.root):
             # What happened where it was before has been told.
             watch.scope = msgspec.structs.replace(
                 watch.scope, roots=frozenset({watch.root}), rollbacks=frozenset()
@@ -366,9 +301,9 @@ class Watches:
         assert event.inode_view is not None, "a rollback leads into a view"
         view, inode = self._machine.view(event.inode_view), watch.root[1]
         old = event.view if view is None or view.replaces is None else view.replaces
-        if (old, inode) not in watch.scope.roots or self._is_alive((old, inode)):
+        if (old, inode) not in watch.scope.roots or self._roots.is_alive((old, inode)):
             return None
-        return self._place_now((event.inode_view, inode))
+        return self._roots.now((event.inode_view, inode))
 
     def _follow(self, watch: Watch, record: EventRecord) -> None:
         """Let a lagging watch go where the record's rollbacks took its root."""
@@ -415,16 +350,23 @@ class Watches:
         self.applied()
 
     def _wake(self) -> None:
-        if not self._pump_due:
-            self._pump_due = True
+        if self._pump_due or self._closed:
+            return
+        self._pump_due = True
+        wait_s = self._rest_until_s - self._loop.time()
+        if wait_s > 0:
+            # So many watches of one busy directory that telling them would be all that is done.
+            self._loop.call_later(wait_s, self._pump)
+        else:
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """Send a slice of what is new, and of what lagging watches miss."""
         self._pump_due = False
-        if not self._between_entries():
+        if self._closed or not self._between_entries():
             return  # the end of the entry wakes it
         self._names.clear()
+        self._pushes = 0
         try:
             more = self._broadcast()
             left_bytes = SLICE_BYTES
@@ -439,6 +381,8 @@ class Watches:
             log.exception("events could not be told")
             self.end_all(Internal(repr(error)[:500]))
             return
+        if self._pushes > REST_PUSHES:
+            self._rest_until_s = self._loop.time() + 2 * self._pushes * PUSH_S
         if more or self._ready:
             self._wake()
 
@@ -510,6 +454,7 @@ class Watches:
                 self._leave(watch, told)
                 return
             watch.push(payload)
+            self._pushes += 1
             told = cursor
 
     def _replay(self, watch: Watch, limit_bytes: int) -> int:
@@ -536,6 +481,7 @@ class Watches:
             if not watch.ready:
                 return seen_bytes
             watch.push(payload)
+            self._pushes += 1
             watch.cursor = cursor
         # Opened at a version that the live ones were not told yet: it joins when they were.
         watch.cursor = max(watch.cursor, end)
@@ -561,7 +507,7 @@ class Watches:
         due = (watch for watch in self._all if watch.due_s <= now_s)
         for watch in list(islice(due, DUE_MAX)):
             try:
-                self._root(watch.caller, At(*watch.root))
+                self._roots.root(watch.caller, At(*watch.root))
             except NokvError as error:
                 # First a watch is told what happened before its directory went.
                 if not isinstance(error, Stale) or (watch.live and settled):

@@ -364,6 +364,43 @@ def test_a_record_over_a_frame_is_cut_and_resumed_inside(monkeypatch: pytest.Mon
     run(test)
 
 
+def test_many_watches_of_one_directory_leave_time_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REST_PUSHES", 4)
+    monkeypatch.setattr(module, "PUSH_S", 0.01)
+
+    async def test(node: Node, client: Client) -> None:
+        for number in range(5):
+            node.open(client, number)
+        await turns()
+        first = node.mkdir("a")
+        await turns()
+        made = [first, node.mkdir("b"), node.mkdir("c")]
+        await turns()
+        assert [client.versions(number) for number in range(5)] == [[first]] * 5
+        await client.sent.wait_for(10)
+        assert [client.versions(number) for number in range(5)] == [made] * 5
+        assert len(client.payloads) == 10, "what came meanwhile goes out together"
+
+    run(test)
+
+
+def test_a_node_that_stops_sends_its_watches_away() -> None:
+    async def test(node: Node, client: Client) -> None:
+        node.open(client)
+        await turns()
+        node.mkdir("a")
+        node.watches.close()
+        await turns()
+        assert isinstance(client.errors[1], NotReady)
+        node.mkdir("b")
+        await turns()
+        assert not client.payloads
+
+    run(test)
+
+
 @pytest.mark.allow_logs("events could not be told")
 def test_a_defect_costs_the_watches_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Any:
