@@ -23,9 +23,9 @@ def check_locks(source: Source, counters: Counters, sessions: dict[int, Session]
         tables += 1
         assert table != EMPTY, f"an empty lock table {place}"
         _check_table(place, table)
-        for lock in (*table.holds, *table.waits):
-            counts[lock.session] += 1
-            index.add(keys.lock_of(lock.session, lock.owner, key))
+        for owner in (*map(owner_of, table.holds), *map(owner_of, table.waits)):
+            counts[owner[0]] += 1
+            index.add(keys.lock_of(*owner, key))
         waits |= {keys.lock_wait(w.session, w.owner, w.ticket): key for w in table.waits}
     rows = dict(source.scan(Family.LOCK, keys.LOCK_INDEX, b"\xff" * 9))
     assert rows == dict.fromkeys(index, b"") | waits, "the index of locks"

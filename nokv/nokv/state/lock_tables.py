@@ -83,7 +83,7 @@ def save_table(
 
 
 def _counts(table: LockTable) -> Counter[Owner]:
-    return Counter([(lock.session, lock.owner) for lock in (*table.holds, *table.waits)])
+    return Counter(map(owner_of, table.holds)) + Counter(map(owner_of, table.waits))
 
 
 def _count(ctx: Context, session_id: int, more: int) -> None:
