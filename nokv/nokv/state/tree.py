@@ -182,6 +182,8 @@ def destroy(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | Non
 
 def _destroy_rows(ctx: Context, view: int, ino: int, inode: Inode, death: int | None) -> None:
     """Remove what hangs on an inode; in a view its own rows alone: a whiteout hides the rest."""
+    if not view and not inode.xattr_bytes and not is_directory(inode):
+        return
     prefix = keys.inode(view, ino)
     end = keys.after_prefix(prefix)
     families = [Family.XATTR] if inode.xattr_bytes or view else []
