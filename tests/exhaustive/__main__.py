@@ -7,6 +7,7 @@ import sys
 import time
 
 from tests.exhaustive.explore import Disagreement, Search
+from tests.exhaustive.programs import CORE
 
 
 def main() -> int:
@@ -14,18 +15,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.exhaustive", description=__doc__)
     parser.add_argument("--depth", type=int, default=3, help="steps of the longest programs")
     parser.add_argument("--reduce", action="store_true", help="go on from a canonical state once")
+    parser.add_argument("--core", action="store_true", help="one step of each kind only")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     chosen = parser.parse_args()
     until = time.monotonic() + chosen.seconds
     for depth in range(1, chosen.depth + 1):
-        search = Search(depth, reduce=chosen.reduce, until=until)
+        only = CORE if chosen.core else ()
+        search = Search(depth, reduce=chosen.reduce, only=only, until=until)
         try:
             explored = search.run()
         except Disagreement as found:
             print(f"after {search.explored.steps} steps: {found}")
             return 1
         cut = time.monotonic() > until
-        how = "canonical states" if chosen.reduce else "every program"
+        how = "each state once" if chosen.reduce else "every program"
         print(explored.told(), f"({how}{', cut off' if cut else ''})", flush=True)
         if cut:
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.exhaustive.canonical import canonical
@@ -54,12 +54,12 @@ class Search:
         depth: int,
         *,
         reduce: bool,
-        only: Callable[[str], bool] = lambda _name: True,
+        only: Sequence[str] = (),
         until: float = float("inf"),
     ) -> None:
         self.explored = Explored(depth)
         self._reduce = reduce
-        self._steps = {name: step for name, step in alphabet().items() if only(name)}
+        self._steps = {name: step for name, step in alphabet().items() if name in only or not only}
         self._left: dict[bytes, int] = {}
         """Canonical state -> most steps that were left when it was gone on from."""
         self._until = until

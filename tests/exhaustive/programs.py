@@ -223,6 +223,24 @@ def alphabet() -> dict[str, Step]:
     return steps
 
 
+CORE = (
+    "publish /a/b",
+    "patch /a/a",
+    "delete /a/a",
+    "rename /a/a /a/b",
+    "snapshot /a t",
+    "drop t",
+    "clone /a /b",
+    "delete tree /b",
+    "rollback /a t",
+    "expire session",
+    "reap",
+    "collect",
+    "crash",
+)
+"""One step of each kind: few enough that every program of them can be tried to some length."""
+
+
 def _send(op: c.Op) -> Step:
     return lambda tiny: tiny.send(op)
 
