@@ -41,7 +41,7 @@ def _check_table(place: tuple[int, int, int], table: LockTable) -> None:
         assert 0 <= hold.start < hold.end, f"an empty range in {place}"
         for other in table.holds[number + 1 :]:
             assert not conflict(hold, other), f"two locks of {place} conflict"
-    for owner in {owner_of(hold) for hold in table.holds}:
+    for owner in sorted({owner_of(hold) for hold in table.holds}):
         for one, other in pairwise(hold for hold in table.holds if owner_of(hold) == owner):
             assert one.end <= other.start, f"ranges of one owner overlap in {place}"
             joined = one.end == other.start and one.write == other.write

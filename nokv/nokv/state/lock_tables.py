@@ -60,7 +60,7 @@ def save_table(
         ctx.counters.locks += int(before == EMPTY)
     had, has = _counts(before), _counts(after)
     sessions: Counter[int] = Counter()
-    for owner in had.keys() | has.keys():
+    for owner in sorted(had.keys() | has.keys()):
         if had[owner] != has[owner]:
             sessions[owner[0]] += has[owner] - had[owner]
         if not has[owner]:

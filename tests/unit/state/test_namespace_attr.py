@@ -95,7 +95,7 @@ def shard() -> Shard:
         (SetXattr(at("f"), b"user." + b"x" * 251, b""), NameTooLong),
         (SetXattr(at("f"), b"user.", b""), NotSupported),
         (SetXattr(at("f"), b"user", b""), NotSupported),
-        (SetXattr(at("f"), b"system.posix_acl_access", b""), NotSupported),
+        (SetXattr(at("f"), b"system.posix_acl", b""), NotSupported),
         (SetXattr(at("f"), b"user.a", b"x" * (XATTR_VALUE_BYTES_MAX + 1)), ResultTooLarge),
         (SetXattr(at("f"), b"user.a", b"", 3), InvalidArgument),
         (SetXattr(at("f"), b"user.a", b"", -1), InvalidArgument),
