@@ -109,6 +109,11 @@ GROUPS: Final = (
         (("cp", "copy files inside the namespace; no bytes are copied"),),
     ),
     Group(
+        "names",
+        "nokv.cli.trash",
+        (("trash", "list, restore and empty what `rm --trash` removed"),),
+    ),
+    Group(
         "limits",
         "nokv.cli.quota",
         (("quota", "limit how much directories may hold, show and clear limits"),),

@@ -52,12 +52,19 @@ def add_rm(parser: argparse.ArgumentParser) -> None:
         "-r", "--recursive", action="store_true", help="directories too, each as one atomic change"
     )
     parser.add_argument("-f", "--force", action="store_true", help="what is missing is fine")
+    parser.add_argument(
+        "--trash", action="store_true",
+        help="so that it can come back, directories too: nokv trash restore PATH",
+    )  # fmt: skip
     add_cluster(parser)
     parser.set_defaults(run=with_client(_rm))
 
 
 async def _rm(fs: AsyncClient, options: argparse.Namespace) -> int:
     async def one(path: str) -> None:
+        if options.trash:
+            await fs.trash.put(path, missing_ok=options.force)
+            return
         try:
             await fs.unlink(path, missing_ok=options.force)
         except IsADirectory as error:

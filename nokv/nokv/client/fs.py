@@ -23,6 +23,7 @@ from nokv.client.plan import plan_files
 from nokv.client.publish import Mode, run
 from nokv.client.publish import Published as PublishedSet
 from nokv.client.readonly import PinnedView
+from nokv.client.trash import TrashHandle
 from nokv.client.upload import BodyUpload, FileInfo, begin_upload, checked, propose_uploads
 from nokv.errors import (
     AlreadyExists,
@@ -68,7 +69,7 @@ NOW: Final = TIME_NOW
 """As a time of `utime`: the cluster's clock when the command is applied."""
 
 
-class AsyncClient(DiffHandle, CopyHandle):
+class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
     """A connected client. Make one with `nokv.connect`; belongs to one event loop.
 
     Paths are absolute, text or bytes. Every change is one command: applied once, or not at all,

@@ -33,6 +33,7 @@ from nokv.client.paths import AnyPath
 from nokv.client.readonly import CHANGES, PinnedView, SnapshotView, refused
 from nokv.client.reads import ReadHandle
 from nokv.client.syncfiles import ReaderFile, TextWriterFile, WriterFile, open_file
+from nokv.client.trash import TrashCan
 from nokv.client.views import Snapshots, Workspaces
 from nokv.client.watch import WINDOW_BYTES, SyncWatch
 from nokv.errors import InvalidArgument, Stale, Unavailable
@@ -372,6 +373,16 @@ class SyncWorkspaces(Facade[Workspaces]):
     delete = _sync(Workspaces.delete)
 
 
+class SyncTrashCan(Facade[TrashCan]):
+    """What was removed and can come back; see `nokv.client.trash.TrashCan`."""
+
+    put = _sync(TrashCan.put)
+    list = _sync(TrashCan.list)
+    restore = _sync(TrashCan.restore)
+    empty = _sync(TrashCan.empty)
+    keep = _sync(TrashCan.keep)
+
+
 class Client(SyncReadHandle[AsyncClient]):
     """A connected client. Make one with `nokv.connect_sync`; see `AsyncClient` for the methods."""
 
@@ -441,6 +452,12 @@ class Client(SyncReadHandle[AsyncClient]):
         """Directories that are views of their own: create, list, delete."""
         make = self._make
         return SyncWorkspaces(self._owner, lambda client: make(client).workspaces)
+
+    @property
+    def trash(self) -> SyncTrashCan:
+        """What was removed and can come back: put, list, restore, empty, keep."""
+        make = self._make
+        return SyncTrashCan(self._owner, lambda client: make(client).trash)
 
     def at(self, snapshot: str) -> SyncSnapshotView:
         """Return a handle that reads what a snapshot shows, under the same absolute paths."""

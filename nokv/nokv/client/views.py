@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from nokv.client.changes import ChangeHandle
-from nokv.client.core import Core
-from nokv.client.options import Options, expect, find_snapshot, query
+from nokv.client.changes import ChangeHandle, Part
+from nokv.client.options import expect, find_snapshot, query
 from nokv.client.paths import AnyPath, components, join, split
 from nokv.client.paths import at as address
 from nokv.client.readonly import SnapshotView
 from nokv.client.reads import ReadHandle, shown_path
 from nokv.errors import InvalidArgument, NotFound, PredicateFailed
-from nokv.types.commands import Op, Predicate, RemoveTree, VersionIs
+from nokv.types.commands import RemoveTree, VersionIs
 from nokv.types.reads import PRESENT
-from nokv.types.results import Result
 from nokv.types.values import At, Attr
 from nokv.types.views import (
     HELD,
@@ -48,17 +46,6 @@ TRIES: Final = 16
 """How often the removal of a workspace is tried again because its root changed meanwhile."""
 
 
-class _Part:
-    """A group of methods of a client: shares its core and its options."""
-
-    def __init__(self, core: Core, options: Options) -> None:
-        self._core = core
-        self._options = options
-
-    async def _do(self, op: Op, predicates: tuple[Predicate, ...] = ()) -> Result:
-        return await self._core.propose(op, predicates, self._options.deadline_s)
-
-
 def lease_ns(ttl_s: float | None, *, hold: bool) -> int:
     """Return the lease of a snapshot as commands carry it.
 
@@ -86,7 +73,7 @@ def plain_path(path: AnyPath) -> bytes:
     return join(tuple(part for part in components(path) if part != b"."))
 
 
-class Snapshots(_Part):
+class Snapshots(Part):
     """The snapshots of a volume: `fs.snapshots`."""
 
     async def create(
@@ -148,7 +135,7 @@ class Snapshots(_Part):
         await self._do(SnapshotDelete(name))
 
 
-class Workspaces(_Part):
+class Workspaces(Part):
     """Directories that are views of their own: `fs.workspaces`.
 
     Clones and directories that were rolled back are such too.

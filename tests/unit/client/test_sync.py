@@ -29,9 +29,11 @@ from nokv.client.sync import (
     SyncReadHandle,
     SyncSnapshots,
     SyncSnapshotView,
+    SyncTrashCan,
     SyncWorkspaces,
     connect_sync,
 )
+from nokv.client.trash import TrashCan
 from nokv.client.views import Snapshots, Workspaces
 from nokv.errors import (
     AlreadyExists,
@@ -101,9 +103,10 @@ def test_the_same_names() -> None:
     assert names(SnapshotView) == names(SyncSnapshotView)
     assert names(Snapshots) == names(SyncSnapshots)
     assert names(Workspaces) == names(SyncWorkspaces)
+    assert names(TrashCan) == names(SyncTrashCan)
     changes = names(AsyncClient) - names(ReadHandle)
     changes -= {"core", "close", "session_id", "pinned", "at", "quota", "snapshots", "workspaces"}
-    changes -= {"diff", "history"}
+    changes -= {"trash", "diff", "history"}
     assert changes == set(CHANGES)
     for name in names(AsyncClient) - {
         "core",
@@ -116,6 +119,7 @@ def test_the_same_names() -> None:
         "at",
         "snapshots",
         "workspaces",
+        "trash",
     }:
         one, other = getattr(AsyncClient, name), getattr(Client, name)
         assert inspect.signature(one).parameters == inspect.signature(other).parameters or (
