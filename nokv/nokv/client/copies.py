@@ -306,9 +306,7 @@ class _Move:
             message = f"there is no {shown_path(source)}"
             raise NotFound(message)
         if file_type(attr) == FileType.DIRECTORY:
-            message = (
-                f"{shown_path(source)} is a directory, {shown_path(target)} in another view"
-            )
+            message = f"{shown_path(source)} is a directory, {shown_path(target)} in another view"
             hint = "clone it to its new place (nokv clone), and remove the original (nokv rm -r)"
             raise CrossesView(message, hint=hint)
         if there is not None and not replace:

@@ -521,6 +521,7 @@ class Service:
             "gc_orphan_bytes": self.gc.totals.orphan_bytes,
             "marks": self._duties.marks_total,
             "snapshots_expired": self._duties.snapshots_expired_total,
+            "trash_expired": self._duties.trash_expired_total,
             "digests": self._digests.made_total,
             "digests_missed": self._digests.missed_total,
             "checkpoint": self._digests.latest,
