@@ -254,6 +254,7 @@ def _copied(
         )
         _enter(step, view)
     for inode in copied.inodes.values():
+        inode.version = step.version  # the copy is no older than its view
         step.state.show((inode.view, inode.body), step.version, step.cluster_ns, inode.content)
         if len(inode.names) > 1:
             step.state.linked.add(inode.number)

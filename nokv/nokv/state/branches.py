@@ -14,7 +14,7 @@ from typing import Protocol
 
 from nokv.state import keys
 from nokv.state.families import Family
-from nokv.state.records import View, born_of, is_whiteout
+from nokv.state.records import BORN_BYTES, View, born_of, is_whiteout
 
 VERSIONED = frozenset(
     {
@@ -84,19 +84,27 @@ def inherited(levels: Levels, family: Family, key: bytes) -> bytes | None:
         return shown[family, key]
     value: bytes | None = None
     rest = key[keys.VIEW_BYTES :]
-    view = levels.view(int.from_bytes(key[: keys.VIEW_BYTES], "big"))
+    top = view = levels.view(int.from_bytes(key[: keys.VIEW_BYTES], "big"))
     while view is not None and view.origin is not None:
         value = own_at(levels, family, keys.pack(view.origin) + rest, view.origin_version)
         if value is not None:
             break
         view = levels.view(view.origin)
-    if value is not None and is_whiteout(value):
-        value = None
+    if value is not None:
+        value = None if is_whiteout(value) or top is None else _as_of(top, value)
     if family in _SMALL:
         if len(shown) >= SHOWN_MAX:
             shown.clear()
         shown[family, key] = value
     return value
+
+
+def _as_of(view: View, value: bytes) -> bytes:
+    """Return an inherited record as its view has it: no older than the view.
+
+    So it has one version there, also when the view was flattened, and copied it.
+    """
+    return view.created.to_bytes(BORN_BYTES, "big") + value[BORN_BYTES:]
 
 
 def get_at(levels: Levels, family: Family, key: bytes, version: int) -> bytes | None:
@@ -130,7 +138,7 @@ def _merged(
     below, origin = start[: keys.VIEW_BYTES], keys.pack(view.origin)
     low, high = _moved(start, end, origin)
     deeper = (
-        (below + key[keys.VIEW_BYTES :], value)
+        (below + key[keys.VIEW_BYTES :], _as_of(view, value))
         for key, value in _merged(levels, family, low, high, view.origin_version, reverse=reverse)
     )
     return _upper(own, deeper, reverse=reverse)
@@ -202,13 +210,16 @@ def page_at(
     found: dict[bytes, bytes] = {}
     cuts: list[bytes] = []
     number: int | None = int.from_bytes(own_view, "big")
+    top: View | None = None
     while number is not None:
         rows, cut = _own_page(levels, family, keys.pack(number) + rest, after, limit, version)
         for key, value in rows.items():
-            found.setdefault(own_view + key[keys.VIEW_BYTES :], value)
+            shown_value = value if top is None else _as_of(top, value)
+            found.setdefault(own_view + key[keys.VIEW_BYTES :], shown_value)
         if cut is not None:
             cuts.append(own_view + cut[keys.VIEW_BYTES :])
         view = levels.view(number)
+        top = top or view
         number = None if view is None else view.origin
         version = 0 if view is None else view.origin_version
     end = min(cuts, default=None)

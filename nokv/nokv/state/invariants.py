@@ -109,8 +109,8 @@ class _State:
             keys.U64X2.unpack(key): decode_inode(body_of(value))
             for key, value in self.rows(Family.INODE)
         }
-        for number, view in self.views.items():
-            root = number, view.root
+        for number, one in self.views.items():
+            root = number, one.root
             if number and root in self.inodes:  # a copied one says where its origin had it
                 self.inodes[root] = replace(self.inodes[root], parent=0, name=b"")
         self.dentries: dict[tuple[int, int, bytes], Dentry] = {

@@ -19,6 +19,7 @@ from nokv.state.context import (
     JOB_VIEW,
     Context,
     chain,
+    need_inode,
     root_of,
     view_of,
 )
@@ -88,10 +89,23 @@ def nested_below(ctx: Context, view: int, ino: int) -> tuple[Nested, ...]:
 def _collect(ctx: Context, view: int, ino: int, found: list[Nested]) -> None:
     tops = [(view, ino)]
     for holder, top in tops:  # it grows meanwhile
+        # Above the trash, which holds views too, there is nothing: parent 0.
+        below = {0: False, root_of(ctx.txn, holder): False, top: True}
         for directory, name, number in grafts_of(ctx.txn, holder):
-            if top in chain(ctx.txn, holder, directory):
+            if _is_below(ctx, holder, directory, below):
                 found.append(Nested(number, holder, directory, name))
                 tops.append((number, root_of(ctx.txn, number)))
+
+
+def _is_below(ctx: Context, view: int, directory: int, below: dict[int, bool]) -> bool:
+    """Whether a directory lies below one, at any depth; `below` says so of some, and learns."""
+    path = []
+    while directory not in below:
+        path.append(directory)
+        directory = need_inode(ctx.txn, view, directory).parent
+    found = below[directory]
+    below.update(dict.fromkeys(path, found))
+    return found
 
 
 # ---------------------------------------------------------------- pins and grafts
