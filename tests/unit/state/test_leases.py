@@ -24,6 +24,7 @@ from nokv.types.commands import (
 from nokv.types.reads import BodyMap, BodyMapReply
 from nokv.types.results import Made
 from nokv.types.values import At, Lease
+from nokv.types.views import Clone
 
 
 class Reader:
@@ -182,3 +183,46 @@ def test_a_lease_that_is_given_up(files: Files) -> None:
     assert first.fails() is Stale
     _pass_time(files)
     assert files.collect() == [(files.session, 1, 0, 0, 0)]
+
+
+def _in_clone(files: Files) -> Reader:
+    """Return a reader of c/f, a clone's file that has no record of its own."""
+    files.do(Clone(at("d"), at(), b"c"))
+    attr = files.stat("c/f")
+    reader = Reader(files, "d/f")
+    lease = Lease(attr.view, attr.inode, attr.body, files.machine.version)
+    frame = files.marks(2, session=reader.session, floor=files.machine.version, leases=(lease,))
+    files.internal(SessionMarks((frame,)))
+    reader.lease = lease
+    return reader
+
+
+@pytest.mark.parametrize("how", ["unlinked", "replaced", "removed", "source removed"])
+def test_a_file_of_a_clone_stays_readable(files: Files, how: str) -> None:
+    reader = _in_clone(files)
+    before = reader.show(20)
+    assert before[16:] == b"tail"
+    if how == "unlinked":
+        files.do(Unlink(at("c"), b"f"))
+    elif how == "replaced":
+        files.publish("c/f", inline(b"new"))
+    elif how == "removed":
+        files.do(RemoveTree(at(), b"c"))
+    else:
+        files.do(Unlink(at("d"), b"f"))
+        files.do(RemoveTree(at(), b"d"))
+        files.do(Unlink(at("c"), b"f"))
+    _pass_time(files)
+    assert files.collect() == []
+    assert reader.show(20) == before
+    files.check()
+    files.internal(ExpireSession(reader.session))
+    assert reader.fails() in (Stale, BodyGone)
+    if how == "source removed":
+        files.do(RemoveTree(at(), b"c"))
+        _pass_time(files)
+        files.collect()
+        _pass_time(files)
+        files.collect()
+        assert files.named() == set()
+    files.check()

@@ -40,7 +40,8 @@ from nokv.types.locks import (
     Unlock,
     WaitLocks,
 )
-from nokv.types.values import Caller
+from nokv.types.values import At, Caller
+from nokv.types.views import Clone
 
 RECORD, FLOCK = LockKind.RECORD, LockKind.FLOCK
 
@@ -287,6 +288,23 @@ def test_a_tree_that_is_removed_ends_waits_before_it_is_reaped(locks: Locks) -> 
     locks.reap()
     assert locks.waits(2, wait) is False
     assert locks.count(Family.LOCK) == 0
+    locks.check()
+
+
+def test_a_clone_has_locks_of_its_own(locks: Locks) -> None:
+    locks.mkdir("d")
+    locks.create("d/h", 0o666)
+    locks.set(1, path="d/h")
+    locks.do(Clone(at("d"), at(), b"c"))
+    held = locks.set(1, path="c/h", session=locks.other)
+    wait = locks.set(2, path="c/h")
+    assert held.view != 0
+    assert (held.granted, wait.granted) == (True, False)
+    locks.do(RemoveTree(at(), b"c"))
+    assert locks.waits(2, wait) is False
+    assert locks.fails(SetLock(At(held.view, held.inode), RECORD, 3, True)) is Stale
+    locks.reap()
+    assert locks.count(Family.LOCK) == 2  # of d/h alone
     locks.check()
 
 
