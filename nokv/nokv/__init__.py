@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from nokv import types
     from nokv.client import (
         AsyncClient,
+        Change,
         ClientConfig,
         Entry,
         FileInfo,
         Published,
         TlsFiles,
+        Watch,
         connect,
     )
     from nokv.client.sync import Client, connect_sync
@@ -32,11 +34,13 @@ _LAZY = {
     "types": "nokv.types",
     "connect": "nokv.client",
     "AsyncClient": "nokv.client",
+    "Change": "nokv.client",
     "ClientConfig": "nokv.client",
     "Entry": "nokv.client",
     "FileInfo": "nokv.client",
     "Published": "nokv.client",
     "TlsFiles": "nokv.client",
+    "Watch": "nokv.client",
     "Client": "nokv.client.sync",
     "connect_sync": "nokv.client.sync",
 }
@@ -44,12 +48,14 @@ _LAZY = {
 
 __all__ = [
     "AsyncClient",
+    "Change",
     "Client",
     "ClientConfig",
     "Entry",
     "FileInfo",
     "Published",
     "TlsFiles",
+    "Watch",
     "connect",
     "connect_sync",
     "errors",
