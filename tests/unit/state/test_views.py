@@ -515,6 +515,10 @@ def test_names_outside_of_a_clone_do_not_count_there() -> None:
     shard.done(Unlink(at("b"), b"x"))
     assert shard.stat("b/d/x2").nlink == 1
     assert shard.usage("b") == (3, 10)
+    shard.check()
+    shard.do(Link(at("b/d/x2"), at("b"), b"again"))
+    assert shard.stat("b/again").nlink == 2
+    shard.done(Unlink(at("b"), b"again"))
     shard.done(Unlink(at("b/d"), b"x2"))
     with pytest.raises(Stale):
         shard.attr(At(1, shard.stat("a/x").inode))
