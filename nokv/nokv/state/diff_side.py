@@ -189,6 +189,8 @@ class Side:
         """Return the names below the root that lead into other views, with their views."""
         if self._grafts is None:
             self._grafts = {}
+            if not load_usage(self.source, self.view, self.root).grafts:
+                return self._grafts
             for directory, name, view in _grafts(self.shard, self.view, self.version):
                 entry = self.entry((directory, name))
                 if entry is not None and entry.view == view:

@@ -16,7 +16,14 @@ from nokv.state.access import R, may, need
 from nokv.state.arguments import check_at
 from nokv.state.branches import PRESENT
 from nokv.state.collect import counters_of, sessions_of
-from nokv.state.context import chain, is_directory, is_regular, load_dentry, load_inode
+from nokv.state.context import (
+    chain,
+    is_directory,
+    is_regular,
+    load_dentry,
+    load_inode,
+    names_inside,
+)
 from nokv.state.families import Family
 from nokv.state.pinned import PinnedSource, Shard, Source
 from nokv.state.records import Inode, Pin, Snapshot, decode_events, decode_pin
@@ -133,7 +140,7 @@ class _File:
                 continue
             if not may(inode, self._caller, R):
                 continue
-            holders = tuple(self._holders(source, view, version, inode))
+            holders = tuple(self._holders(source, view, version, ino, inode))
             if holders:
                 yield self._showing(view, ino, version, inode, holders)
 
@@ -146,19 +153,21 @@ class _File:
                 found.append(dentry.inode)
         return found
 
-    def _holders(self, source: Source, view: int, version: int, inode: Inode) -> Iterator[Holder]:
+    def _holders(
+        self, source: Source, view: int, version: int, ino: int, inode: Inode
+    ) -> Iterator[Holder]:
         """Yield who holds a version of a view, and shows the file there."""
-        above: tuple[int, ...] | None = None
+        directories = {inode.parent}
+        if inode.nlink > 1:
+            directories.update(directory for directory, _ in names_inside(source, view, ino))
+        above = frozenset(one for d in sorted(directories) for one in chain(source, view, d))
         prefix = keys.pack2(view, version)
         for _, value in self._shard.scan(Family.PIN, prefix, keys.after_prefix(prefix)):
-            pin = decode_pin(value)
-            if above is None:
-                above = chain(source, view, inode.parent)
-            holder = self._holder(pin, view, above)
+            holder = self._holder(decode_pin(value), view, above)
             if holder is not None:
                 yield holder
 
-    def _holder(self, pin: Pin, view: int, above: tuple[int, ...]) -> Holder | None:
+    def _holder(self, pin: Pin, view: int, above: frozenset[int]) -> Holder | None:
         if pin.snapshot:
             name, snapshot = self._by_id().get(pin.snapshot, ("", None))
             if snapshot is None or is_over(snapshot, self._cluster_ns):

@@ -43,8 +43,14 @@ def list_snapshots(source: Shard, _caller: Caller, request: ListSnapshots) -> Sn
     found = snapshots_of(source, request.after)
     alive = ((name, one) for name, one in found if not is_over(one, cluster_ns))
     page = list(islice(alive, limit + 1))
-    rows = [_snapshot_reply(source, name, one, cluster_ns) for name, one in page[:limit]]
-    return SnapshotsReply(tuple(rows), len(page) > limit)
+    rows: list[SnapshotReply] = []
+    views = 0
+    for name, one in page[:limit]:
+        if rows and views >= PAGE_MAX:
+            break
+        rows.append(_snapshot_reply(source, name, one, cluster_ns))
+        views += 1 + len(one.nested)
+    return SnapshotsReply(tuple(rows), len(page) > len(rows))
 
 
 def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> SnapshotReply:

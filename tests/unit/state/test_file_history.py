@@ -11,7 +11,7 @@ from tests.unit.state.test_diff_views import Program
 
 from nokv.errors import InvalidArgument, IsADirectory, NotFound, PermissionDenied
 from nokv.state.context import DIRECTORY, REGULAR, S_IFMT
-from nokv.types.commands import Publish, PublishMode, Rename, SessionMarks, SetAttr, Unlink
+from nokv.types.commands import Link, Publish, PublishMode, Rename, SessionMarks, SetAttr, Unlink
 from nokv.types.diffs import History, HistoryReply, HolderKind, Showing
 from nokv.types.values import At, Caller, ChunkMap, Extent, Lease, Marks
 from nokv.types.views import Clone, Rollback, SnapshotCreate, SnapshotDelete, SnapshotMade
@@ -241,3 +241,12 @@ def test_it_lists_what_snapshots_show_and_nothing_else(seed: int) -> None:
                             assert one in held, (seed, number, file)
                             compared += 1
     assert compared, "no snapshot showed a live file"
+
+
+def test_any_name_of_a_file_may_lie_below_the_snapshot() -> None:
+    shard = planted()
+    generation = publish(shard, "d/f", b"1")
+    shard.do(Link(at("d/f"), at("e"), b"link"))
+    snapshot(shard, "e", "of-e")
+    live = publish(shard, "d/f", b"2")
+    assert shown(shard, "d/f") == {live: ["LIVE"], generation: ["of-e"]}
