@@ -10,6 +10,7 @@ After every call what must exist does; at the end the bucket has what is named a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -34,12 +35,15 @@ from nokv.types.commands import (
     PublishMode,
     RemoveTree,
     SessionMarks,
+    StageBegin,
+    StageMode,
+    StageSwap,
     Unlink,
 )
 from nokv.types.copies import Copy, CopyMode
 from nokv.types.reads import Read
-from nokv.types.results import Leased
-from nokv.types.values import ChunkMap, Extent, ObjectPart
+from nokv.types.results import Leased, Made
+from nokv.types.values import At, ChunkMap, Extent, ObjectPart
 from nokv.types.views import HELD, Clone, SnapshotCreate, SnapshotDelete
 
 V = TypeVar("V")
@@ -128,6 +132,9 @@ class CalledNode:
         self._files = files
         self._calls = calls
 
+    async def call(self, name: str, call: Callable[[], Coroutine[Any, Any, V]]) -> V:
+        return await self._calls.make(name, call)
+
     async def read(self, request: Read, kind: type[V]) -> V:
         async def call() -> V:
             value = self._files.read(request)
@@ -170,7 +177,21 @@ class Story:
 
     # -------------------------------------------------------------- the client
 
-    async def write(self, session: int, path: str, blocks: int = 2) -> None:
+    async def stage(self, session: int, name: bytes) -> None:
+        """Build a tree out of sight and swap it in, as a publish of a directory does."""
+        node = CalledNode(self.files, self.calls)
+        made = self.files.do(StageBegin(0, 0o040755), session=session)
+        assert isinstance(made, Made)
+        root = made.attr.inode
+        for file in (b"x", b"y"):
+            await self.write(session, file.decode(), 1, At(0, root))
+        swap = StageSwap(0, root, at(), name, StageMode.REPLACE)
+        with contextlib.suppress(Killed, NokvError):  # its outcome is open
+            await node.call("propose StageSwap", lambda: self.propose(swap, session))
+
+    async def write(
+        self, session: int, path: str, blocks: int = 2, parent: At | None = None
+    ) -> None:
         """Upload and publish as a client does; a client that dies leaves its session to expire."""
         store, node = CalledStore(self.store, self.calls), CalledNode(self.files, self.calls)
         leased = self.files.do(LeaseUploads(1), session=session)
@@ -183,7 +204,7 @@ class Story:
             extents = tuple(Extent(b * len(DATA), len(DATA), b) for b in range(blocks))
             above, _, last = path.rpartition("/")
             op = Publish(
-                at(above),
+                parent or at(above),
                 last.encode(),
                 PublishMode.REPLACE,
                 0o644,
@@ -191,10 +212,9 @@ class Story:
                 upload,
                 (ChunkMap(0, parts, extents),),
             )
-            await node._calls.make("propose Publish", lambda: self.propose(op, session))
+            await node.call("propose Publish", lambda: self.propose(op, session))
         except (Killed, NokvError):
-            # The outcome is open: it is settled by the session's end.
-            pass
+            pass  # its outcome is open: it is settled by the session's end
 
     async def propose(self, op: Op, session: int) -> object:
         return self.files.do(op, session=session)
@@ -245,6 +265,11 @@ async def tell(story: Story) -> None:
     await story.write(me, "d/f", 1)
     await story.write(me, "d/g", 3)
     await story.write(other, "d/lost", 1)
+    await story.stage(me, b"tree")
+    await story.stage(me, b"tree")
+    left = files.do(StageBegin(0, 0o040755), session=other)
+    assert isinstance(left, Made)
+    await story.write(other, "never-seen", 1, At(0, left.attr.inode))
     if files.machine.version and _exists(files, "d/g"):
         files.do(Copy(at("d/g"), at(), b"copy", CopyMode.CREATE, 0o644))
     files.do(SnapshotCreate(at("d"), "s", b"/d", HELD))
@@ -268,6 +293,8 @@ async def tell(story: Story) -> None:
     settle(story)
     await story.work()
     files.do(RemoveTree(at(), b"clone"))
+    if _exists(files, "tree"):
+        files.do(RemoveTree(at(), b"tree"))
     files.do(RemoveTree(at(), b"d"))
     settle(story, DAY_NS)
     await story.work()
@@ -296,8 +323,7 @@ async def rest(story: Story) -> None:
     for _ in range(4):
         settle(story)
         await story.work()
-    named = {story.name(*name) for name in files.named()}
-    # What died clients left of the live session goes with it.
+    # What clients that died have left of the live session goes with it, staged trees too.
     for session, _ in files.machine.live_sessions():
         files.internal(ExpireSession(session))
     files.reap()
@@ -305,7 +331,7 @@ async def rest(story: Story) -> None:
     await story.work()
     await story.work()
     files.reap()
-    assert set(story.store.names) == named == {story.name(*name) for name in files.named()}
+    assert set(story.store.names) == {story.name(*name) for name in files.named()}
     assert not files.count(Family.DROP)
     assert not files.count(Family.REF)
     assert not files.count(Family.SESSION)
@@ -329,6 +355,7 @@ def test_the_story_makes_every_kind_of_call() -> None:
     assert kinds == {
         "put",
         "propose Publish",
+        "propose StageSwap",
         "read GetDrops",
         "delete",
         "run Collected",
