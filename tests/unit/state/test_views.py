@@ -25,6 +25,8 @@ from nokv.errors import (
 from nokv.state import snapshots, views
 from nokv.types.commands import (
     Create,
+    CreateBackup,
+    EndBackup,
     ExpireSession,
     Link,
     Mkdir,
@@ -806,3 +808,73 @@ def test_each_step_of_the_reaper_keeps_every_invariant() -> None:
         shard.check()
         steps += 1
     assert steps > 5
+
+
+# ---------------------------------------------------------------- beside other holds
+
+
+def test_a_backup_holds_what_snapshots_and_clones_show() -> None:
+    shard = tree()
+    shard.workspace("a/w")
+    shard.create("a/w/f")
+    held = shard.snapshot("a", "s")
+    shard.clone("", "b", "s")
+    shard.publish("a/x", stored(99))
+    shard.done(Unlink(at("a/w"), b"f"))
+    gone = shard.workspace("gone")
+    shard.done(Rmdir(at(), b"gone"))
+    shard.do(CreateBackup("nightly", 1, CENTURY_NS, "bucket", "c" * 32))
+    backup = shard.machine.version
+    shard.done(SnapshotDelete("s"))
+    shard.done(RemoveTree(at(), b"b"))
+    shard.done(RemoveTree(at(), b"a"))
+    shard.settle()
+    assert gone.view not in shard.views()
+    assert shard.attr(At(0, held.inode, (b"x",)), held.version).size == 10
+    shard.attr(At(0, held.inode, (b"w", b"f")), held.version)
+    assert shard.attr(at("a/x"), backup).size == 99
+    assert shard.attr(at("b/x"), backup).size == 10
+    shard.done(EndBackup(backup))
+    shard.done(EndBackup(backup, release=True))
+    shard.settle()
+    assert not shard.views()
+    assert shard.machine.counters.history == 0
+
+
+def test_a_failed_command_leaves_no_pin_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = tree()
+    shard.workspace("a/w")
+    shard.clone("a", "b")
+    shard.create("b/new")
+    shard.create("b/w/new")
+    shard.snapshot("b", "s")
+    monkeypatch.setattr(views, "VIEW_DEPTH_MAX", 1)
+    pins = {view: shard.machine._txn.pins(view) for view in range(4)}
+    assert shard.fails(Rollback(at(), b"b", "s", b"/b", SECOND_NS)) is ResultTooLarge
+    assert shard.fails(Clone(at("b"), at("b"), b"c")) is ResultTooLarge
+    assert {view: shard.machine._txn.pins(view) for view in range(4)} == pins
+    monkeypatch.undo()
+    shard.check()
+    made = shard.clone("b", "b/c")
+    assert shard.views()[made.view].depth == 2
+    assert shard.fails(Unlink(at("b/c"), b"c")) is NotFound
+    shard.check()
+
+
+def test_reads_name_the_views_that_they_pass() -> None:
+    shard = tree()
+    inner = shard.workspace("a/w")
+    shard.symlink("a/w/up", b"../x")
+    shard.symlink("a/w/top", b"/a/x")
+    made = shard.clone("a", "b")
+    assert shard.stat("b/w/up").view == made.view
+    assert shard.stat("b/w/top").view == 0
+    held = shard.do(PinView(0))
+    assert isinstance(held, Pinned)
+    shard.attr(at("a/x"), held.version)
+    with pytest.raises(VersionNotPinned):
+        shard.attr(at("a/w"), held.version)
+    with pytest.raises(VersionNotPinned):
+        shard.attr(At(inner.view, inner.inode), held.version)
+    with pytest.raises(Stale):
+        shard.attr(At(99))
