@@ -37,7 +37,7 @@ class LockWaitOver(msgspec.Struct, frozen=True):
     session: int
     ticket: int
     granted: bool
-    """False: it was cancelled with its inode. Also True where its own session gave it up."""
+    """False: its session gave it up, or it ended with its session or inode."""
 
 
 Effect = SessionLive | SessionDead | CheckpointReached | BackupReached | LockWaitOver

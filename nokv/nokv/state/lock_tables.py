@@ -15,6 +15,7 @@ from nokv.state.locks import (
     EMPTY,
     LockTable,
     Owner,
+    Settled,
     Wait,
     blockers,
     decode_table,
@@ -43,11 +44,10 @@ def save_table(
     ctx: Context,
     place: tuple[int, int, int],
     before: LockTable,
-    after: LockTable,
-    *,
-    inode_gone: bool = False,
+    settled: Settled,
 ) -> None:
     """Write a table (view, inode, kind), its index, the sessions' counts, and who waits no more."""
+    after = settled.table
     if after == before:
         return
     txn, key = ctx.txn, keys.lock(*place)
@@ -71,10 +71,11 @@ def save_table(
         if more:
             _count(ctx, session, more)
     queued = {wait.ticket for wait in after.waits}
+    granted = {wait.ticket for wait in settled.granted}
     for wait in before.waits:
         if wait.ticket not in queued:
             txn.delete_row(_LOCK, keys.lock_wait(wait.session, wait.owner, wait.ticket))
-            ctx.effects.append(LockWaitOver(wait.session, wait.ticket, not inode_gone))
+            ctx.effects.append(LockWaitOver(wait.session, wait.ticket, wait.ticket in granted))
     known = {wait.ticket for wait in before.waits}
     for wait in after.waits:
         if wait.ticket not in known:
@@ -160,7 +161,7 @@ def end_inode_locks(ctx: Context, view: int, ino: int) -> None:
         return
     for kind in _KINDS:
         table = load_table(ctx.txn, view, ino, kind)
-        save_table(ctx, (view, ino, kind), table, EMPTY, inode_gone=True)
+        save_table(ctx, (view, ino, kind), table, Settled(EMPTY, ()))
 
 
 def end_view_locks(ctx: Context, view: int, limit: int) -> int:
@@ -169,7 +170,7 @@ def end_view_locks(ctx: Context, view: int, limit: int) -> int:
     found = list(islice(rows, limit))
     for key, value in found:
         place = keys.lock_parts(key)
-        save_table(ctx, place, decode_table(value), EMPTY, inode_gone=True)
+        save_table(ctx, place, decode_table(value), Settled(EMPTY, ()))
     return len(found)
 
 
@@ -186,4 +187,4 @@ def end_session_locks(ctx: Context, session_id: int) -> None:
             tuple(hold for hold in before.holds if hold.session != session_id),
             tuple(wait for wait in before.waits if wait.session != session_id),
         )
-        save_table(ctx, place, before, settle(left).table)
+        save_table(ctx, place, before, settle(left))

@@ -24,6 +24,7 @@ from nokv.state.families import Family
 from nokv.state.lock_tables import closes_circle, is_waiting, load_table, save_table
 from nokv.state.locks import (
     LockTable,
+    Settled,
     Wait,
     first_conflict,
     is_free,
@@ -139,20 +140,19 @@ def set_lock(ctx: Context, op: SetLock) -> LockSet:
     if is_free(before, request):
         holds = with_range(before.holds, request)
         _need_room(len(holds), before)
-        after = settle(LockTable(holds, before.waits)).table
-        save_table(ctx, place, before, after)
+        save_table(ctx, place, before, settle(LockTable(holds, before.waits)))
         return LockSet(found.view, found.ino, granted=True)
     if not op.wait:
         message = "another owner holds a lock there, or waits for one"
         raise LockHeld(message)
     after = _queued(ctx, before, request, op.kind)
     save_table(ctx, place, before, after)
-    waiting = any(wait.ticket == request.ticket for wait in after.waits)
+    waiting = request not in after.granted
     ticket = request.ticket if waiting else 0
     return LockSet(found.view, found.ino, granted=not waiting, ticket=ticket)
 
 
-def _queued(ctx: Context, before: LockTable, request: Wait, kind: int) -> LockTable:
+def _queued(ctx: Context, before: LockTable, request: Wait, kind: int) -> Settled:
     """Return the table with the request in its queue. Raises LockLimit, LockDeadlock."""
     waits, holds = (*before.waits, request), before.holds
     if len(waits) > LOCK_WAITS_MAX:
@@ -167,7 +167,7 @@ def _queued(ctx: Context, before: LockTable, request: Wait, kind: int) -> LockTa
         message = "its owner would wait for itself, over others"
         raise LockDeadlock(message)
     after = LockTable(holds, waits)
-    return after if holds == before.holds else settle(after).table
+    return Settled(after, ()) if holds == before.holds else settle(after)
 
 
 def _need_room(holds: int, before: LockTable) -> None:
@@ -195,7 +195,7 @@ def unlock(ctx: Context, op: Unlock) -> Done:
     before = load_table(ctx.txn, *place)
     holds = without_range(before.holds, (ctx.session_id, op.owner), op.start, _end(op))
     _need_room(len(holds), before)
-    save_table(ctx, place, before, settle(LockTable(holds, before.waits)).table)
+    save_table(ctx, place, before, settle(LockTable(holds, before.waits)))
     return Done()
 
 
@@ -212,7 +212,7 @@ def cancel_lock(ctx: Context, op: CancelLock) -> LockSet:
     if len(left) == len(before.waits):
         granted = _reachable(ctx.txn, ctx.session_id, op.view, op.inode)
         return LockSet(op.view, op.inode, granted=granted)
-    save_table(ctx, place, before, settle(LockTable(before.holds, left)).table)
+    save_table(ctx, place, before, settle(LockTable(before.holds, left)))
     return LockSet(op.view, op.inode, granted=False)
 
 
