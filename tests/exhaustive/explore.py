@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.exhaustive.canonical import canonical
-from tests.exhaustive.programs import Step, Tiny, alphabet, start
+from tests.exhaustive.programs import Step, Tiny, alphabet, further, start
 from tests.machine import comparing
 
 
@@ -59,7 +59,8 @@ class Search:
     ) -> None:
         self.explored = Explored(depth)
         self._reduce = reduce
-        self._steps = {name: step for name, step in alphabet().items() if name in only or not only}
+        steps = alphabet()
+        self._steps = {name: (steps | further())[name] for name in only or steps}
         self._left: dict[bytes, int] = {}
         """Canonical state -> most steps that were left when it was gone on from."""
         self._until = until

@@ -19,6 +19,7 @@ from nokv.state.memory import MemoryKV
 from nokv.state.records import decode_counters, encode
 from nokv.types import commands as c
 from nokv.types.commands import PublishMode
+from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result
 from nokv.types.values import At, ChunkMap, Extent, Marks, ObjectPart
 from nokv.types.views import (
@@ -100,14 +101,14 @@ class Tiny:
         """All leases are over; one snapshot goes."""
         return self.node(ExpireSnapshots(1), 2 * GRACE_NS)
 
-    def publish(self, parent: At, name: bytes, mode: PublishMode) -> Result:
-        """Write both halves of a file, or patch the first one: each half is an object."""
+    def publish(self, parent: At, name: bytes, mode: PublishMode, *, tail: bool = False) -> Result:
+        """Write both halves of a file, or append or patch one: each half is an object."""
         self.upload += 1
-        halves = 1 if mode == PublishMode.PATCH else 2
+        halves = 2 if mode == PublishMode.REPLACE else 1
         parts = tuple(ObjectPart(0, half, 0, HALF, b"8bytes..") for half in range(halves))
-        extents = tuple(Extent(half * HALF, HALF, half) for half in range(halves))
+        extents = tuple(Extent((half + tail) * HALF, HALF, half) for half in range(halves))
         chunk = ChunkMap(0, parts, extents)
-        size = halves * HALF
+        size = (halves + tail) * HALF
         op = c.Publish(parent, name, int(mode), 0o666, size, self.upload, (chunk,))
         return self.send(op)
 
@@ -221,6 +222,21 @@ def alphabet() -> dict[str, Step]:
     steps["flatten"] = lambda tiny: tiny.node(Flatten(ranges.VIEWS, 1))
     steps["crash"] = Tiny.crash
     return steps
+
+
+def further() -> dict[str, Step]:
+    """Return steps for directed searches, beside those of the alphabet."""
+    at, name = At(path=(b"a",)), b"a"
+    file = At(path=(b"a", b"a"))
+    return {
+        "snapshot /b u": _send(SnapshotCreate(At(path=(b"b",)), "u", b"/b", HELD)),
+        "publish /a/b/a": _publish(At(path=(b"a", b"b")), name, PublishMode.REPLACE),
+        "clone /b /c": _send(Clone(At(path=(b"b",)), At(), b"c")),
+        "patch the tail of /a/a": lambda tiny: tiny.publish(at, name, PublishMode.PATCH, tail=True),
+        "stretch /a/a": _send(c.SetAttr(file, size=CHUNK_BYTES - HALF // 2)),
+        "append to /a/a": lambda tiny: tiny.publish(at, name, PublishMode.APPEND),
+        "cut /a/a": _send(c.SetAttr(file, size=CHUNK_BYTES)),
+    }
 
 
 CORE = (

@@ -15,7 +15,10 @@ import msgspec
 from nokv.errors import SessionExpired
 from nokv.state import (
     collect,
+    context,
     dispatch,
+    drops,
+    flatten_copy,
     keys,
     machine,
     ops_attr,
@@ -23,12 +26,15 @@ from nokv.state import (
     ops_remove,
     ops_rename,
     ops_session,
+    ops_view,
     reap,
+    reap_views,
     txn,
+    views,
 )
 from nokv.state.context import Context
 from nokv.state.families import Family
-from nokv.state.records import Counters
+from nokv.state.records import Counters, body_of, decode_chunk, is_whiteout
 from nokv.types.commands import PinView
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.values import StoredChunk
@@ -262,3 +268,75 @@ def floors_hold_nothing(original: Any, drop: Any, guards: Any, grace_ns: int) ->
 @plant("history", "the collector does not look at leases", (collect, "is_safe"))
 def leases_hold_nothing(original: Any, drop: Any, guards: Any, grace_ns: int) -> Any:
     return original(drop, msgspec.structs.replace(guards, leases=()), grace_ns)
+
+
+# ---------------------------------------------------------------- views
+
+
+@plant("views", "a dead view goes at once, whatever is pinned of it", (reap_views, "end_view"))
+def zombie(original: Any, ctx: Any, number: int) -> None:
+    record = ctx.txn.view(number)
+    if record is None or not record.dead or not ctx.txn.pins(number):
+        original(ctx, number)
+    else:
+        views.release_origin(ctx, number, record)
+
+
+@plant("views", "a view below a directory is not taken along", (ops_view, "nested_below"))
+def nested(original: Any, *arguments: Any) -> tuple[()]:
+    del original, arguments
+    return ()
+
+
+@plant("views", "a clone begins with the version of its own command", (ops_view, "plan_copy"))
+def pbefore(original: Any, ctx: Any, shown: Any, *rest: Any, **named: Any) -> Any:
+    late = msgspec.structs.replace(shown, version=max(shown.version, ctx.version))
+    return original(ctx, late, *rest, **named)
+
+
+@plant("views", "a whiteout that ends leaves no history", (txn.Txn, "_retire"))
+def whist(original: Any, self: Any, family: Any, key: bytes, *rest: Any, **named: Any) -> Any:
+    own = self.own(family, key)
+    if own is not None and is_whiteout(own):
+        return None
+    return original(self, family, key, *rest, **named)
+
+
+@plant("views", "what is flattened is born at once", (flatten_copy.Copier, "__init__"))
+def flat(original: Any, self: Any, ctx: Any, *rest: Any) -> None:
+    original(self, ctx, *rest)
+    self.created, self._born = ctx.version, ctx.version.to_bytes(8, "big")
+
+
+@plant("views", "names outside of a clone's root count in it", (context, "_is_inside"))
+def nlink(original: Any, *arguments: Any) -> bool:
+    del original, arguments
+    return True
+
+
+@plant(
+    "holds",
+    "an object goes with the first of its holds",
+    (collect, "_shared"),
+    (collect, "_is_held"),
+)
+def hold(original: Any, *arguments: Any) -> list[bytes]:
+    del original, arguments
+    return []
+
+
+@plant("holds", "a patch is merged into what its writer saw once", (ops_publish, "load_chunk"))
+def patch(original: Any, ctx: Any, key: bytes) -> StoredChunk:
+    end = keys.pack(keys.chunk_parts(key)[0] + 1)
+    for row, value in ctx.txn.scan(Family.HISTORY, key[:8], end):
+        family, record, _ = keys.history_parts(row)
+        if (family, record) == (Family.CHUNK, key) and not is_whiteout(value):
+            return decode_chunk(body_of(value))
+    chunk: StoredChunk = original(ctx, key)
+    return chunk
+
+
+@plant("holds", "a hold begins with the record that names it", (drops, "gone"))
+def born(original: Any, old: Any, new: Any, created: int) -> Any:
+    latest = max((extent.born for extent in old.extents), default=0)
+    return [(obj, latest) for obj, _ in original(old, new, created)]

@@ -19,7 +19,7 @@ from nokv.types import reads as r
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result, SessionOpened
 from nokv.types.values import At, ChunkMap, Extent, ObjectPart, Volume
-from nokv.types.views import ExpireSnapshots, GetSnapshot, ListSnapshots
+from nokv.types.views import ExpireSnapshots, Flatten, GetSnapshot, ListSnapshots
 from nokv_model.model import Model
 
 SEEDS = st.binary(min_size=6, max_size=6)
@@ -332,7 +332,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
             c.InitVolume(VOLUME, 8),
             ExpireSnapshots(draw.one((1, 100))),
-            # Flatten(draw.view(), draw.one((1, 3, 100))),
+            Flatten(draw.view(), draw.one((1, 3, 100))),
         )
         op = draw.one(ops)
         self.queue(draw, "node", internal(op))
