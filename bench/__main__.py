@@ -2,7 +2,7 @@
 
     python -m bench                      everything, three interleaved repeats
     python -m bench creates stat         only these groups: creates serial stat bodies size failover
-                                         idle replication diff watch
+                                         idle replication views diff watch
     python -m bench --repeats 1 --seconds 1
 
 Nodes, client and etcd share this machine. *Unsynced* means that the nodes' data lie on tmpfs, where
@@ -33,7 +33,7 @@ import obstore.store
 import uvloop
 
 import nokv
-from bench import diff, watch, workloads
+from bench import branches, diff, watch, workloads
 from bench.etcd import PUT, Etcd, encode_put
 from bench.replication import replication
 from bench.report import Row, machine, save, show
@@ -512,6 +512,18 @@ async def diffs(bench: Bench) -> None:
     bench.show("diff", diff.TITLE, await asyncio.to_thread(diff.rows, bench.directory))
 
 
+async def views(bench: Bench) -> None:
+    """Snapshots, clones and rollbacks of trees of several sizes, and creates under a snapshot."""
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3)
+        async with nokv.connect(cluster.addresses) as fs:
+            rows += await branches.creates_under_a_snapshot(fs, bench.seconds, bench.repeats)
+            for files in (1_000, 100_000, 1_000_000):
+                rows += await branches.latencies(fs, files, bench.repeats)
+    bench.show("views", "Views", rows)
+
+
 async def watches(bench: Bench) -> None:
     """What watchers are told how soon, and what a thousand of them cost."""
     with ExitStack() as stack:
@@ -530,6 +542,7 @@ GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "failover": failover,
     "idle": idle,
     "replication": ordering,
+    "views": views,
     "diff": diffs,
     "watch": watches,
 }

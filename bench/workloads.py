@@ -52,6 +52,16 @@ async def bulk_sequential(fs: AsyncClient, seconds: float) -> float:
     return await keep_busy(4, seconds, one) * BULK
 
 
+async def fill(fs: AsyncClient, directory: str, files: int) -> None:
+    """Make a directory of so many empty files, 1,000 to a subdirectory."""
+    await fs.mkdir(directory)
+    names = [b"file-%04d" % number for number in range(1000)]
+    for number in range(max(1, files // 1000)):
+        below = f"{directory}/dir-{number:04d}"
+        await fs.mkdir(below)
+        await fs.bulk_create(below, names[:files])
+
+
 async def bulk_random(fs: AsyncClient, seconds: float) -> float:
     """The same with random names over 32 directories."""
     top = f"/random-{os.getpid()}-{next(_fresh)}"
