@@ -15,7 +15,7 @@ nothing any more, and notes of changed inodes; they are swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -314,7 +314,7 @@ DEPTH_DEFAULT = 8
 """A view deeper than this is flattened: each level below costs every read."""
 
 
-def due(shard: Shard, views: Iterator[int], depth: int = DEPTH_DEFAULT) -> int:
+def due(shard: Shard, views: Iterable[int], depth: int = DEPTH_DEFAULT) -> int:
     """Return a view that a `Flatten` would bring further; 0: there is none.
 
     One that is begun first; else the least deep of those that are too deep, as others lie above

@@ -23,7 +23,7 @@ from nokv.errors import (
     UnknownSession,
     WindowFull,
 )
-from nokv.state import dispatch, keys, ops_backup, reads, snapshots
+from nokv.state import dispatch, flatten, keys, ops_backup, reads, snapshots
 from nokv.state.context import Context, name_in
 from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
@@ -416,6 +416,11 @@ class StateMachine:
     def trash_due(self, cluster_ns: int) -> bool:
         """Whether an `ExpireTrash` at this time would find something to do."""
         return self._counters.trashes > 0 and is_due(self._txn.present, cluster_ns)
+
+    def flatten_due(self) -> int:
+        """Return a view that a `Flatten` would bring further; 0: there is none."""
+        txn = self._txn
+        return flatten.due(txn, sorted(txn.numbers())) if self._counters.next_view > 1 else 0
 
     def has_trash(self) -> bool:
         """Whether something in a trash waits for time."""

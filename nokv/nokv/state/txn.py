@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 
 import msgspec
 
@@ -436,6 +436,10 @@ class Txn:
             value = own[key]
             return None if value is None else decode_view(value)
         return self._views.get(number)
+
+    def numbers(self) -> KeysView[int]:
+        """Return the numbers of all views between two commands, dead ones too."""
+        return self._views.keys()
 
     def set_view(self, number: int, view: View) -> None:
         """Write a view's record."""
