@@ -149,7 +149,9 @@ class Context:
         if own is None:
             self.counters.files += 1
             self.counters.size_bytes += before.size
-            for directory in {inode.parent, *(d for d, _ in names_inside(self.txn, view, ino))}:
+            for directory in sorted(
+                {inode.parent, *(d for d, _ in names_inside(self.txn, view, ino))}
+            ):
                 self.note_changed(view, directory, ino)
         if before.nlink > 1 and not is_directory(before):
             self._forget_outside(view, ino)
