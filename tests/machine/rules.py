@@ -227,6 +227,8 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.world.crash()
         if draw.chance(5):
             self.world.apply([internal(c.Reap(draw.one((1, 2, 5, 100))))])
+        if draw.chance(5):
+            self.world.apply([internal(Flatten(draw.view(), draw.one((1, 2, 5, 100))))])
         if draw.chance(6):
             self.world.settle()
             self.world.compare_quiet()
