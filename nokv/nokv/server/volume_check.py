@@ -58,7 +58,7 @@ from nokv.types.values import StoredObject
 
 log = logging.getLogger("nokv.check")
 
-RECORDS_MAX: Final = 50_000_000
+RECORDS_MAX: Final = 20_000_000
 """Inodes and rows of history, of a volume that can be checked: some 2 KB of memory each."""
 HOLD_NS: Final = 7 * 86_400 * 1_000_000_000
 """The image's hold at most; it ends with the check, or with the session of who checks."""

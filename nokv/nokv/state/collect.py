@@ -93,6 +93,16 @@ def sessions_of(source: Source, after: int) -> Iterator[tuple[int, Session]]:
             yield session_id, decode_session(row[1])
 
 
+def live_sessions_of(source: Source) -> Iterator[tuple[int, Session]]:
+    """Yield (id, session) of every session that has not ended, ascending."""
+    end = keys.after_prefix(keys.LIVE_PREFIX)
+    for key, _ in source.scan(Family.META, keys.LIVE_PREFIX, end):
+        session_id = int.from_bytes(key[len(keys.LIVE_PREFIX) :], "big")
+        value = source.get(Family.SESSION, keys.session(session_id))
+        assert value is not None, f"session {session_id:x} lives and has no record"
+        yield session_id, decode_session(value)
+
+
 def read_guards(source: Source) -> Guards:
     """Collect pins, floors and leases."""
     pins: dict[int, list[int]] = {}
@@ -101,10 +111,9 @@ def read_guards(source: Source) -> Guards:
         pins.setdefault(view, []).append(version)
     floor = 2**63 - 1
     leases: list[Lease] = []
-    for _, session in sessions_of(source, 0):
-        if not session.died:
-            floor = min(floor, session.floor)
-            leases.extend(session.leases)
+    for _, session in live_sessions_of(source):
+        floor = min(floor, session.floor)
+        leases.extend(session.leases)
     ordered = {view: tuple(versions) for view, versions in pins.items()}
     origin = source.get(Family.META, keys.ORIGIN)
     foreign = -1

@@ -302,6 +302,11 @@ def _check_sessions(state: _State) -> None:
             first = int.from_bytes(key[9:], "big")
             consumed[session_id].append((first, int.from_bytes(value, "big")))
     assert nonces == {s.nonce: sid for sid, s in state.sessions.items()}, "nonces of sessions"
+    end = keys.after_prefix(keys.LIVE_PREFIX)
+    rows = state.source.scan(Family.META, keys.LIVE_PREFIX, end)
+    listed = {int.from_bytes(key[len(keys.LIVE_PREFIX) :], "big") for key, _ in rows}
+    living = {session_id for session_id, s in state.sessions.items() if not s.died}
+    assert listed == living, f"sessions listed as alive: {sorted(listed ^ living)[:3]} differ"
     for session_id, session in state.sessions.items():
         kept = results[session_id]
         what = f"session {session_id:x}"

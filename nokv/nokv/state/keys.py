@@ -32,6 +32,7 @@ FLATTEN_PREFIX = b"flatten/"
 FLATTEN_TODO_PREFIX = b"flatten-todo/"
 GRAFT_PREFIX = b"graft/"
 KEPT_PREFIX = b"kept/"
+LIVE_PREFIX = b"live/"
 CHANGED_PREFIX = b"changed/"
 
 RECORD = b"\x00"
@@ -103,6 +104,11 @@ def result(session_id: int, seq: int) -> bytes:
 def consumed(session_id: int, first: int) -> bytes:
     """SESSION: a range of published uploads, [first, value]."""
     return pack(session_id) + CONSUMED + pack(first)
+
+
+def live(session_id: int) -> bytes:
+    """META: the session has not ended. Tombstones outnumber the living."""
+    return LIVE_PREFIX + pack(session_id)
 
 
 def nonce(value: bytes) -> bytes:

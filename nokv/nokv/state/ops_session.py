@@ -95,6 +95,7 @@ def open_session(ctx: Context, op: OpenSession) -> SessionOpened:
     session = Session(op.nonce, op.ttl_ns, ctx.version, floor=ctx.version)
     ctx.txn.set_row(Family.SESSION, keys.session(session_id), ctx.txn.encode(session))
     ctx.txn.set_row(Family.SESSION, keys.nonce(op.nonce), keys.pack(session_id))
+    ctx.txn.set_row(Family.META, keys.live(session_id), b"")
     ctx.effects.append(SessionLive(session_id, op.ttl_ns))
     return SessionOpened(session_id, op.ttl_ns, ctx.version)
 
@@ -127,6 +128,7 @@ def expire_session(ctx: Context, op: ExpireSession) -> Done:
         session, died=ctx.version, died_cluster_ns=ctx.cluster_ns, leases=(), stages=(), locks=0
     )
     save_session(ctx, op.target, ended)
+    ctx.txn.delete_row(Family.META, keys.live(op.target))
     ctx.effects.append(SessionDead(op.target))
     return Done()
 

@@ -15,7 +15,14 @@ from typing import Any
 import msgspec
 
 from nokv.state import keys
-from nokv.state.collect import CHUNKS_A_STEP, Guards, counters_of, read_guards, sessions_of
+from nokv.state.collect import (
+    CHUNKS_A_STEP,
+    Guards,
+    counters_of,
+    live_sessions_of,
+    read_guards,
+    sessions_of,
+)
 from nokv.state.context import JOB_ORPHAN, JOB_TRIM, JOB_UNPIN, JOB_VIEW
 from nokv.state.extents import holds_of
 from nokv.state.families import Family
@@ -81,7 +88,7 @@ def _holders(source: Source) -> _Holders:
     for key, value in source.scan(Family.PIN, b"", b"\xff" * 8):
         view, version, pin_id = keys.pin_parts(key)
         pins[view].append((version, pin_id, decode_pin(value)))
-    live = [(number, s) for number, s in sessions_of(source, 0) if not s.died]
+    live = list(live_sessions_of(source))
     return _Holders(
         read_guards(source),
         pins,

@@ -106,6 +106,7 @@ KEYS: dict[str, bytes] = {
     "key result": keys.result(2**32 + 1, 7),
     "key consumed": keys.consumed(2**32 + 1, 8),
     "key nonce": keys.nonce(b"\x04" * 16),
+    "key live": keys.live(2**32 + 1),
     "key lock": keys.lock(1, 2, 1),
     "key lock of an owner": keys.lock_of(2**32 + 1, 7, keys.lock(1, 2, 1)),
     "key lock wait": keys.lock_wait(2**32 + 1, 7, 8),
