@@ -104,6 +104,20 @@ def end_origin(ctx: Context, number: int, view: View) -> View:
     return replace(view, origin=None, origin_version=0, whiteouts=True)
 
 
+def _is_reaping(source: Source, view: int) -> bool:
+    """Whether a tree of the view is being taken apart, with the help of its origin's records."""
+    end = keys.after_prefix(keys.JOB_PREFIX)
+    rows = list(islice(source.scan(_META, keys.JOB_PREFIX, end), _JOBS_LOOKED_AT))
+    jobs = [decode_job(value) for _, value in rows]
+    found = any(job.kind == JOB_ORPHAN and job.view == view for job in jobs)
+    return found or len(rows) == _JOBS_LOOKED_AT
+
+
+def _has_todo(source: Source, view: int) -> bool:
+    prefix = keys.FLATTEN_TODO_PREFIX + keys.pack(view)
+    return next(iter(source.scan(_META, prefix, keys.after_prefix(prefix))), None) is not None
+
+
 def _begin(ctx: Context, number: int, view: View) -> Flattening:
     state = Flattening()
     ctx.txn.set_row(_META, keys.flatten(number), ctx.txn.encode(state))
@@ -183,7 +197,7 @@ class _Step:
                 self.count += 1
                 return True
         self._save(replace(state, at=0))
-        if self._is_reaping():
+        if _is_reaping(ctx.txn, self.number):
             return False
         view = ctx.txn.view(self.number)
         assert view is not None
@@ -191,15 +205,6 @@ class _Step:
         row = Drop(self.number, view.root, 0, view.created, ctx.version, ctx.cluster_ns, flat=True)
         ctx.add_drop(row)
         return False
-
-    def _is_reaping(self) -> bool:
-        """Whether a tree of the view is being taken apart, which its origin's records help with."""
-        end = keys.after_prefix(keys.JOB_PREFIX)
-        rows = list(islice(self.ctx.txn.scan(_META, keys.JOB_PREFIX, end), _JOBS_LOOKED_AT))
-        jobs = [decode_job(value) for _, value in rows]
-        return len(rows) == _JOBS_LOOKED_AT or any(
-            job.kind == JOB_ORPHAN and job.view == self.number for job in jobs
-        )
 
     # ------------------------------------------------------------------ walking
 
@@ -327,7 +332,11 @@ def due(shard: Shard, views: Iterable[int], depth: int = DEPTH_DEFAULT) -> int:
         assert view is not None
         state = load(shard, number)
         if state is not None:
-            if view.dead or not state.done or view.origin is None:
+            waits_for_readers = state.done and view.origin is not None
+            waits_for_reaper = (
+                state.live and not _has_todo(shard, number) and _is_reaping(shard, number)
+            )
+            if view.dead or not (waits_for_readers or waits_for_reaper):
                 return number
             continue
         if view.dead or view.origin is None:
