@@ -33,7 +33,7 @@ from nokv.types.limits import COMMAND_BYTES_MAX
 from nokv.types.results import Reaped, Result
 from nokv.types.trash import ExpireTrash
 from nokv.types.values import Caller, Marks
-from nokv.types.views import ExpireSnapshots
+from nokv.types.views import ExpireSnapshots, Flatten
 from nokv.wire.codec import encode_command, result_codec
 from nokv_replication import Committed, Outcome, Refused
 
@@ -46,6 +46,9 @@ REAP_BURST_MS: Final = 100
 REAP_ALONE_MAX: Final = 10
 """Commands of others between two ticks that background work takes no notice of."""
 TRIM_PERIOD_NS: Final = 1_000 * MS
+FLATTEN_PERIOD_NS: Final = 10_000 * MS
+"""All views are looked at so often, while none of them has to be flattened."""
+
 LEASES_PERIOD_NS: Final = 1_000 * MS
 """All snapshots are looked at so often, while one of them has a lease; and the trash."""
 
@@ -79,6 +82,10 @@ class MachineView(Protocol):
 
     def first_lease_end(self) -> int:
         """Return the cluster time at which the first lease of a snapshot ends; 0: none has one."""
+        ...
+
+    def flatten_due(self) -> int:
+        """Return a view that a `Flatten` would bring further; 0: there is none."""
         ...
 
     def trash_due(self, cluster_ns: int) -> bool:
@@ -139,6 +146,7 @@ class LeaderDuties:
         self._marks_due_ns = 0
         self._trim_due_ns = 0
         self._leases_due_ns = 0
+        self._flatten_due_ns = 0
         self._busy: set[str] = set()
         """Duties with a proposal in flight: one each."""
         self._expiring = 0
@@ -156,6 +164,7 @@ class LeaderDuties:
         self.reaps_total = 0
         self.reaped_total = 0
         self.marks_total = 0
+        self.flatten_steps_total = 0
         self.snapshots_expired_total = 0
         self.trash_expired_total = 0
 
@@ -171,6 +180,7 @@ class LeaderDuties:
         self._marks_due_ns = now_ns
         self._trim_due_ns = now_ns
         self._leases_due_ns = now_ns
+        self._flatten_due_ns = now_ns
         self._silence_end_ns = None
         self.start_volume()
 
@@ -196,6 +206,8 @@ class LeaderDuties:
         self._refill(now_ns)
         if self._machine.pending_work():
             self._reap()
+        if now_ns >= self._flatten_due_ns:
+            self._flatten(now_ns)
         if now_ns >= self._leases_due_ns:
             self._leases_due_ns = now_ns + LEASES_PERIOD_NS
             self._end_leases(now_ns)
@@ -299,7 +311,7 @@ class LeaderDuties:
 
     def _refill(self, now_ns: int) -> None:
         """Give background work its share of the time since the last tick, if others work too."""
-        version, steps = self._machine.version, self.reaps_total
+        version, steps = self._machine.version, self.reaps_total + self.flatten_steps_total
         others = version - self._seen_version - (steps - self._seen_steps)
         self._shares = others > REAP_ALONE_MAX
         self._seen_version, self._seen_steps = version, steps
@@ -320,6 +332,21 @@ class LeaderDuties:
         self._reap_room = max(self._reap_room - result.value.removed, -self._config.reap_limit)
         if result.value.more and self.active and not self._disks_full():
             self._reap()
+
+    def _flatten(self, now_ns: int) -> None:
+        """Bring a view that depends on too many others a step further, from the same share."""
+        if "flatten" in self._busy or (self._reap_room <= 0 and self._shares):
+            return
+        view = self._machine.flatten_due()
+        if view:
+            self._propose("flatten", Flatten(view, self._config.reap_limit), self._flattened)
+        else:
+            self._flatten_due_ns = now_ns + FLATTEN_PERIOD_NS
+
+    def _flattened(self, result: Result) -> None:
+        assert isinstance(result.value, Reaped)
+        self.flatten_steps_total += 1
+        self._reap_room = max(self._reap_room - result.value.removed, -self._config.reap_limit)
 
     def _end_leases(self, now_ns: int) -> None:
         """Delete the snapshots whose lease is over; nobody reads by them since it is."""

@@ -522,6 +522,7 @@ class Service:
             "marks": self._duties.marks_total,
             "snapshots_expired": self._duties.snapshots_expired_total,
             "trash_expired": self._duties.trash_expired_total,
+            "flatten_steps": self._duties.flatten_steps_total,
             "digests": self._digests.made_total,
             "digests_missed": self._digests.missed_total,
             "checkpoint": self._digests.latest,

@@ -18,6 +18,7 @@ from nokv.state.effects import SessionDead, SessionLive
 from nokv.types.commands import (
     BulkCreate,
     Checkpoint,
+    Create,
     ExpireSession,
     InitVolume,
     Mkdir,
@@ -28,9 +29,10 @@ from nokv.types.commands import (
     TrimEvents,
 )
 from nokv.types.formats import STATE_FORMAT
+from nokv.types.reads import DirPage, ReadDir
 from nokv.types.trash import ExpireTrash, KeepTrash, Trash
-from nokv.types.values import At, Marks, Volume
-from nokv.types.views import ExpireSnapshots, SnapshotCreate
+from nokv.types.values import At, Caller, Marks, Volume
+from nokv.types.views import Clone, ExpireSnapshots, Flatten, SnapshotCreate
 from nokv_replication import Outcome
 
 
@@ -379,3 +381,31 @@ def test_trash_goes_after_its_retention(leader: Leader) -> None:
     assert leader.duties.trash_expired_total == 20
     assert not shard.machine.has_trash()
     assert not leader.duties.waits_for_time
+
+
+def test_deep_views_are_flattened(leader: Leader) -> None:
+    shard = leader.shard
+    session = leader.open_session(3600 * S)
+    shard.do(Mkdir(At(), b"v0", 0o755), session)
+    shard.do(BulkCreate(At(0, 1, (b"v0",)), tuple(b"%d" % n for n in range(100)), 0o644), session)
+    for depth in range(20):
+        source = At(0, 1, (b"v%d" % depth,))
+        shard.do(Create(source, b"own%d" % depth, 0o644), session)
+        shard.do(Clone(source, At(), b"v%d" % (depth + 1)), session)
+    shown = shard.machine.read(Caller(), ReadDir(At(0, 1, (b"v20",))))
+    assert shard.machine.flatten_due()
+    leader.tick(10)
+    assert leader.ops(Flatten)
+    for _ in range(3000):
+        if not shard.machine.flatten_due():
+            break
+        leader.tick(0.1)
+    assert not shard.machine.flatten_due()
+    after = shard.machine.read(Caller(), ReadDir(At(0, 1, (b"v20",))))
+    assert isinstance(shown[1], DirPage)
+    assert isinstance(after[1], DirPage)
+    assert after[1].entries == shown[1].entries
+    steps = len(leader.ops(Flatten))
+    leader.tick(10)
+    assert len(leader.ops(Flatten)) == steps
+    assert leader.duties.flatten_steps_total == steps
