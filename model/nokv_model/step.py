@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from nokv.errors import ResultTooLarge
 from nokv.types.events import EventKind
+from nokv.types.limits import NESTED_VIEWS_MAX
 from nokv.types.locks import LockKind
 from nokv.types.reads import Event
 from nokv.types.values import ROOT_VIEW, Caller, FileType
@@ -105,7 +107,15 @@ class Step:
         self.touch(parent, modified=True)
 
     def remove(self, parent: Inode, name: bytes) -> None:
-        """Take a name away; with its last name an inode goes, and all below it."""
+        """Take a name away; with its last name an inode goes, and all below it.
+
+        Raises ResultTooLarge for too many views below it.
+        """
+        entry = self.forest.inodes[parent.entries[name]]
+        below = self.forest.views_below(entry) if entry.is_directory else []
+        if len(below) - 1 > NESTED_VIEWS_MAX:
+            message = "too many views below the directory"
+            raise ResultTooLarge(message)
         inode = self.forest.detach(parent, name)
         self.places.add(parent.key)
         self.touch(parent, modified=True)
