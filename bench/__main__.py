@@ -2,7 +2,7 @@
 
     python -m bench                      everything, three interleaved repeats
     python -m bench creates stat         only these groups: creates serial stat bodies size failover
-                                         idle replication views diff watch
+                                         idle replication views diff watch gc
     python -m bench --repeats 1 --seconds 1
 
 Nodes, client and etcd share this machine. *Unsynced* means that the nodes' data lie on tmpfs, where
@@ -533,6 +533,14 @@ async def watches(bench: Bench) -> None:
     bench.show("watch", "Watches", [*rows, idle_row])
 
 
+async def collector(bench: Bench) -> None:
+    """What is freed a second, alone and beside creates; `python -m bench.gc` runs it by itself."""
+    with ExitStack() as stack:
+        cluster = bench.cluster(stack, 3, settings=gc.settings())
+        found = await gc.rows(cluster, bench.seconds, bench.repeats)
+    bench.show("gc", gc.TITLE, found)
+
+
 GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "creates": creates,
     "serial": serial,
@@ -545,6 +553,7 @@ GROUPS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "views": views,
     "diff": diffs,
     "watch": watches,
+    "gc": collector,
 }
 
 
