@@ -33,7 +33,7 @@ import obstore.store
 import uvloop
 
 import nokv
-from bench import branches, diff, watch, workloads
+from bench import branches, diff, gc, watch, workloads
 from bench.etcd import PUT, Etcd, encode_put
 from bench.replication import replication
 from bench.report import Row, machine, save, show
