@@ -125,7 +125,7 @@ class SessionsConfig(_Section, frozen=True, kw_only=True):
     """Stored events that are kept at most: the oldest are trimmed, however young."""
     reap_limit: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
     """Records that one step of background work may remove."""
-    reap_busy_per_s: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 12_000
+    reap_busy_per_s: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 10_500
     """Removals of background work, of about two records each, in a second in which others send
     commands too; without them it goes as fast as it can."""
 
