@@ -79,6 +79,10 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
     listing = add_action(
         actions, "list", "list the directories that are views of their own, clones too"
     )
+    listing.add_argument(
+        "--own", action="store_true",
+        help="also the bytes that each has by itself; costs what was written to it",
+    )  # fmt: skip
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     add_cluster(listing)
     listing.set_defaults(run=with_client(_list))
@@ -113,6 +117,8 @@ async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
         if row.dead:
             continue
         fields = _fields(row, paths)
+        if options.own:
+            fields["own_bytes"] = await fs.workspaces.own_bytes(row.view)
         if options.json:
             output.line(fields)
             continue
@@ -122,6 +128,8 @@ async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
             lineage += f", {row.depth} deep"
         kind = "rolled back" if row.replaces >= 0 else "copy" if row.origin >= 0 else "workspace"
         size = f"{output.plural(row.entries, 'entry', 'entries')}, {output.size(row.size_bytes)}"
+        if options.own:
+            size += f", {output.size(fields['own_bytes'])} its own"
         print(f"{output.shown(_path(row))}  view {row.view}  {kind} {lineage}  {age}  {size}")
     return 0
 

@@ -370,6 +370,7 @@ class SyncWorkspaces(Facade[Workspaces]):
 
     create = _sync(Workspaces.create)
     list = _sync(Workspaces.list)
+    own_bytes = _sync(Workspaces.own_bytes)
     delete = _sync(Workspaces.delete)
 
 

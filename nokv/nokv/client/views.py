@@ -16,7 +16,8 @@ from nokv.client.readonly import SnapshotView
 from nokv.client.reads import ReadHandle, shown_path
 from nokv.errors import InvalidArgument, NotFound, PredicateFailed
 from nokv.types.commands import RemoveTree, VersionIs
-from nokv.types.reads import PRESENT
+from nokv.types.limits import PAGE_MAX
+from nokv.types.reads import PRESENT, BodiesReply, ListBodies
 from nokv.types.values import At, Attr
 from nokv.types.views import (
     HELD,
@@ -168,6 +169,20 @@ class Workspaces(Part):
             more = page.more and bool(page.rows)
             after = page.rows[-1].view if page.rows else after
         return tuple(rows)
+
+    async def own_bytes(self, view: int) -> int:
+        """Return the bytes of the objects that a view names itself, without what it inherits.
+
+        Every chunk record of the view is read, so that costs what was written to it. An object
+        that several records share counts for each; small bodies have none.
+        """
+        n_bytes, after, more = 0, b"", True
+        while more:
+            _, value = await query(self._core, self._options, ListBodies(after, PAGE_MAX, view))
+            page = expect(value, BodiesReply)
+            n_bytes += sum(sum(row.lengths) for row in page.rows)
+            more, after = page.more, page.after
+        return n_bytes
 
     async def delete(self, path: AnyPath) -> None:
         """Remove a workspace with all that is in it: one change. Snapshots and clones of it stay.

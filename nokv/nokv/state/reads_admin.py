@@ -92,14 +92,22 @@ def list_bodies(source: Shard, _caller: Caller, request: ListBodies) -> BodiesRe
     if after[:1] not in (b"", _LIVE, _PAST) or len(after) > KEY_BYTES_MAX:
         message = "a cursor that no page answered"
         raise InvalidArgument(message)
+    if not 0 <= request.view + 1 < 2**63:
+        message = f"no view {request.view}"
+        raise InvalidArgument(message)
+    first, end = b"", b"\xff" * 33
+    if request.view >= 0:
+        first, end = keys.pack(request.view), keys.pack(request.view + 1)
     if not after.startswith(_PAST):
-        start = after[1:] + b"\x00" if after.startswith(_LIVE) else b""
-        for key, value in islice(source.own_scan(Family.CHUNK, start, b"\xff" * 33), limit):
+        start = max(after[1:] + b"\x00", first) if after.startswith(_LIVE) else first
+        for key, value in islice(source.own_scan(Family.CHUNK, start, end), limit):
             rows.append(_body_row(key, value, live=True))
             after = _LIVE + key
         if len(rows) == limit:
             return BodiesReply(tuple(rows), more=True, after=after)
         after = _PAST
+    if request.view >= 0:
+        return BodiesReply(tuple(rows), more=False, after=after)
     examined = len(rows)
     for key, value in source.own_scan(Family.HISTORY, after[1:] + b"\x00", b"\xff" * 33):
         examined += 1

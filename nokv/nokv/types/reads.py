@@ -152,6 +152,8 @@ class ListBodies(Strict, frozen=True, tag=35):
 
     after: bytes
     limit: int
+    view: int = -1
+    """Only this view's own, and only the live ones; -1: all."""
 
 
 class GetVolume(Strict, frozen=True, tag=36):

@@ -168,6 +168,14 @@ def test_clones_and_workspaces(shell: Shell) -> None:
             "/",
             3,
         )
+        await fs.write_bytes("/runs/9/big", bytes(100_000))
+        rows = await shell(fs, views._list, parsed(workspace, "list", "--own"))
+        assert [row.rsplit(", ", 1)[1] for row in rows] == [
+            "0 B its own",
+            "97.7 KiB its own",
+            "0 B its own",
+            "0 B its own",
+        ]
         await shell(fs, views._delete, parsed(workspace, "delete", "/ws"))
         assert [row.split()[0] for row in await shell(fs, views._list,
                 parsed(workspace, "list"))] == ["/runs/8", "/runs/9"]  # fmt: skip

@@ -315,7 +315,9 @@ class Programs:
             lambda: r.ListSessions(self.session(), self.below(9)),
             r.GetPending,
             lambda: r.ListBodies(
-                self.one((b"", b"\x00", b"\x01", b"\x02", b"\x01" * 600)), self.below(9)
+                self.one((b"", b"\x00", b"\x01", b"\x02", b"\x01" * 600)),
+                self.below(9),
+                self.one((-1, -1, 0, 1, -2, 2**63)),
             ),
             r.GetVolume,
         )
