@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.unit.state.copying import OPS, run
 
-from nokv.state import flatten
+from nokv.state import collect, flatten
+from nokv.state.context import Context
+from nokv.state.records import View
 
 STEPS = (12, 20, 40, 60)
 
@@ -22,11 +24,9 @@ def test_programs_that_flatten_often(seed: int) -> None:
 
 def test_the_programs_do_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among few programs views lose their origins, and a deposed collector deletes something."""
-    from nokv.state import collect
-
     ends: list[int] = []
 
-    def counted(ctx, number, view):  # type: ignore[no-untyped-def]
+    def counted(ctx: Context, number: int, view: View) -> View:
         ends.append(number)
         return flatten.end_origin(ctx, number, view)
 
