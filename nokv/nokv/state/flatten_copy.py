@@ -115,6 +115,9 @@ class Copier:
                 {inode.parent, *(d for d, _ in names_inside(source, view, ino))}
             ):
                 self.ctx.note_changed(view, directory, ino)
+        if self.version is None and inode.nlink != stored.nlink and self._has(_INODE, key):
+            # It counts names of a detached tree whose backlinks were hidden just now.
+            self.ctx.txn.put(_INODE, key, self.ctx.txn.encode(inode))
         self.record(_INODE, key, value[:BORN_BYTES] + self.ctx.txn.encode(inode))
         return count
 
