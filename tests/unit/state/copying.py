@@ -189,7 +189,8 @@ class Program:
     def publish(self, path: str, mode: int, places: list[int]) -> list[Object]:
         """Publish objects to slots of a file; return them."""
         upload = self.files.upload()
-        made, chunks = [], {}
+        made: list[Object] = []
+        chunks: dict[int, tuple[tuple[ObjectPart, ...], tuple[Extent, ...]]] = {}
         for block, place in enumerate(places):
             index, offset = divmod(PLACES[place], CHUNK_BYTES)
             parts, extents = chunks.get(index, ((), ()))

@@ -13,6 +13,7 @@ from nokv.state import flatten, keys
 from nokv.state.families import Family
 from nokv.types.commands import (
     Link,
+    Op,
     PublishMode,
     RemoveTree,
     Rename,
@@ -176,15 +177,14 @@ def test_what_the_clone_has_changed_stays(files: Files) -> None:
 def test_pins_show_what_they_did(files: Files) -> None:
     view = view_of(files)
     shown = []
-    for number, change in enumerate(
-        (
-            SetAttr(at("c/f"), mode=0o600),
-            SetAttr(at("c/f"), size=5),
-            Unlink(at("c"), b"f"),
-            RemoveTree(at("c"), b"a"),
-            Rename(at("c"), b"z", at("c"), b"y"),
-        )
-    ):
+    changes: tuple[Op, ...] = (
+        SetAttr(at("c/f"), mode=0o600),
+        SetAttr(at("c/f"), size=5),
+        Unlink(at("c"), b"f"),
+        RemoveTree(at("c"), b"a"),
+        Rename(at("c"), b"z", at("c"), b"y"),
+    )
+    for number, change in enumerate(changes):
         files.do(SnapshotCreate(at("c"), f"s{number}", b"/c"))
         reply = files.read(GetSnapshot(f"s{number}"))
         assert isinstance(reply, SnapshotReply)
