@@ -205,3 +205,40 @@ def test_the_synchronous_client(nokv_cluster: LocalCluster) -> None:
         with pytest.raises(ReadOnly):
             old.open(f"{path}/f", "wb")
         fs.snapshots.delete(name)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_copies_trash_and_quotas(nokv: Nokv, tmp_path: Path) -> None:
+    base = f"/copies-{os.getpid()}"
+    (tmp_path / "big").write_bytes(BIG)
+    assert nokv("mkdir", "-p", f"{base}/in").code == 0
+    assert nokv("workspace", "create", f"{base}/ws").code == 0
+    assert nokv("put", tmp_path / "big", f"{base}/big").code == 0
+    assert nokv("cp", f"{base}/big", f"{base}/in").code == 0
+    assert nokv("cp", "-r", f"{base}/in", f"{base}/ws").code == 0
+    assert nokv("mv", f"{base}/big", f"{base}/ws").code == 0
+    assert nokv("ls", f"{base}/ws").out == "big\nin\n"
+    for path in ("in/big", "ws/big", "ws/in/big"):
+        assert nokv("get", f"{base}/{path}", tmp_path / "back").code == 0
+        assert (tmp_path / "back").read_bytes() == BIG
+    moved = nokv("mv", f"{base}/in", f"{base}/ws/dir")
+    assert moved.code == 1
+    assert "nokv clone" in moved.err
+    assert nokv("rm", "--trash", f"{base}/in").code == 0
+    assert nokv("ls", base).out == "ws\n"
+    [row] = [one for one in nokv("trash", "list", "--json").json() if base in one["path"]]
+    assert (row["path"], row["type"], row["entries"]) == (f"{base}/in", "directory", 1)
+    assert nokv("trash", "restore", f"{base}/in").code == 0
+    assert nokv("ls", f"{base}/in").out == "big\n"
+    assert nokv("rm", "--trash", f"{base}/in").code == 0
+    assert nokv("trash", "empty", row["path"]).out == "1 entry removed for good\n"
+    assert nokv("trash", "restore", f"{base}/in").code == 1
+    assert nokv("quota", "set", f"{base}/ws", "--entries", "3").code == 0
+    assert nokv("mkdir", f"{base}/ws/more").code == 1
+    [row] = nokv("quota", "get", f"{base}/ws", "--json").json()
+    assert (row["entries"], row["entries_max"], row["bytes_max"]) == (3, 3, None)
+    assert nokv("quota", "clear", f"{base}/ws").code == 0
+    assert nokv("mkdir", f"{base}/ws/more").code == 0
+    rows = nokv("du", "--depth", "1", "--json", base).json()
+    assert [one["path"] for one in rows] == [base, f"{base}/ws"]
+    assert [one["bytes"] for one in rows] == [2 * len(BIG)] * 2
