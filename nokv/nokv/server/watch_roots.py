@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 from nokv.errors import NokvError, Stale
-from nokv.state.records import Counters, View
+from nokv.state.records import Counters, StoredEvent, View
 from nokv.state.watching import Place
+from nokv.types.limits import DEPTH_MAX
 from nokv.types.reads import Access, AttrReply, Read, ReadValue
 from nokv.types.values import At, Attr, Caller, FileType
+
+VIEWS_EXAMINED_MAX: Final = 4096
+"""Views that one look at what rollbacks did goes through, the newest first."""
 
 _READ, _SEARCH = 4, 1
 
@@ -39,12 +44,12 @@ class Machine(Protocol):
         """Return a view's record; None for one that never was, or is gone."""
         ...
 
-    def lineage(self, view: int) -> Iterator[int]:
-        """Yield the views whose place one took by rollbacks, the newest first."""
+    def views(self) -> Iterator[tuple[int, View]]:
+        """Yield (number, record) of the views, also of dead ones that wait, newest first."""
         ...
 
-    def successors(self, view: int) -> Iterator[int]:
-        """Yield the living views that took the place of one, or of parts of it, newest first."""
+    def directories(self, view: int, inode: int) -> tuple[int, ...]:
+        """Return an inode that exists and the directories above it, up to its view's root."""
         ...
 
     def name_in(self, place: Place, directory: Place) -> bytes:
@@ -72,17 +77,75 @@ class Roots:
             return self.root(caller, At(*moved))
 
     def before(self, root: Place) -> Iterator[Place]:
-        """Yield where the inode was before rollbacks: events of then tell of it there."""
-        for view in self._machine.lineage(root[0]):
-            if not self.is_alive((view, root[1])):
-                yield view, root[1]
+        """Yield where a watched inode was before rollbacks: events of then tell of it there."""
+        kin, inode = self._kin(root[0]), root[1]
+        if len(kin) == 1:
+            return
+        above = self._machine.directories(*root)
+        for view in kin - {root[0]}:
+            if not self.is_alive((view, inode)):
+                yield view, inode
+        for number, record in islice(self._machine.views(), VIEWS_EXAMINED_MAX):
+            view, directory = record.identity
+            if record.dead and view in kin and directory in above:
+                yield number, inode
 
     def now(self, place: Place) -> Place | None:
-        """Return where an inode is, perhaps after rollbacks; None: nowhere."""
+        """Return where an inode is, perhaps after rollbacks; None: nowhere that is known."""
         if self.is_alive(place):
             return place
-        views = self._machine.successors(place[0])
-        return next((one for view in views if self.is_alive(one := (view, place[1]))), None)
+        kin, inode = self._kin(place[0]), place[1]
+        for number, record in islice(self._machine.views(), VIEWS_EXAMINED_MAX):
+            if not record.dead and kin & self._kin(number) and self.is_alive((number, inode)):
+                return number, inode
+        return None
+
+    def rolled_back(self, root: Place, event: StoredEvent) -> Place | None:
+        """Return where a rollback that took a watched inode along put it; None: it did not.
+
+        It did if what it replaced is the inode, or a directory or view above it.
+        """
+        number = event.inode_view
+        assert number is not None, "a rollback leads into a view"
+        view = self._machine.view(number)
+        whole = view is not None and view.replaces is not None
+        old = view.replaces if view is not None and whole else event.view
+        for place in self._levels(root):
+            gone = place[0] == old and not self.is_alive(place)
+            if gone and (whole or self.now((number, place[1])) is not None):
+                return self._inside(number, view, root[1])
+        return None
+
+    def _inside(self, number: int, view: View | None, inode: int) -> Place:
+        """Return where an inode is in the view that a rollback made, or in one nested in it."""
+        if view is not None and not self.is_alive((number, inode)):
+            for other, record in islice(self._machine.views(), VIEWS_EXAMINED_MAX):
+                if record.created == view.created and self.is_alive((other, inode)):
+                    return other, inode
+        return number, inode
+
+    def _levels(self, place: Place) -> Iterator[Place]:
+        """Yield an inode, and the directories that hold the views above it."""
+        for _ in range(DEPTH_MAX):
+            yield place
+            record = self._machine.view(place[0]) if place[0] else None
+            if record is None or record.holder is None:
+                return
+            place = record.holder[:2]
+
+    def _kin(self, view: int) -> set[int]:
+        """Return a view with those whose places it took by rollbacks, as far as they are known."""
+        found = {view}
+        for _ in range(VIEWS_EXAMINED_MAX):
+            record = self._machine.view(view)
+            if record is None:
+                break
+            before = record.identity[0] if record.replaces is None else record.replaces
+            if before in found:
+                break
+            found |= {before, record.identity[0]}
+            view = before
+        return found
 
     def is_alive(self, place: Place) -> bool:
         """Whether a name leads to the inode."""

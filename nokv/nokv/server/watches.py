@@ -24,7 +24,7 @@ from nokv.server.rpc import Call, Connection
 from nokv.server.watch_frames import Frames
 from nokv.server.watch_roots import Machine, Roots
 from nokv.state.reads import too_old
-from nokv.state.records import EventRecord, StoredEvent, decode_events
+from nokv.state.records import EventRecord, decode_events
 from nokv.state.watching import Place, Scope, inodes_of, tell
 from nokv.types.events import EventKind
 from nokv.types.limits import UINT63_MAX
@@ -258,9 +258,7 @@ class Watches:
         assert watch.cursor == self.head, "a live watch with a gap"
         if len(watch.scope.roots) > 1 and self._roots.is_alive(watch.root):
             # What happened where it was before has been told.
-            watch.scope = msgspec.structs.replace(
-                watch.scope, roots=frozenset({watch.root}), rollbacks=frozenset()
-            )
+            watch.scope = msgspec.structs.replace(watch.scope, roots=frozenset({watch.root}))
         group = self._groups.get(watch.scope)
         if group is None:
             group = self._groups[watch.scope] = _Group(watch.scope)
@@ -293,31 +291,17 @@ class Watches:
 
     # ------------------------------------------------------------ rollbacks
 
-    def _rolled_back(self, watch: Watch, event: StoredEvent) -> Place | None:
-        """Return where a rollback that took a watch's root along put it; None: it did not.
-
-        It is no more where it was, and is in the new view, or in one that took the place of that.
-        """
-        assert event.inode_view is not None, "a rollback leads into a view"
-        view, inode = self._machine.view(event.inode_view), watch.root[1]
-        old = event.view if view is None or view.replaces is None else view.replaces
-        if (old, inode) not in watch.scope.roots or self._roots.is_alive((old, inode)):
-            return None
-        return self._roots.now((event.inode_view, inode))
-
     def _follow(self, watch: Watch, record: EventRecord) -> None:
         """Let a lagging watch go where the record's rollbacks took its root."""
         for event in record.events:
-            if event.kind == EventKind.ROLLBACK and event.version > watch.cursor:
-                place = self._rolled_back(watch, event)
-                if place is not None:
-                    scope, new = watch.scope, (event.inode_view or 0, place[1])
-                    watch.root = place
-                    watch.scope = msgspec.structs.replace(
-                        scope,
-                        roots=scope.roots | {new},
-                        rollbacks=scope.rollbacks | {event.version},
-                    )
+            if event.kind != EventKind.ROLLBACK or event.version <= watch.cursor:
+                continue
+            place = self._roots.rolled_back(watch.root, event)
+            if place is not None:
+                assert event.inode_view is not None
+                watch.root = place
+                roots = watch.scope.roots | {place, (event.inode_view, place[1])}
+                watch.scope = msgspec.structs.replace(watch.scope, roots=roots)
 
     def _let_lag(self, record: EventRecord, start: int) -> list[_Group]:
         """Let the watches lag whose root a rollback took along, so that they follow it."""
@@ -327,7 +311,7 @@ class Watches:
                 continue
             for group in list(self._groups.values()):
                 watches = list(group.members)
-                if self._rolled_back(watches[0], event) is not None:
+                if self._roots.rolled_back(watches[0].root, event) is not None:
                     found.append(group)
                     for watch in watches:
                         self._leave(watch, start)

@@ -24,7 +24,7 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.state import dispatch, flatten, keys, ops_backup, reads, snapshots
-from nokv.state.context import Context, name_in
+from nokv.state.context import Context, chain, name_in
 from nokv.state.effects import BackupReached, Effect
 from nokv.state.families import Family
 from nokv.state.port import KV, StoreDamaged, StoreFailed
@@ -42,9 +42,10 @@ from nokv.state.records import (
     decode_format,
     decode_position,
     decode_session,
+    decode_view,
 )
 from nokv.state.txn import Txn
-from nokv.state.watching import decode_age, lineage, successors
+from nokv.state.watching import decode_age
 from nokv.types.commands import Atomic, Command, RaiseFormat
 from nokv.types.formats import STATE_FORMAT
 from nokv.types.limits import ATOMIC_MAX, RESULT_WINDOW
@@ -397,13 +398,15 @@ class StateMachine:
         """Return a view's record; None for one that never was, or is gone."""
         return self._txn.view(number)
 
-    def lineage(self, view: int) -> Iterator[int]:
-        """Yield the views whose place one took by rollbacks, the newest first."""
-        return lineage(self._txn.present, view)
+    def views(self) -> Iterator[tuple[int, View]]:
+        """Yield (number, record) of the views, also of dead ones that wait, the newest first."""
+        rows = self._kv.scan(Family.VIEW, keys.pack(0), keys.pack(2**64 - 1), reverse=True)
+        for key, value in rows:
+            yield int.from_bytes(key, "big"), decode_view(value)
 
-    def successors(self, view: int) -> Iterator[int]:
-        """Yield the living views that took the place of one, or of parts of it, newest first."""
-        return successors(self._txn.present, view)
+    def directories(self, view: int, inode: int) -> tuple[int, ...]:
+        """Return an inode that exists and the directories above it, up to its view's root."""
+        return chain(self._txn.present, view, inode)
 
     def name_in(self, place: tuple[int, int], directory: tuple[int, int]) -> bytes:
         """Return the name of (view, inode) in a directory; empty if there is none, or several."""

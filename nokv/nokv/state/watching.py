@@ -13,15 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from nokv.state import keys
-from nokv.state.branches import Levels
-from nokv.state.families import Family
-from nokv.state.records import EventRecord, StoredEvent, decode_view
+from nokv.state.records import EventRecord, StoredEvent
 from nokv.types.events import EventKind, places
 from nokv.types.watch import Moved, WatchEvent
-
-VIEWS_EXAMINED_MAX = 4096
-"""Views that one look at what rollbacks did goes through."""
 
 Chain = tuple[int, ...]
 
@@ -42,8 +36,6 @@ class Scope(msgspec.Struct, frozen=True):
     recursive: bool = True
     kinds: frozenset[int] = frozenset()
     """Empty: all."""
-    rollbacks: frozenset[int] = frozenset()
-    """Versions of rollbacks of a directory above the watched one: they are told as its own."""
 
 
 class EventAge(msgspec.Struct, array_like=True, frozen=True):
@@ -91,35 +83,10 @@ def tell(record: EventRecord, scope: Scope, after: int, name_in: NameIn) -> list
 
 def _is_root(event: StoredEvent, scope: Scope) -> bool:
     view = event.view if event.inode_view is None else event.inode_view
-    return (view, event.inode) in scope.roots or event.version in scope.rollbacks
-
-
-def lineage(levels: Levels, view: int) -> Iterator[int]:
-    """Yield the views whose place one took by rollbacks, the newest first."""
-    record = levels.view(view)
-    for _ in range(VIEWS_EXAMINED_MAX):
-        if record is None:
-            return
-        if record.replaces is None:
-            # The directory was a plain one of the view that its identity names.
-            if record.identity[0] != view:
-                yield record.identity[0]
-            return
-        view = record.replaces
-        yield view
-        record = levels.view(view)
-
-
-def successors(levels: Levels, view: int) -> Iterator[int]:
-    """Yield the living views that took the place of one, or of parts of it, the newest first.
-
-    Looks at the newest VIEWS_EXAMINED_MAX views.
-    """
-    rows = levels.own_scan(Family.VIEW, keys.pack(0), keys.pack(2**64 - 1), reverse=True)
-    for key, value in islice(rows, VIEWS_EXAMINED_MAX):
-        number = int.from_bytes(key, "big")
-        if not decode_view(value).dead and view in lineage(levels, number):
-            yield number
+    if event.kind == EventKind.ROLLBACK:
+        # Of what is watched, or of a directory above it: all roots are one inode.
+        return any((view, inode) in scope.roots for _, inode in islice(scope.roots, 1))
+    return (view, event.inode) in scope.roots
 
 
 class _Spot(NamedTuple):

@@ -81,6 +81,28 @@ def test_rollbacks_one_after_the_other_are_followed() -> None:
     run(test)
 
 
+def test_a_rollback_inside_what_is_rolled_back_later_is_told_too() -> None:
+    async def test(node: Node, client: Client) -> None:
+        node.mkdir("a")
+        node.mkdir("a/b")
+        node.shard.do(SnapshotCreate(at("a"), "outer", b"/a"))
+        node.shard.do(SnapshotCreate(at("a/b"), "inner", b"/a/b"))
+        opened = node.open(client, root=at("a/b"))
+        await turns()
+        node.shard.do(Rollback(at("a"), b"b", "inner", b"/a/b", 10**12))
+        expected = [node.shard.machine.version, node.mkdir("a/b/x")]
+        expected.append(roll_back(node, b"a", "outer"))
+        expected.append(node.mkdir("a/b/y"))
+        await turns()
+        assert client.versions(1) == expected
+        again = Client()
+        node.open(again, root=At(opened.view, opened.inode), since=opened.cursor)
+        await turns()
+        assert again.versions(1) == expected
+
+    run(test)
+
+
 def test_a_directory_that_a_rollback_does_not_show_is_gone() -> None:
     async def test(node: Node, client: Client) -> None:
         node.mkdir("a")
