@@ -14,6 +14,8 @@ import msgspec
 
 from nokv.errors import SessionExpired
 from nokv.state import (
+    access,
+    acl,
     collect,
     context,
     dispatch,
@@ -340,3 +342,26 @@ def patch(original: Any, ctx: Any, key: bytes) -> StoredChunk:
 def born(original: Any, old: Any, new: Any, created: int) -> Any:
     latest = max((extent.born for extent in old.extents), default=0)
     return [(obj, latest) for obj, _ in original(old, new, created)]
+
+
+# ---------------------------------------------------------------- locks and access lists
+
+
+@plant("locks", "locks outlive their session", (ops_session, "end_session_locks"))
+def lasting_locks(original: Any, ctx: Context, session_id: int) -> None:
+    del original, ctx, session_id
+
+
+@plant("lists", "the mask does not count", (access, "allows"))
+def no_mask(original: Any, value: bytes, gid: int, caller: Any, wanted: int) -> Any:
+    entries = tuple(
+        entry._replace(permissions=7) if entry.tag == acl.Tag.MASK else entry
+        for entry in acl.decode(value)
+    )
+    return original(acl.encode(entries), gid, caller, wanted)
+
+
+@plant("lists", "chmod leaves the access list as it is", (acl, "with_mode"))
+def chmod_without_list(original: Any, value: bytes, mode: int) -> bytes:
+    del original, mode
+    return value

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import pytest
 from tests.unit.state.bodies import Files
 from tests.unit.state.shard import ROOT, START_NS, STEP_NS, VOLUME, at
 
 from nokv.errors import BY_CODE, NokvError
+from nokv.state import locks, ops_lock, ops_session, tree
 from nokv.state.effects import LockWaitOver
+from nokv.state.locks import Settled
 from nokv.types.commands import (
     COMMAND_FORMAT,
     Command,
@@ -201,3 +206,27 @@ def test_programs_reach_what_they_are_for() -> None:
             twin.step()
         seen += twin.seen
     assert min(seen[name] for name in REACHED) > 10, seen
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "instead"),
+    [
+        (locks, "_stands_before", lambda *_: False),
+        (locks, "_outside", lambda hold, start, end: [] if start < end else [hold]),
+        (ops_lock, "settle", lambda table: Settled(table, ())),
+        (ops_lock, "closes_circle", lambda *_: False),
+        (tree, "end_inode_locks", lambda *_: None),
+        (ops_session, "end_session_locks", lambda *_: None),
+    ],
+    ids=["no queue", "no split", "nobody is woken", "no circles", "inodes", "sessions"],
+)
+def test_planted_bugs_are_found(
+    monkeypatch: pytest.MonkeyPatch, where: ModuleType, name: str, instead: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, name, instead)
+    with pytest.raises((AssertionError, NokvError)):  # noqa: PT012  any step may be the one
+        for seed in SEEDS:
+            twin = Twin(seed)
+            for _ in range(STEPS):
+                twin.step()
+                twin.compare()
