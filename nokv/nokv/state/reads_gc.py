@@ -17,6 +17,7 @@ import msgspec
 from nokv.state import keys
 from nokv.state.collect import (
     CHUNKS_A_STEP,
+    PAGE_COST_MAX,
     Guards,
     counters_of,
     live_sessions_of,
@@ -108,15 +109,17 @@ def get_pending_drops(
     """Answer `GetPendingDrops`."""
     limit = max(1, min(request.limit, PAGE_MAX))
     after = min(max(0, request.after), 2**63)
-    found = list(islice(source.scan(Family.DROP, keys.pack(after + 1), b"\xff" * 8), limit + 1))
     holders = _holders(source)
-    rows = tuple(
-        _pending(source, int.from_bytes(key, "big"), decode_drop(value), holders, request.grace_ns)
-        for key, value in found[:limit]
-    )
-    return PendingDropsReply(
-        rows, len(found) > limit, rows[-1].drop if rows else after, holders.guards.cluster_ns
-    )
+    found: list[PendingDrop] = []
+    more, cost = False, 0
+    for key, value in source.scan(Family.DROP, keys.pack(after + 1), b"\xff" * 8):
+        if len(found) == limit or cost >= PAGE_COST_MAX:
+            more = True
+            break
+        after = int.from_bytes(key, "big")
+        found.append(_pending(source, after, decode_drop(value), holders, request.grace_ns))
+        cost += 1 + found[-1].objects
+    return PendingDropsReply(tuple(found), more, after, holders.guards.cluster_ns)
 
 
 def _pending(

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from nokv.types.values import Lenient, Strict
 
-ROWS_COUNTED_MAX = 65_536
+ROWS_COUNTED_MAX = 8_192
 """Rows that one answer counts; a number at this bound means: at least so many."""
 
 
