@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.client.loopback import Cluster, client
+from tests.unit.client.loopback import Cluster, Fault, client
 
 from nokv.client import AsyncClient, ClientConfig
 from nokv.client.readonly import CHANGES
@@ -445,5 +445,38 @@ def test_publishes_into_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await fs.publish("/ws", files, "replace")
         assert len(await fs.listdir("/ws")) == 20
         assert not (await fs.stat("/ws")).view
+
+    run(test)
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_AFTER, Fault.REFUSE])
+def test_a_lost_answer_changes_nothing_twice(fault: Fault) -> None:
+    """Every command of views is repeated under its number, and has one effect."""
+
+    async def test(fs: AsyncClient, running: Cluster) -> None:
+        await populate(fs)
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: fs.snapshots.create("/runs/7", "s"),
+            lambda: fs.snapshots.renew("s", hold=True),
+            lambda: fs.clone("/runs/7", "/runs/8", at="s"),
+            lambda: fs.workspaces.create("/ws"),
+            lambda: fs.rollback("/runs/7", "s"),
+            lambda: fs.copy("/runs/7/sub/big", "/ws/big"),
+            lambda: fs.rename("/runs/7/small", "/ws/small"),
+            lambda: fs.trash.put("/runs/8"),
+            fs.trash.empty,
+            lambda: fs.workspaces.delete("/ws"),
+            lambda: fs.snapshots.delete("s"),
+        ]
+        for call in calls:
+            running.faults = [fault]
+            version = running.machine.version
+            await call()
+            assert not running.faults
+            results = [one for one in running.results if one.version > version]
+            assert {one.code for one in results} <= {0, CrossesView.code}
+        assert {row.path for row in await fs.workspaces.list() if row.path} == {b"/runs/7"}
+        assert [row.automatic for row in await fs.snapshots.list()] == [True]
+        assert await fs.listdir("/runs/7") == ["absolute", "link", "sub"]
 
     run(test)
