@@ -97,29 +97,36 @@ class Copier:
         key = keys.inode(view, ino)
         value = source.get(_INODE, key)
         assert value is not None, f"inode {view}:{ino} is walked and does not exist"
-        stored = decode_inode(body_of(value))
-        inode = local(source, view, ino, stored)
+        inode = decode_inode(body_of(value))
+        directories = [inode.parent]
         count = 1
-        for family in (Family.XATTR, Family.USAGE, Family.BACKLINK):
-            rows = list(source.scan(family, key, keys.after_prefix(key)))
-            count += len(rows)
-            if family is Family.BACKLINK and not is_directory(inode):
-                inside = {one for one, _ in names_inside(source, view, ino)}
-                rows = [row for row in rows if self._keep_backlink(row[0], inside, inode.nlink)]
-            for row, one in rows:
-                self.record(family, row, one)
+        if is_directory(inode):
+            usage = source.get(Family.USAGE, key)
+            if usage is not None:
+                self.record(Family.USAGE, key, usage)
+        elif inode.nlink > 1:
+            names = names_inside(source, view, ino)
+            directories = [one for one, _ in names]
+            inode = local(source, view, ino, inode)
+            count += self._backlinks(key, {one for one, _ in names}, inode.nlink)
+        if inode.xattr_bytes:
+            for row, one in list(source.scan(Family.XATTR, key, keys.after_prefix(key))):
+                self.record(Family.XATTR, row, one)
+                count += 1
         if self.version is None and not self._has(_INODE, key):
             self.ctx.counters.files += 1
             self.ctx.counters.size_bytes += inode.size
-            for directory in sorted(
-                {inode.parent, *(d for d, _ in names_inside(source, view, ino))}
-            ):
+            for directory in sorted(set(directories)):
                 self.ctx.note_changed(view, directory, ino)
-        if self.version is None and inode.nlink != stored.nlink and self._has(_INODE, key):
-            # It counts names of a detached tree whose backlinks were hidden just now.
-            self.ctx.txn.put(_INODE, key, self.ctx.txn.encode(inode))
         self.record(_INODE, key, value[:BORN_BYTES] + self.ctx.txn.encode(inode))
         return count
+
+    def _backlinks(self, key: bytes, inside: set[int], nlink: int) -> int:
+        rows = list(self.source.scan(Family.BACKLINK, key, keys.after_prefix(key)))
+        for row, value in rows:
+            if self._keep_backlink(row, inside, nlink):
+                self.record(Family.BACKLINK, row, value)
+        return len(rows)
 
     def _keep_backlink(self, key: bytes, inside: set[int], nlink: int) -> bool:
         """Whether a backlink is of a name that the view shows; another one is hidden."""

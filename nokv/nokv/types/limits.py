@@ -71,7 +71,7 @@ TRUNCATE_CHUNKS_MAX = 4096
 COPY_CHUNKS_MAX = 1024
 """Chunk records that one copy takes: files of 64 GiB, where none is a hole."""
 
-COPY_HOLDS_MAX = 8192
+COPY_HOLDS_MAX = 2048
 """Objects that one copy names, once per chunk."""
 
 COPY_INLINE_BYTES_MAX = 16 * 1024 * 1024
