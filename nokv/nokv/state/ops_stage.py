@@ -72,7 +72,8 @@ def stage_begin(ctx: Context, op: StageBegin) -> Made:
     """Make a hidden root, counted by statfs alone."""
     root_of(ctx.txn, op.view)
     session = need_session(ctx)
-    if len(session.stages) >= STAGES_MAX:
+    stages = tuple(stage for stage in session.stages if _lives(ctx, stage[0]))
+    if len(stages) >= STAGES_MAX:
         message = f"the session has {STAGES_MAX} staged trees"
         raise WindowFull(message, hint="swap or drop one of them")
     now = ctx.wall_ns
@@ -93,10 +94,16 @@ def stage_begin(ctx: Context, op: StageBegin) -> Made:
     if op.parent is not None:
         _limit(ctx, op, ino, resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent))
     ctx.counters.files += 1
-    ctx.session = replace(session, stages=(*session.stages, (op.view, ino)))
+    ctx.session = replace(session, stages=(*stages, (op.view, ino)))
     attr = load_attr(ctx.txn, op.view, ino)
     assert attr is not None
     return Made(attr)
+
+
+def _lives(ctx: Context, view: int) -> bool:
+    """Whether a view lives: what was staged in it has ended with it."""
+    record = ctx.txn.view(view)
+    return not view or (record is not None and not record.dead)
 
 
 def _limit(ctx: Context, op: StageBegin, ino: int, parent: Found) -> None:
