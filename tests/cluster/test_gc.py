@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,3 +222,48 @@ def test_runs_are_for_operators(cluster: LocalCluster) -> None:
                 await fs.core.router.call_leader(RunGc(run=True), 5.0)
 
     asyncio.run(ask())
+
+
+def test_leaders_killed_while_bodies_come_and_go(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost, and at rest nothing is left that no record names."""
+
+    async def churn(cluster: LocalCluster) -> None:
+        rng = random.Random(7)
+        async with nokv.connect(cluster.addresses) as fs:
+            await fs.mkdir("/churn")
+            for turn in range(3):
+                leader = await asyncio.to_thread(cluster.leader)
+                writes = [
+                    fs.write_bytes(f"/churn/{rng.randrange(8)}", os.urandom(SIZE))
+                    for _ in range(60)
+                ]
+                going = asyncio.gather(*writes)
+                await fs.mkdir(f"/churn/{turn}-d")
+                cluster.kill(leader)
+                await going
+                await fs.remove_tree(f"/churn/{turn}-d")
+                await asyncio.to_thread(cluster.restart, leader)
+                await asyncio.to_thread(cluster.wait_caught_up, leader)
+            for name in range(8):
+                if await fs.exists(f"/churn/{name}"):
+                    assert len(await fs.read_bytes(f"/churn/{name}")) == SIZE
+
+    with LocalCluster.start(3, settings=SETTINGS) as cluster:
+        asyncio.run(churn(cluster))
+        monkeypatch.setenv("NOKV_CLUSTER", cluster.addresses)
+        settings = str(cluster.folder.node_path(1) / "node.toml")
+
+        def call(*arguments: str) -> Done:
+            capfd.readouterr()
+            return Done(main([*arguments, "--config", settings]), *capfd.readouterr())
+
+        report: dict[str, Any] = {"listed": -1}
+        while report["listed"] != report.get("objects"):  # the grace has to pass
+            assert call("gc", "run", "--json").code == 0
+            done = call("fsck", "--deep", "--json")
+            assert done.code == 0, done
+            (report,) = done.json()
+        assert report["objects"] == report["read"] <= 8
+        assert (report["waiting"], report["unjudged"]) == (0, 0)
