@@ -96,6 +96,7 @@ def _fields(row: SnapshotReply) -> dict[str, object]:
         "automatic": row.automatic,
         "views": row.views,
         "clones": row.clones,
+        "backups": row.backups,
         "alone_bytes": row.alone_bytes,
         "view": row.view,
         "inode": row.inode,
@@ -114,6 +115,8 @@ def _line(row: SnapshotReply) -> str:
     marks = [ends]
     if row.clones:
         marks.append(output.plural(row.clones, "clone"))
+    if row.backups:
+        marks.append(output.plural(row.backups, "backup"))
     if row.views > 1:
         marks.append(f"{output.plural(row.views - 1, 'view')} inside")
     if row.automatic:

@@ -68,6 +68,7 @@ def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> S
         _clones(source, s),
         cluster_ns,
         alone(source, s).size_bytes,
+        _backups(source, s),
     )
 
 
@@ -77,6 +78,15 @@ def _clones(source: Shard, snapshot: Snapshot) -> int:
     rows = source.scan(Family.PIN, prefix, keys.after_prefix(prefix))
     clones = [decode_pin(value).clone for _, value in rows]
     return sum(1 for number in clones if number)
+
+
+def _backups(source: Shard, snapshot: Snapshot) -> int:
+    """Return how many backups pin the version of a snapshot too."""
+    prefix = keys.pack2(snapshot.view, snapshot.version)
+    pins = [
+        decode_pin(row) for _, row in source.scan(Family.PIN, prefix, keys.after_prefix(prefix))
+    ]
+    return sum(1 for pin in pins if not (pin.session or pin.snapshot or pin.clone))
 
 
 def list_views(source: Shard, _caller: Caller, request: ListViews) -> ViewsReply:

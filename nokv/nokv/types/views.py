@@ -167,6 +167,8 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     """Of the reply: until_cluster_ns counts in it."""
     alone_bytes: int = 0
     """Of bodies that went or were replaced since: nothing but this keeps them."""
+    backups: int = 0
+    """Backups that hold the same version."""
 
     @property
     def left_s(self) -> float | None:

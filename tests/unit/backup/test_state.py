@@ -26,7 +26,8 @@ from nokv.types.commands import (
     Unlink,
 )
 from nokv.types.reads import BackupRow, BackupsReply, GetOrigin, ListBackups, OriginReply
-from nokv.types.values import Caller
+from nokv.types.values import At, Caller
+from nokv.types.views import GetSnapshot, SnapshotCreate, SnapshotReply
 
 DIGEST = bytes(16)
 ROOT = Caller()
@@ -198,3 +199,22 @@ def test_what_was_never_restored_can_not_be_adopted(files: Files) -> None:
     assert origin(files).adopted
     with pytest.raises(AlreadyExists):
         files.do(RestoreVolume(77), session=0)
+
+
+def test_a_snapshot_tells_of_the_backups_that_hold_it(files: Files) -> None:
+    files.do(SnapshotCreate(At(), "s", b"/"))
+
+    def held() -> int:
+        reply = files.read(GetSnapshot("s"))
+        assert isinstance(reply, SnapshotReply)
+        return reply.backups
+
+    assert held() == 0
+    files.do(create())
+    files.do(create("two"))
+    assert held() == 2
+    for row in rows(files):
+        files.do(FinishBackup(row.backup, 5, DIGEST))
+        files.do(EndBackup(row.backup))
+        files.do(EndBackup(row.backup, release=True))
+    assert held() == 0
