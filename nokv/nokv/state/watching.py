@@ -8,7 +8,7 @@ Watches).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -83,10 +83,11 @@ def tell(record: EventRecord, scope: Scope, after: int, name_in: NameIn) -> list
 
 def _is_root(event: StoredEvent, scope: Scope) -> bool:
     view = event.view if event.inode_view is None else event.inode_view
+    inode = event.inode
     if event.kind == EventKind.ROLLBACK:
-        # Of what is watched, or of a directory above it: all roots are one inode.
-        return any((view, inode) in scope.roots for _, inode in islice(scope.roots, 1))
-    return (view, event.inode) in scope.roots
+        # Also of a directory above: the new view is one where the watched inode was or is.
+        inode = min(scope.roots)[1]
+    return (view, inode) in scope.roots
 
 
 class _Spot(NamedTuple):
