@@ -153,7 +153,9 @@ class Context:
                 {inode.parent, *(d for d, _ in names_inside(self.txn, view, ino))}
             ):
                 self.note_changed(view, directory, ino)
-        if before.nlink > 1 and not is_directory(before):
+        # What a flattened view shows at an older version has its count right, and rows of names
+        # outside.
+        if (own is None or before.nlink > 1) and not is_directory(before):
             self._forget_outside(view, ino)
 
     def note_changed(self, view: int, directory: int, ino: int) -> None:

@@ -219,6 +219,8 @@ def _check_whiteouts(shard: _Shard) -> None:
             continue
         for family in VERSIONED:
             for key, value in shard.own(family, number):
+                if family is Family.BACKLINK and view.origin is not None:
+                    continue  # an origin that was flattened has no rows of names outside
                 if is_whiteout(value):
                     hides = view.origin is not None and inherited(shard.present, family, key)
                     assert hides is not None, f"a {family.name} whiteout over nothing: {key.hex()}"

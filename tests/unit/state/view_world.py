@@ -50,6 +50,7 @@ from nokv.types.values import At, Attr
 from nokv.types.views import (
     Clone,
     ExpireSnapshots,
+    Flatten,
     Rollback,
     RolledBack,
     SnapshotCreate,
@@ -207,6 +208,7 @@ class World:
             (2, self._unpin),
             (4, self._reap),
             (2, self._collect),
+            (4, self._flatten),
         )
         self.rng.choices([do for _, do in kinds], [weight for weight, _ in kinds])[0]()
         self.verify()
@@ -454,6 +456,13 @@ class World:
         gone = self.files.collect()
         self.log.append(f"collected {gone}")
         self.bucket -= {upload for _, upload, _, _, _ in gone}
+
+    def _flatten(self) -> None:
+        views = [view for view in self.files.machine._txn._views if view]
+        if views:
+            op = Flatten(self.rng.choice(views), self.rng.choice((1, 3, 100)))
+            self.log.append(f"{op}")
+            self.files.internal(op)
 
     def _let_time_pass(self) -> None:
         self.files.wait()
