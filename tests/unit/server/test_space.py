@@ -6,7 +6,8 @@ import pytest
 from tests.unit.server.test_leader import Leader
 
 from nokv.server.service import Space
-from nokv.types.commands import ExpireSession, Reap, TrimEvents
+from nokv.types.commands import ExpireSession, Mkdir, Reap, TrimEvents
+from nokv.types.values import At
 
 GIB = 1 << 30
 
@@ -56,7 +57,7 @@ def test_the_leaders_own_commands_wait_while_the_disks_are_full() -> None:
     full = False
     leader.duties._disks_full = lambda: full
     leader.duties.take_office()
-    leader.open_session()
+    leader.shard.do(Mkdir(At(), b"d", 0o755), leader.open_session())
     full = True
     before = len(leader.shard.applied)
     for _ in range(10):
