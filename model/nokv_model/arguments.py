@@ -13,6 +13,7 @@ from nokv.errors import (
 )
 from nokv.types import commands as c
 from nokv.types import views as v
+from nokv.types.copies import Copy, CopyMode, CopyRange
 from nokv.types.limits import (
     BULK_NAMES_MAX,
     FILE_BYTES_MAX,
@@ -122,11 +123,24 @@ def check_arguments(op: c.Op | c.InnerOp) -> None:
         case c.Reap() | c.TrimEvents() | v.ExpireSnapshots() | v.Flatten():
             _require(1 <= op.limit <= STEP_MAX, "a step out of range")
         case _:
-            _check_of_views(op)
+            _check_copies_and_views(op)
 
 
-def _check_of_views(op: c.Op | c.InnerOp) -> None:
+def _check_copies_and_views(op: c.Op | c.InnerOp) -> None:
     match op:
+        case Copy():
+            check_at(op.source)
+            check_at(op.parent)
+            check_name(op.name)
+            _require(op.copy_mode in set(CopyMode), "no such copy mode")
+            _permissions(op.mode)
+            _require(0 <= op.at_version <= UINT63_MAX, "a version out of range")
+        case CopyRange():
+            check_at(op.source)
+            check_at(op.target)
+            _require(min(op.source_offset, op.target_offset, op.length) >= 0, "a negative range")
+            _check_size(max(op.source_offset, op.target_offset) + op.length)
+            _require(0 <= op.at_version <= UINT63_MAX, "a version out of range")
         case v.SnapshotCreate():
             check_at(op.at)
             _require(is_snapshot_name(op.name), "no name for a snapshot")

@@ -10,11 +10,12 @@ from nokv.errors import InvalidArgument, NokvError, TooLarge, WindowFull
 from nokv.types import commands as c
 from nokv.types import locks as k
 from nokv.types import views as v
+from nokv.types.copies import Copy, CopyRange
 from nokv.types.limits import ATOMIC_MAX
 from nokv.types.reads import Event, Read, ReadValue
 from nokv.types.results import AtomicDone, InnerValue, Result, ResultValue
 from nokv.types.values import Caller
-from nokv_model import attributes, control, locking, ops, publishing, reads, views
+from nokv_model import attributes, control, copying, locking, ops, publishing, reads, views
 from nokv_model.arguments import check_arguments
 from nokv_model.control import check_predicates
 from nokv_model.sessions import Results, admit
@@ -36,6 +37,8 @@ HANDLERS: dict[type, Callable[[Step, Any], Any]] = {
     c.SetXattr: attributes.set_xattr,
     c.RemoveXattr: attributes.remove_xattr,
     c.Publish: publishing.publish,
+    Copy: copying.copy,
+    CopyRange: copying.copy_range,
     c.StageBegin: publishing.stage_begin,
     c.StageSwap: publishing.stage_swap,
     c.StageDrop: publishing.stage_drop,

@@ -27,6 +27,8 @@ from tests.machine.drawing import (
 
 from nokv.types import commands as c
 from nokv.types.commands import PublishMode, RenameFlag, StageMode
+from nokv.types.copies import Copy, CopyRange
+from nokv.types.limits import CHUNK_BYTES
 from nokv.types.locks import CancelLock, SetLock, Unlock
 from nokv.types.values import At, FileType
 from nokv.types.views import (
@@ -271,7 +273,28 @@ def remove_view(d: Drawing, s: int) -> c.Op:
     return remove(*d.entry(s, kind=view_root))
 
 
+def copy(d: Drawing, s: int) -> c.InnerOp:
+    source, version = d.shown(kind=d.one((filled, filled, regular, anything)))
+    target = d.entry(s, kind=filled) if d.chance(2) else d.place(s)
+    return Copy(source, *target, d.often((0, 1), (2, -1)), d.mode(), version)
+
+
+def copy_range(d: Drawing, s: int) -> c.InnerOp:
+    source, version = d.shown(kind=d.one((filled, filled, regular)))
+    target = d.at(s, kind=d.one((filled, regular, regular, anything)))
+    return CopyRange(
+        source,
+        target,
+        d.often((0, 0, 1, 5, CHUNK_BYTES - 2), (-1,)),
+        d.often((0, 0, 3, CHUNK_BYTES - 4), (-1, 2**62)),
+        d.one((0, 4, 8, 100, CHUNK_BYTES, 2 * CHUNK_BYTES + 9)),
+        version,
+    )
+
+
 INNER = (
+    copy,
+    copy_range,
     mkdir,
     create,
     bulk_create,

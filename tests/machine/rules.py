@@ -290,6 +290,8 @@ class NamespaceMachine(RuleBasedStateMachine):
     lease_uploads = _command(building.lease_uploads)
     pin_view = _command(building.pin_view)
     unpin_view = _owned(building.unpin_view, _pinners, building.pin_view)
+    copy = _command(building.copy)
+    copy_range = _command(building.copy_range)
     snapshot_create = _command(building.snapshot_create)
     snapshot_renew = _owned(building.snapshot_renew, _snapshots, building.snapshot_create)
     snapshot_delete = _owned(building.snapshot_delete, _snapshots, building.snapshot_create)
