@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 from tests.unit.state.shard import at
-from tests.unit.state.test_views import SECOND_NS, Views
+from tests.unit.state.viewing import SECOND_NS, Views
 
 from nokv.state.families import Family
 from nokv.state.memory import MemoryKV
