@@ -8,6 +8,7 @@ now, the read starts over at the present; if not, the object is really missing.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from nokv.client.core import Core
@@ -250,7 +251,7 @@ class OpenBody:
         try:
             return await _read(self._core, chunks, offset, n_bytes)
         except ObjectMissing:
-            await self._check_held()
+            await self.check_held()
             raise
 
     async def readinto(self, offset: int, out: memoryview) -> int:
@@ -264,11 +265,21 @@ class OpenBody:
         try:
             await reader.readinto(chunks, offset, out[:n_bytes])
         except ObjectMissing:
-            await self._check_held()
+            await self.check_held()
             raise
         return n_bytes
 
-    async def _check_held(self) -> None:
+    async def stream(self, offset: int) -> AsyncIterator[bytes]:
+        """Yield the bytes from an offset to the end, read ahead; raises as `read`."""
+        reader = await self._core.reader()
+        try:
+            async for data in reader.stream(self.lookup, offset, max(0, self.size - offset)):
+                yield data
+        except ObjectMissing:
+            await self.check_held()
+            raise
+
+    async def check_held(self) -> None:
         """Return if something should have kept the objects of this body.
 
         Raises:

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from nokv.client.bodies import open_body
+from nokv.client.bodies import OpenBody, open_body
 from nokv.client.core import Core
 from nokv.client.options import Options
 from nokv.errors import ObjectCorrupt
-from nokv.objects.read import ChunkLookup
 from nokv.types.values import At, Attr
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ async def get_file(
         target = Path(local)
         file, temporary = await _run(lambda: _create(target))
         try:
-            await _copy(core, body.lookup, body.attr, file, progress)
+            await _copy(core, body, file, progress)
             await _run(lambda: _finish(file, body.attr))
             await _run(lambda: _rename(Path(temporary), target))
         except BaseException:
@@ -49,14 +48,8 @@ async def get_file(
         body.close()
 
 
-async def _copy(
-    core: Core,
-    lookup: ChunkLookup,
-    attr: Attr,
-    file: BinaryIO,
-    progress: Progress | None,
-) -> None:
-    reader = await core.reader()
+async def _copy(core: Core, body: OpenBody, file: BinaryIO, progress: Progress | None) -> None:
+    attr = body.attr
     digest = hashlib.sha256() if attr.sha256 else None
 
     def write(data: bytes) -> None:
@@ -65,7 +58,7 @@ async def _copy(
             digest.update(data)
 
     written = 0
-    async for data in reader.stream(lookup, 0, attr.size):
+    async for data in body.stream(0):
         await _run(functools.partial(write, data))
         written += len(data)
         if progress is not None:

@@ -185,9 +185,7 @@ class AsyncReader:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the bytes from the position to the end, in pieces of up to 4 MiB, read ahead."""
         self._check()
-        reader = await self._core.reader()
-        stream = reader.stream(self.body.lookup, self._position, max(0, self.size - self._position))
-        async for data in stream:
+        async for data in self.body.stream(self._position):
             self._position += len(data)
             yield data
 

@@ -228,6 +228,8 @@ def test_a_lease_that_ends_while_it_is_read() -> None:
             await collect(running)
             with pytest.raises(SnapshotGone):
                 await file.pread(90_000, 20_000)
+            with pytest.raises(SnapshotGone):
+                [piece async for piece in file.chunks()]
 
     run(test, config=ClientConfig(deadline_s=20.0, cache_bytes=0))
 
