@@ -38,7 +38,6 @@ from nokv.state.records import (
     Snapshot,
     StoredEvent,
     TrashEntry,
-    TrashEntry,
     Usage,
     View,
     encode,
