@@ -36,7 +36,7 @@ async def get_file(
         target = Path(local)
         file, temporary = await _run(lambda: _create(target))
         try:
-            await _copy(core, body, file, progress)
+            await _copy(body, file, progress)
             await _run(lambda: _finish(file, body.attr))
             await _run(lambda: _rename(Path(temporary), target))
         except BaseException:
@@ -48,7 +48,7 @@ async def get_file(
         body.close()
 
 
-async def _copy(core: Core, body: OpenBody, file: BinaryIO, progress: Progress | None) -> None:
+async def _copy(body: OpenBody, file: BinaryIO, progress: Progress | None) -> None:
     attr = body.attr
     digest = hashlib.sha256() if attr.sha256 else None
 

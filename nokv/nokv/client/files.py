@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from nokv.client.bodies import OpenBody
-from nokv.client.core import Core
 from nokv.client.upload import BodyUpload, FileInfo
 from nokv.errors import InvalidArgument, NotSupported
 from nokv.types.limits import BLOCK_BYTES
@@ -64,11 +63,10 @@ class Opening(Generic[F]):
 class AsyncReader:
     """A file open for reading: one generation, seekable, verified. Close it, or leave its block."""
 
-    def __init__(self, core: Core, body: OpenBody, name: str) -> None:
+    def __init__(self, body: OpenBody, name: str) -> None:
         self.name: Final = name
         """The path that it was opened by."""
         self.body: Final = body
-        self._core = core
         self._position = 0
         self._buffer = b""
         self._buffer_at = 0

@@ -452,7 +452,7 @@ class ReadHandle:
     async def _open_reader(self, path: AnyPath) -> AsyncReader:
         where = await self._at(path)
         body = await bodies.open_body(self._core, self._options, where)
-        return AsyncReader(self._core, body, shown_path(path))
+        return AsyncReader(body, shown_path(path))
 
     async def _open_text(self, path: AnyPath) -> AsyncTextReader:
         return AsyncTextReader(await self._open_reader(path))
