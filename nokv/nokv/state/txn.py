@@ -173,6 +173,7 @@ class Txn:
             self._branched = bool(self._branches)
         for own in self._own:
             own.clear()
+        self._take_pins_back()
         if self._replanted:
             self.parents.clear()
             self._replanted = False
