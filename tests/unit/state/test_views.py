@@ -558,23 +558,6 @@ def test_a_failed_command_leaves_no_pin_behind(monkeypatch: pytest.MonkeyPatch) 
     shard.check()
 
 
-def test_a_command_that_fails_after_its_pins_count_takes_them_back() -> None:
-    shard = tree()
-    shard.snapshot("a", "s")
-    shard.done(Mkdir(at(), b"q", 0o755))
-    shard.done(SetQuota(at("q"), 1, 0))
-    pins = shard.machine._txn.pins(0)
-    assert shard.fails(Clone(at("a"), at("q"), b"c")) is QuotaExceeded
-    assert shard.machine._txn.pins(0) == pins
-    history = shard.machine.counters.history
-    shard.create("late")
-    shard.done(Unlink(at(), b"late"))
-    assert shard.machine.counters.history == history
-    shard.check()
-    other = StateMachine(shard.kv)
-    assert other._txn.pins(0) == shard.machine._txn.pins(0)
-
-
 def test_reads_name_the_views_that_they_pass() -> None:
     shard = tree()
     inner = shard.workspace("a/w")
