@@ -43,7 +43,7 @@ from nokv.state.records import (
     decode_pin,
     is_whiteout,
 )
-from nokv.state.views import depth_of, release_origin
+from nokv.state.views import release_origin
 from nokv.types.results import Reaped
 from nokv.types.views import Flatten
 
@@ -341,11 +341,27 @@ def due(shard: Shard, views: Iterable[int], depth: int = DEPTH_DEFAULT) -> int:
             continue
         if view.dead or view.origin is None:
             continue
-        below = depth_of(shard, number)
+        below = _depth(shard, number)
         if below > depth and (deep is None or below < deep[0]):
             deep = below, number
         waits = waits or number * _is_kept_by_copies(shard, view.origin)
     return deep[1] if deep is not None else waits
+
+
+def _depth(shard: Shard, number: int) -> int:
+    """Return how many origins lie below a view once all that is begun is flattened.
+
+    A view that is flattened keeps its origin for those who read it as it was; who lies above it
+    need not be flattened for that.
+    """
+    depth = 0
+    while load(shard, number) is None:
+        view = shard.view(number)
+        if view is None or view.origin is None:
+            break
+        number = view.origin
+        depth += 1
+    return depth
 
 
 def _is_kept_by_copies(shard: Shard, number: int) -> bool:

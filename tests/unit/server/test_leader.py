@@ -409,3 +409,5 @@ def test_deep_views_are_flattened(leader: Leader) -> None:
     leader.tick(10)
     assert len(leader.ops(Flatten)) == steps
     assert leader.duties.flatten_steps_total == steps
+    flattened = {op.view for op in leader.shard.applied if isinstance(op, Flatten)}
+    assert flattened == {9, 18}, "what lies above one that is flattened is not deep"
