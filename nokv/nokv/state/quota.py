@@ -16,6 +16,6 @@ def check_quota(source: Source, view: int, directory: int, old: Usage, new: Usag
     )
     for what, before, after, limit in grows:
         if limit and after > limit and after > before:
-            path = path_of(source, view, directory).decode("utf-8", "surrogateescape")
+            path = path_of(source, view, directory).decode("utf-8", "backslashreplace")
             message = f"{after} {what} below {path}, which may hold {limit}"
             raise QuotaExceeded(message, hint=f"remove something below {path}, or raise its quota")

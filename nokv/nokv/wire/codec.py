@@ -75,4 +75,9 @@ def encode_success(
 def encode_failure(version: int, error: NokvError) -> bytes:
     """Return the bytes of a failed result; only a hint of the error's own is kept."""
     hint = "" if error.hint == error.default_hint else error.hint
-    return _encoder.encode(Result(version, error.code, error.message, hint, None))
+    return _encoder.encode(Result(version, error.code, _sendable(error.message), _sendable(hint)))
+
+
+def _sendable(text: str) -> str:
+    """Return a text with no lone surrogates: a name may have brought some, UTF-8 has none."""
+    return text.encode("utf-8", "backslashreplace").decode()

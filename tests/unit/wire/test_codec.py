@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from tests.unit.wire.samples import sample
 
 from nokv import errors
-from nokv.errors import BadRequest, NokvError, TooLarge, from_wire
+from nokv.errors import BadRequest, NokvError, NotFound, TooLarge, from_wire
 from nokv.types.commands import Command
 from nokv.types.limits import COMMAND_BYTES_MAX, FRAME_BYTES_MAX
 from nokv.wire.codec import (
     Codec,
     command_codec,
     decode_command,
+    encode_failure,
     read_value_codec,
     result_codec,
 )
@@ -111,3 +112,11 @@ def test_codes_do_not_change() -> None:
 
 def test_an_unknown_code_is_still_an_error() -> None:
     assert "9999" in str(from_wire(9999, "from the future"))
+
+
+def test_a_message_with_a_name_that_is_not_utf8_is_sent() -> None:
+    """An error that can't be encoded would stop every replica at the same command."""
+    name = b"\xff\xfe".decode("utf-8", "surrogateescape")
+    result = result_codec.decode(encode_failure(3, NotFound(name, hint=name)))
+    assert result.code == NotFound.code
+    assert result.message == result.hint == r"\udcff\udcfe"
