@@ -146,7 +146,7 @@ def stage_drop(ctx: Context, op: StageDrop) -> Done:
     inode = _own_stage(ctx, session, op.view, op.stage)
     if inode is not None:
         detach_tree(ctx, op.view, op.stage, inode)
-    ctx.session = _without(session, op.view, op.stage)
+    ctx.session = _without(need_session(ctx), op.view, op.stage)  # locks may have ended
     return Done()
 
 
@@ -192,7 +192,7 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     if inside.entries_max or inside.size_bytes_max:
         set_limits(ctx, op.view, op.stage, NO_LIMIT, NO_LIMIT)
     ctx.add_usage(op.view, parent.ino, inside.entries + 1, inside.size_bytes + after.size)
-    ctx.session = _without(session, op.view, op.stage)
+    ctx.session = _without(need_session(ctx), op.view, op.stage)  # locks may have ended
     ctx.emit(
         EventKind.MOVE_IN if directory else EventKind.PUBLISH,
         op.view,
