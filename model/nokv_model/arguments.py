@@ -13,7 +13,7 @@ from nokv.errors import (
 )
 from nokv.types import commands as c
 from nokv.types import views as v
-from nokv.types.copies import Copy, CopyMode, CopyRange
+from nokv.types.copies import Copy, CopyMode, CopyRange, SetQuota
 from nokv.types.limits import (
     BULK_NAMES_MAX,
     FILE_BYTES_MAX,
@@ -135,6 +135,10 @@ def _check_copies_and_views(op: c.Op | c.InnerOp) -> None:
             _require(op.copy_mode in set(CopyMode), "no such copy mode")
             _permissions(op.mode)
             _require(0 <= op.at_version <= UINT63_MAX, "a version out of range")
+        case SetQuota():
+            check_at(op.at)
+            _require(0 <= op.entries <= UINT63_MAX, "a limit out of range")
+            _require(0 <= op.size_bytes <= UINT63_MAX, "a limit out of range")
         case CopyRange():
             check_at(op.source)
             check_at(op.target)

@@ -10,12 +10,12 @@ from nokv.errors import InvalidArgument, NokvError, TooLarge, WindowFull
 from nokv.types import commands as c
 from nokv.types import locks as k
 from nokv.types import views as v
-from nokv.types.copies import Copy, CopyRange
+from nokv.types.copies import Copy, CopyRange, SetQuota
 from nokv.types.limits import ATOMIC_MAX
 from nokv.types.reads import Event, Read, ReadValue
 from nokv.types.results import AtomicDone, InnerValue, Result, ResultValue
 from nokv.types.values import Caller
-from nokv_model import attributes, control, copying, locking, ops, publishing, reads, views
+from nokv_model import attributes, control, copying, locking, ops, publishing, quotas, reads, views
 from nokv_model.arguments import check_arguments
 from nokv_model.control import check_predicates
 from nokv_model.sessions import Results, admit
@@ -37,6 +37,7 @@ HANDLERS: dict[type, Callable[[Step, Any], Any]] = {
     c.SetXattr: attributes.set_xattr,
     c.RemoveXattr: attributes.remove_xattr,
     c.Publish: publishing.publish,
+    SetQuota: quotas.set_quota,
     Copy: copying.copy,
     CopyRange: copying.copy_range,
     c.StageBegin: publishing.stage_begin,
@@ -163,6 +164,8 @@ class Model:
 
 
 def _run(step: Step, op: c.Op | c.InnerOp) -> Any:  # noqa: ANN401  the handler's result
+    before = quotas.limited(step.forest)
     value = HANDLERS[type(op)](step, op)
+    quotas.require_room(step.forest, before)
     step.check_depth()
     return value

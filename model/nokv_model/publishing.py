@@ -161,6 +161,7 @@ def stage_swap(step: Step, op: StageSwap) -> Published:
     else:
         access.require_writable_parent(step.caller, parent)
     del step.forest.staged[root.key]
+    root.quota = (0, 0)
     if root.access_list is None and root.default_list is None:
         step.pass_lists_on(root, parent)
     step.attach(parent, op.name, root)

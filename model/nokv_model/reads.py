@@ -16,6 +16,7 @@ from nokv.errors import (
 from nokv.types import locks as k
 from nokv.types import reads as r
 from nokv.types import views as v
+from nokv.types.copies import GetQuota, QuotaReply
 from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
 from nokv.types.values import Attr, Caller, FileType, StoredChunk, StoredExtent, StoredObject
 from nokv_model import access, acls, locking
@@ -102,6 +103,9 @@ def _of_forest(resolver: Resolver, read: r.Read) -> r.ReadValue:
             return r.UsageReply(*resolver.forest.usage(resolver.parent(read.at)))
         case r.Access():
             return _access(resolver, read)
+        case GetQuota():
+            directory = resolver.parent(read.at)
+            return QuotaReply(*resolver.forest.usage(directory), *directory.quota)
         case _:
             message = f"the model does not answer {type(read).__name__}"
             raise NotSupported(message)

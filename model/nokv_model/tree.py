@@ -52,6 +52,8 @@ class Inode:
     names: set[tuple[Key, bytes]] = field(default_factory=set)
     """(directory, name) of every name; none for the root of view 0 and for staged roots."""
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    quota: tuple[int, int] = (0, 0)
+    """Of a directory: the most entries and bytes below it; 0: no limit."""
     access_list: Acl | None = None
     """Unless the mode bits say the same."""
     default_list: Acl | None = None

@@ -27,7 +27,7 @@ from tests.machine.drawing import (
 
 from nokv.types import commands as c
 from nokv.types.commands import PublishMode, RenameFlag, StageMode
-from nokv.types.copies import Copy, CopyRange
+from nokv.types.copies import Copy, CopyRange, SetQuota
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.locks import CancelLock, SetLock, Unlock
 from nokv.types.values import At, FileType
@@ -292,7 +292,13 @@ def copy_range(d: Drawing, s: int) -> c.InnerOp:
     )
 
 
+def set_quota(d: Drawing, s: int) -> c.InnerOp:
+    entries = d.often((0, 0, 3, 6, 12), (-1, 2**63))
+    return SetQuota(d.parent(s), entries, d.one((0, 0, 0, 60, 3 * CHUNK_BYTES)))
+
+
 INNER = (
+    set_quota,
     copy,
     copy_range,
     mkdir,

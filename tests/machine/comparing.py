@@ -12,6 +12,7 @@ from nokv.state.families import Family
 from nokv.state.records import is_whiteout
 from nokv.types import commands as c
 from nokv.types import reads as r
+from nokv.types.copies import GetQuota
 from nokv.types.values import ROOT_VIEW, At, Caller
 from nokv.types.views import ExpireSnapshots, ListSnapshots, ListViews, SnapshotDelete
 from nokv_model.tree import ROOT, Forest, Inode, Key
@@ -52,7 +53,7 @@ def compare(world: World) -> None:
         world.read(CALLER, request)
     for inode in state.forest.inodes.values():
         if inode.is_directory and not state.forest.owner_session(inode):
-            world.read(CALLER, r.GetUsage(At(*inode.key)))
+            world.read(CALLER, GetQuota(At(*inode.key)))
     compare_objects(world)
     check_replay(world.model, _all_events(world))
 

@@ -290,6 +290,7 @@ class NamespaceMachine(RuleBasedStateMachine):
     lease_uploads = _command(building.lease_uploads)
     pin_view = _command(building.pin_view)
     unpin_view = _owned(building.unpin_view, _pinners, building.pin_view)
+    set_quota = _command(building.set_quota)
     copy = _command(building.copy)
     copy_range = _command(building.copy_range)
     snapshot_create = _command(building.snapshot_create)

@@ -11,7 +11,7 @@ import msgspec
 from tests.machine import comparing
 from tests.machine.replay import ObservedModel
 
-from nokv.errors import BY_CODE, NameTooLong, NokvError, NotFound, NotPermitted
+from nokv.errors import BY_CODE, NameTooLong, NokvError, NotFound, NotPermitted, QuotaExceeded
 from nokv.state import keys
 from nokv.state.families import Family
 from nokv.state.machine import StateMachine
@@ -357,6 +357,9 @@ class World:
         raise AssertionError(message)
 
 
+FOUND_ABOVE = {NameTooLong.code, QuotaExceeded.code}
+"""Errors of the directories above."""
+
 NOT_OWN_PIN = {NotFound.code, NotPermitted.code}
 """Which one a pin that views and snapshots hold among themselves gives is open."""
 
@@ -398,8 +401,8 @@ def _outcome(read: Callable[[], Any]) -> tuple[int, Any]:
 
 
 def _same_outcome(want: int, have: int) -> bool:
-    """Too deep is said when a walk up finds it: which other error it comes before is open."""
-    return want == have or (want != 0 != have and NameTooLong.code in {want, have})
+    """Which error wins over those that are said when a walk up finds them is open."""
+    return want == have or (want != 0 != have and bool(FOUND_ABOVE & {want, have}))
 
 
 def _name(code: int) -> str:
