@@ -29,6 +29,7 @@ from nokv.kv.digest import digest
 from nokv.state.families import Family
 from nokv.types import commands as c
 from nokv.types import reads as r
+from nokv.types.copies import Copy, CopyMode, CopyRange, SetQuota
 from nokv.types.limits import (
     ATOMIC_MAX,
     BULK_NAMES_MAX,
@@ -37,7 +38,15 @@ from nokv.types.limits import (
     SYMLINK_TARGET_BYTES_MAX,
     XATTR_VALUE_BYTES_MAX,
 )
+from nokv.types.trash import ExpireTrash, KeepTrash, RestoreTrash, Trash
 from nokv.types.values import At, Caller, ChunkMap, Extent, ObjectPart
+from nokv.types.views import (
+    Clone,
+    ExpireSnapshots,
+    Rollback,
+    SnapshotCreate,
+    WorkspaceCreate,
+)
 
 BAD_NAMES = {
     "empty": (b"", InvalidArgument),
@@ -83,6 +92,11 @@ def named(name: bytes) -> list[c.Op]:
         c.Publish(d, name, c.PublishMode.REPLACE, 0o644, 0, 0, ()),
         c.StageSwap(0, 9, d, name, c.StageMode.CREATE),
         c.Atomic((c.Mkdir(d, b"ok", 0o755), c.Create(d, name, 0o644))),
+        Clone(d, d, name),
+        WorkspaceCreate(d, name, 0o755),
+        Rollback(d, name, "s", b"/d", 10**9),
+        Copy(at("d/f"), d, name, CopyMode.REPLACE, 0o644),
+        Trash(d, name),
     ]
 
 
@@ -142,6 +156,19 @@ def sized(size: int) -> Iterator[c.Op]:
         ChunkMap(0, (ObjectPart(size, 0, 0, 10, bytes(8)),), (Extent(0, 10, 0),)),
     ):
         yield c.Publish(d, b"new", c.PublishMode.REPLACE, 0o644, 10, 1, (chunk,))
+    yield SnapshotCreate(d, "s", b"/d", size)
+    yield Rollback(at(), b"d", "s", b"/d", size)
+    yield Copy(f, d, b"new", CopyMode.REPLACE, 0o644, size)
+    yield Copy(f, d, b"new", size, 0o644)
+    for numbers in ((size, 0, 1), (0, size, 1), (0, 0, size)):
+        yield CopyRange(f, f, *numbers)
+    yield SetQuota(d, size, 0)
+    yield SetQuota(d, 0, size)
+    yield RestoreTrash(size, 1)
+    yield RestoreTrash(0, size)
+    yield KeepTrash(size)
+    yield ExpireSnapshots(size)
+    yield ExpireTrash(size)
     yield c.LeaseUploads(size)
     yield c.OpenSession(bytes(16), size)
 

@@ -51,7 +51,9 @@ from nokv.types.commands import (
 )
 from nokv.types.limits import BATCH_MAX
 from nokv.types.reads import AttrReply, GetAttr, GetSession, SessionReply, StatFs, StatFsReply
+from nokv.types.trash import ExpireTrash
 from nokv.types.values import At, Caller, Marks
+from nokv.types.views import ExpireSnapshots, Flatten
 from nokv.wire.codec import encode_command, result_codec
 from nokv.wire.connection import RpcConnection
 from nokv.wire.rpc import (
@@ -146,8 +148,9 @@ def test_one_node(make_nodes: Callable[..., Nodes]) -> None:
 
 
 async def refusals(client: Caller1, address: str, nodes: Nodes) -> None:
-    with pytest.raises(Forbidden):
-        await client.raw(0, 0, Reap(1))
+    for internal in (Reap(1), ExpireSnapshots(1), ExpireTrash(1), Flatten(1, 1)):
+        with pytest.raises(Forbidden):
+            await client.raw(0, 0, internal)
     with pytest.raises(Forbidden):
         await client.raw(0, 0, ExpireSession(client.session))
     with pytest.raises(UnknownSession):
