@@ -42,6 +42,7 @@ from nokv.state.trash import (
     remove_entry,
     take_entry,
     trashes_of,
+    views_ending,
     weight,
 )
 from nokv.state.tree import announce, touch_directory
@@ -63,6 +64,9 @@ from nokv.types.values import At
 
 STEP_MAX = 65_536
 """Entries that one `ExpireTrash` may be asked to remove."""
+
+VIEWS_A_STEP = 4096
+"""It stops after the entry with which it has ended so many views."""
 
 
 # ---------------------------------------------------------------- arguments
@@ -208,17 +212,24 @@ def keep(ctx: Context, op: KeepTrash) -> Done:
 
 
 def expire(ctx: Context, op: ExpireTrash) -> Reaped:
-    """Remove up to `limit` entries whose retention is over."""
+    """Remove up to `limit` entries whose retention is over, and about VIEWS_A_STEP views of them.
+
+    One with too many views to go at once waits: those in its own trash go by themselves, and
+    whoever made others can remove them. It keeps nothing else from going.
+    """
     due = ctx.cluster_ns - keep_ns(ctx.txn)
-    removed = 0
+    removed = ended = 0
     for view in list(trashes_of(ctx.txn)):
         for entry in entries_of(ctx.txn, view):
             if entry.record.cluster_ns > due:
                 break
-            if removed == op.limit:
+            if removed == op.limit or ended >= VIEWS_A_STEP:
                 return Reaped(removed, more=True)
+            views = views_ending(ctx, entry)
+            if views < 0:
+                continue
             remove_entry(ctx, entry)
-            removed += 1
+            removed, ended = removed + 1, ended + views
     return Reaped(removed, more=False)
 
 

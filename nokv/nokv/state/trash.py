@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
-from nokv.errors import NotFound
+from nokv.errors import NotFound, ResultTooLarge
 from nokv.state import keys
 from nokv.state.context import (
     DIRECTORY,
@@ -38,7 +38,7 @@ from nokv.state.records import (
     decode_trash_entry,
 )
 from nokv.state.tree import destroy, drop_name, move_name, touch_directory
-from nokv.state.views import move_graft
+from nokv.state.views import move_graft, nested_below
 from nokv.types.trash import TRASH_KEEP_NS_DEFAULT
 
 _NAME_BYTES = 17
@@ -196,6 +196,24 @@ def remove_entry(ctx: Context, entry: Entry) -> None:
     else:
         drop_name(ctx, entry.view, entry.node[1], entry.inode, hidden)
     end_empty(ctx, entry.view)
+
+
+def views_ending(ctx: Context, entry: Entry) -> int:
+    """Return how many views end with an entry; -1: it has too many to be removed as it is."""
+    if not is_directory(entry.inode):
+        return 0
+    view, ino = entry.node
+    try:
+        ending = [one.view for one in nested_below(ctx, view, ino)]
+        if entry.is_graft:
+            ending.append(view)
+        for number in ending:  # it grows meanwhile
+            trash = view_of(ctx.txn, number).trash
+            if trash:
+                ending += [one.view for one in nested_below(ctx, number, trash)]
+    except ResultTooLarge:
+        return -1
+    return len(ending)
 
 
 def end_empty(ctx: Context, view: int) -> None:
