@@ -168,13 +168,15 @@ def reap_view(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
         ctx.txn.forget(Family.INODE, key, death=death)
         done += 1
     done += end_view_locks(ctx, number, limit - done)
-    prefix = keys.CHANGED_PREFIX + start
-    rows = ctx.txn.scan(Family.META, prefix, keys.after_prefix(prefix))
-    for key, _ in list(islice(rows, limit - done)):
-        ctx.txn.delete_row(Family.META, key)
-        done += 1
+    for notes in (keys.CHANGED_PREFIX, keys.FLATTEN_TODO_PREFIX):
+        prefix = notes + start
+        rows = ctx.txn.scan(Family.META, prefix, keys.after_prefix(prefix))
+        for key, _ in list(islice(rows, limit - done)):
+            ctx.txn.delete_row(Family.META, key)
+            done += 1
     if done == limit:
         return limit, False
+    ctx.txn.delete_row(Family.META, keys.flatten(number))
     end_view(ctx, number)
     return done, True
 
