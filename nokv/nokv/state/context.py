@@ -223,12 +223,17 @@ class Context:
                     old.entries_max,
                     old.size_bytes_max,
                 )
-                if old.entries_max or old.size_bytes_max:
+                if (old.entries_max or old.size_bytes_max) and self._is_shown(view, ino):
                     check_quota(self.txn, view, ino, old, new)
             assert new.entries >= 0, f"entries below inode {ino}: {new.entries}"
             assert new.size_bytes >= 0, f"bytes below inode {ino}: {new.size_bytes}"
             assert new.grafts >= 0, f"views below inode {ino}: {new.grafts}"
             put(_USAGE, key, self.txn.encode(new))
+
+    def _is_shown(self, view: int, directory: int) -> bool:
+        """Whether a directory lies in its view or in a staged tree, not in one that was removed."""
+        top = chain(self.txn, view, directory)[-1]
+        return top == root_of(self.txn, view) or need_inode(self.txn, view, top).stage > 0
 
     def usage(self, view: int, directory: int) -> Usage:
         """Return the usage of a directory's tree."""
