@@ -247,8 +247,7 @@ class DiffHandle(ViewHandle):
             for row in page.rows:
                 key = row.generation, row.inode
                 known = rows.get(key)
-                holders = row.holders if known is None else known.holders + row.holders
-                rows[key] = structs.replace(known or row, holders=holders)
+                rows[key] = row if known is None else _both(known, row)
             more, after = page.more, page.after
         found = [_generation(row) for row in rows.values()]
         return sorted(found, key=lambda one: (one.live, one.generation), reverse=True)
@@ -322,6 +321,12 @@ def _seen(attr: Attr) -> Seen:
         attr.gid,
         attr.mtime_ns,
     )
+
+
+def _both(known: Showing, row: Showing) -> Showing:
+    """Return one row for a generation that two show. It is read where not just a lease keeps it."""
+    leased = all(holder.kind == HolderKind.LEASE for holder in known.holders)
+    return structs.replace(row if leased else known, holders=known.holders + row.holders)
 
 
 def _generation(row: Showing) -> Generation:

@@ -15,7 +15,7 @@ from nokv.state import keys
 from nokv.state.access import R, may, need
 from nokv.state.arguments import check_at
 from nokv.state.branches import PRESENT
-from nokv.state.collect import counters_of, sessions_of
+from nokv.state.collect import counters_of, live_sessions_of
 from nokv.state.context import (
     chain,
     is_directory,
@@ -121,7 +121,7 @@ class _File:
 
     def leased(self) -> Iterator[Showing]:
         """Yield what sessions have open, where its record is still there."""
-        for number, session in sessions_of(self._shard, 0):
+        for number, session in live_sessions_of(self._shard):
             for lease in session.leases:
                 if (lease.view, lease.inode) != (self._view, self._ino):
                     continue
