@@ -5,13 +5,14 @@ A copy shows the objects of its source; no byte moves (docs/namespace.md: Copies
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from typing import Final, NamedTuple
 
 from nokv.client.core import Core
 from nokv.client.entries import file_type
 from nokv.client.options import Options, expect, query
-from nokv.client.paths import AnyPath, encode_name, split
+from nokv.client.paths import AnyPath, components, encode_name, join, split
 from nokv.client.paths import at as address
 from nokv.client.reads import ReadHandle, shown_path
 from nokv.client.session import Session
@@ -26,6 +27,7 @@ from nokv.errors import (
     IsADirectory,
     NotFound,
     PredicateFailed,
+    QuotaExceeded,
     SessionExpired,
     SourceChanged,
 )
@@ -58,9 +60,12 @@ from nokv.types.copies import (
     SetQuota,
 )
 from nokv.types.limits import FILE_BYTES_MAX
-from nokv.types.reads import AttrReply, GetAttr
+from nokv.types.reads import AttrReply, GetAttr, Read
 from nokv.types.results import AtomicDone, Made, Published, Result
 from nokv.types.values import At, Attr, FileType
+
+ROOM_BYTES: Final = 16 * 1024 * 1024
+"""A body of so many bytes is worth a look at the quotas before it is uploaded."""
 
 TRIES: Final = 8
 """How often a move between views is made again because what it looked at changed."""
@@ -192,6 +197,34 @@ class CopyHandle(ViewHandle):
                 raise InvalidArgument(message, hint="at least 1; None: no limit")
         op = SetQuota(address(path), entries or NO_LIMIT, size_bytes or NO_LIMIT)
         await self._do(op)
+
+
+async def check_room(core: Core, options: Options, path: AnyPath, n_bytes: int) -> None:
+    """Return unless a quota above a file says already that a body would not fit there.
+
+    What changes until the publish, or lies above a symbolic link, is found by the publish itself.
+
+    Raises:
+        QuotaExceeded: nothing needs to be uploaded.
+    """
+    parts = components(path)
+    places = [At(0, 1, parts[:depth]) for depth in range(len(parts))]
+    reads: list[Read] = [GetAttr(address(path)), *(GetQuota(place) for place in places)]
+    attr, *quotas = await asyncio.gather(
+        *(query(core, options, read) for read in reads), return_exceptions=True
+    )
+    freed = 0
+    if not isinstance(attr, BaseException):
+        freed = expect(attr[1], AttrReply).attr.size
+    for place, found in zip(places, quotas, strict=True):
+        if isinstance(found, BaseException):
+            continue
+        quota = expect(found[1], QuotaReply)
+        after = quota.size_bytes - freed + n_bytes
+        if quota.size_bytes_max and n_bytes > freed and after > quota.size_bytes_max:
+            where = shown_path(join(place.path))
+            message = f"{after} bytes below {where}, which may hold {quota.size_bytes_max}"
+            raise QuotaExceeded(message, hint=f"remove something below {where}, or raise its quota")
 
 
 # ---------------------------------------------------------------- one change

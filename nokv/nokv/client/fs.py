@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from nokv.client import segments, tree
-from nokv.client.copies import CopyHandle
+from nokv.client.copies import ROOM_BYTES, CopyHandle, check_room
 from nokv.client.core import Core
 from nokv.client.diff import DiffHandle
 from nokv.client.entries import file_type
@@ -356,6 +356,8 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
         refuse_text(data)
         if isinstance(data, os.PathLike):
             found = await asyncio.to_thread(tree.check_file, os.fspath(data))
+            if found.st_size >= ROOM_BYTES:
+                await check_room(self._core, self._options, path, found.st_size)
             if found.st_size > segments.SEGMENT_BYTES:
                 if if_generation is not None:
                     predicates = (*predicates, GenerationIs(at(path), if_generation))
@@ -371,6 +373,8 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
                     mtime_ns=mtime_ns,
                     progress=progress,
                 )
+        elif isinstance(data, bytes) and len(data) >= ROOM_BYTES:
+            await check_room(self._core, self._options, path, len(data))
         upload = await begin_upload(self._core)
         try:
             await self._core.fault_point("upload")

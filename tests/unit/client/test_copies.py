@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from tests.unit.client.loopback import Cluster, Fault, client
@@ -304,5 +305,27 @@ def test_quotas() -> None:
         async with running.connect(caller=Caller(uid=5)) as other:
             with pytest.raises(NotPermitted):
                 await other.set_quota("/d", entries=1)
+
+    run(test)
+
+
+def test_a_quota_is_known_before_anything_is_uploaded(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(20 << 20)
+
+    async def test(fs: AsyncClient, running: Cluster) -> None:
+        await fs.mkdir("/d/in", parents=True)
+        await fs.set_quota("/d", size_bytes=10 << 20)
+        for source in (tmp_path / "large", bytes(20 << 20)):
+            with pytest.raises(QuotaExceeded, match="below /d, which"):
+                await fs.write_bytes("/d/in/f", source)
+        assert puts(running) == 0
+        await fs.set_quota("/d", size_bytes=30 << 20)
+        await fs.write_bytes("/d/in/f", tmp_path / "large")
+        await fs.write_bytes("/d/in/f", tmp_path / "large")  # it takes its own place
+        with pytest.raises(QuotaExceeded):
+            await fs.write_bytes("/d/in/g", tmp_path / "large")
+        with pytest.raises(NotFound):
+            await fs.write_bytes("/none/f", tmp_path / "large")
 
     run(test)
