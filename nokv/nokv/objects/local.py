@@ -81,6 +81,7 @@ class LocalStore:
     ) -> None:
         self.root = Path(root).absolute()
         self._before = before_call
+        self._threads_count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="nokv-objects")
         self._durable: set[Path] = set()
         """Directories known to be there and synced into their parents; at most DURABLE_MAX."""
@@ -121,11 +122,18 @@ class LocalStore:
         return await self._run(self._list, prefix, after, limit)
 
     async def delete(self, names: Sequence[str]) -> dict[str, ObjectStoreError]:
-        """Remove files, and the directories that this left empty."""
+        """Remove files, and the directories that this left empty.
+
+        All threads share a batch: alone, each call would wait for the file system's journal.
+        """
         assert len(names) <= DELETE_NAMES_MAX
         for name in names:
             check_name(name)
-        return await self._run(self._delete, tuple(names))
+        ordered = sorted(names)  # neighbours share directories
+        share = max(1, -(-len(ordered) // self._threads_count))
+        parts = [ordered[at : at + share] for at in range(0, len(ordered), share)]
+        done = await asyncio.gather(*(self._run(self._delete, tuple(part)) for part in parts))
+        return {name: error for failed in done for name, error in failed.items()}
 
     async def ensure_bucket(self) -> None:
         """Create the directory and its parents unless they are there."""
@@ -297,6 +305,7 @@ class LocalStore:
     def _delete(self, names: Sequence[str]) -> dict[str, ObjectStoreError]:
         failed: dict[str, ObjectStoreError] = {}
         inside: dict[Path, list[str]] = {}
+        left: dict[Path, list[str]] = {}
         for name in names:
             inside.setdefault((self.root / name).parent, []).append(name)
         for directory, children in inside.items():
@@ -310,13 +319,19 @@ class LocalStore:
                         continue  # a parent is an object, so this is none
                     except OSError as error:
                         failed[name] = self._typed("delete", name, error)
-                self._prune(directory)
+                left.setdefault(self._prune(directory), []).extend(children)
+            except OSError as error:
+                failed |= {name: self._typed("delete", name, error) for name in children}
+        # Bodies of one session mostly end below one directory: it is synced once.
+        for directory, children in left.items():
+            try:
+                self._sync_left(directory)
             except OSError as error:
                 failed |= {name: self._typed("delete", name, error) for name in children}
         return failed
 
-    def _prune(self, directory: Path) -> None:
-        """Remove `directory` and its parents while they are empty; sync the last one left."""
+    def _prune(self, directory: Path) -> Path:
+        """Remove `directory` and its parents while they are empty; return the last one left."""
         while directory != self.root:
             self._durable.discard(directory)
             self._before("rmdir", str(directory))
@@ -329,10 +344,19 @@ class LocalStore:
                     raise
                 break
             directory = directory.parent
-        try:
-            self._sync_directory(directory)
-        except FileNotFoundError:
-            self._prune(directory.parent)
+        return directory
+
+    def _sync_left(self, directory: Path) -> None:
+        """Sync a directory, or the one that is left above it once it is gone."""
+        while True:
+            try:
+                self._sync_directory(directory)
+            except FileNotFoundError:
+                if directory == self.root:
+                    raise
+                directory = self._prune(directory.parent)
+            else:
+                return
 
     def _ensure(self) -> None:
         try:
