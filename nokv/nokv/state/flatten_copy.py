@@ -107,8 +107,11 @@ class Copier:
         elif inode.nlink > 1:
             names = names_inside(source, view, ino)
             directories = [one for one, _ in names]
-            inode = local(source, view, ino, inode)
+            counted, inode = inode.nlink, local(source, view, ino, inode)
             count += self._backlinks(key, {one for one, _ in names}, inode.nlink)
+            if self.version is None and inode.nlink != counted and self._has(_INODE, key):
+                # It counts names of a detached tree whose backlinks were hidden just now.
+                self.ctx.txn.put(_INODE, key, self.ctx.txn.encode(inode))
         if inode.xattr_bytes:
             for row, one in list(source.scan(Family.XATTR, key, keys.after_prefix(key))):
                 self.record(Family.XATTR, row, one)
