@@ -1,4 +1,4 @@
-"""Which objects a restored volume's live files name and its bucket does not have.
+"""Which objects a restored volume's files name, also in snapshots and clones, and its bucket lacks.
 
 The names are collected into a scratch store on disk, the bucket is listed, and what is listed is
 struck off: what stays is missing. Memory is a page of the listing and a transaction, whatever the
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 import struct
+from bisect import bisect_left
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,8 @@ from nokv.server.datadir import SHARD
 from nokv.state import keys
 from nokv.state.families import Family
 from nokv.state.port import KV
-from nokv.state.records import body_of, decode_chunk, decode_inode
+from nokv.state.records import body_of, decode_chunk, decode_drop, is_whiteout
+from nokv.types.values import StoredObject
 
 DIRTY_BYTES_MAX: Final = 16 * 1024 * 1024
 """The scratch store's open transaction."""
@@ -30,10 +33,12 @@ _NAME: Final = struct.Struct(">QQIHH")
 """Session, upload, chunk, block, piece."""
 _USER: Final = struct.Struct(">QQQ")
 """Inode, body, chunk."""
+_BODY: Final = struct.Struct(">QQQ")
+"""View, inode, body."""
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """An object that a live file names and the bucket does not have."""
+    """An object that a file names and the bucket does not have."""
 
     inode: int
     body: int
@@ -70,23 +75,45 @@ async def fsck(
 
 
 def _collect(state: KV, named: LmdbKV) -> int:
-    """Put what each live body names into the scratch store; return how many files were seen."""
+    """Put what each body that is shown names into the scratch store; return how many files have.
+
+    A body that ended is shown as long as its view is pinned in between.
+    """
+    pins: dict[int, list[int]] = {}
+    for key, _ in state.scan(Family.PIN, b"", b"\xff" * 9):
+        view, version, _ = keys.pin_parts(key)
+        pins.setdefault(view, []).append(version)
+    for _, value in state.scan(Family.DROP, b"", b"\xff" * 9):
+        drop = decode_drop(value)
+        versions = pins.get(drop.view, [])
+        at = bisect_left(versions, drop.born)
+        pinned = at < len(versions) and versions[at] < drop.death
+        if drop.history and pinned:
+            _, record, _ = keys.history_parts(drop.history)
+            _name(named, record, drop.objects)
+        elif drop.body and not pinned:
+            named.write(Family.DROP, [(_BODY.pack(drop.view, drop.inode, drop.body), b"")])
+            _settle(named)
     files = 0
-    last, live = (-1, -1), -1
+    last = (-1, -1)
     for key, value in state.scan(Family.CHUNK, b"", b"\xff" * 33):
-        view, inode, body, chunk = keys.chunk_parts(key)
+        view, inode, body, _ = keys.chunk_parts(key)
         if (view, inode) != last:
             last = (view, inode)
-            row = state.get(Family.INODE, keys.inode(view, inode))
-            live = -1 if row is None else decode_inode(body_of(row)).body
             files += 1
-        if body == live:
-            user = _USER.pack(inode, body, chunk)
-            objects = decode_chunk(body_of(value)).objects
-            names = (_NAME.pack(o.session, o.upload, o.chunk, o.block, o.piece) for o in objects)
-            named.write(Family.META, [(name + user, b"") for name in names])
-            _settle(named)
+        ended = named.get(Family.DROP, _BODY.pack(view, inode, body)) is not None
+        if not ended and not is_whiteout(value):
+            _name(named, key, decode_chunk(body_of(value)).objects)
     return files
+
+
+def _name(named: LmdbKV, record: bytes, objects: Iterable[StoredObject]) -> None:
+    """Note the objects of a chunk record."""
+    _, inode, body, chunk = keys.chunk_parts(record)
+    user = _USER.pack(inode, body, chunk)
+    names = {_NAME.pack(o.session, o.upload, o.chunk, o.block, o.piece) for o in objects}
+    named.write(Family.META, [(name + user, b"") for name in sorted(names)])
+    _settle(named)
 
 
 async def _strike(named: LmdbKV, store: ObjectStore, volume: str) -> None:
