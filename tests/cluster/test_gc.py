@@ -145,7 +145,7 @@ def test_orphans_are_shown_with_proof_and_go(cluster: LocalCluster, run: Gc) -> 
     assert "1 orphan of 100 B deleted" in run("gc", "orphans").out
     assert bodies(cluster) == kept
     stray(cluster, session, 901)
-    assert freed(run("gc", "run", "--json"))["orphans"] in (0, 1)
+    assert freed(run("gc", "run", "--json"))["orphans"] == 1
     assert run("fsck").code == 0
 
 
@@ -158,7 +158,7 @@ def test_fsck_says_how_it_ended(cluster: LocalCluster, run: Gc) -> None:
     published = run("fsck", "--deep", "--json").json()[0]
     assert (published["unjudged"], published["damaged"]) == (1, 0)
     never_known.unlink()
-    path = next(iter(bodies(cluster)))
+    path = next(one for one in bodies(cluster) if one.stat().st_size == SIZE)
     twin = path.with_name("0009.0000")  # of an upload that was published without it
     twin.write_bytes(b"leaked")
     assert run("fsck").code == 0

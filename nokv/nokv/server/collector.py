@@ -169,10 +169,13 @@ class Collector:
 
     # ------------------------------------------------------------ dead uploads
 
-    async def sweep(self) -> int:
-        """Delete the objects of uploads that were given up; return how many went."""
+    async def sweep(self, *, anew: bool = False) -> int:
+        """Delete the objects of uploads that were given up; return how many went.
+
+        What was found clean before is listed again only `anew`.
+        """
         before = self.orphans
-        known, after = self._swept, 0
+        known, after = {} if anew else self._swept, 0
         self._swept = {}
         while True:
             page = await self._sessions(after)

@@ -342,7 +342,7 @@ class Worker:
     async def _free(self) -> int:
         async with self._collecting:
             freed = await self._counted(self.collector.collect())
-            return freed + await self._counted(self.collector.sweep())
+            return freed + await self._counted(self.collector.sweep(anew=True))
 
 
 async def _serve(spec: ProcessSpec, identity: NodeFile, tls: NodeTls | None) -> int:

@@ -303,6 +303,18 @@ def test_orphans_are_shown_with_their_proof_and_left_alone(world: World) -> None
     assert world.store.names == names
 
 
+def test_what_was_clean_is_listed_again_when_a_run_is_ordered(world: World) -> None:
+    session = world.shard.open_session()
+    upload = world.shard.lease(session)
+    world.shard.do(ExpireSession(session))
+    world.tick(61)
+    assert world.sweep() == 0
+    world.put(session, upload)
+    assert world.sweep() == 0
+    assert asyncio.run(world.collector.sweep(anew=True)) == 1
+    assert world.store.names == []
+
+
 def test_a_round_is_bounded_and_the_next_one_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
