@@ -159,8 +159,8 @@ def parents_keep_links(original: Any, *arguments: Any, nlink: int = 0, **named: 
 
 @plant("names", "a second name does not count in usage", (Context, "add_usage"))
 def links_are_free(original: Any, self: Any, view: int, directory: int, *counts: int) -> Any:
-    entries, size = counts
-    return original(self, view, directory, entries, 0 if entries == 1 else size)
+    entries, size, *grafts = counts
+    return original(self, view, directory, entries, 0 if entries == 1 else size, *grafts)
 
 
 @plant(
@@ -243,11 +243,11 @@ def deletions_are_final(original: Any, self: Any, family: Any, key: bytes, **nam
 
 
 @plant("history", "a record born at the pin is not kept", (txn.Txn, "_retire"))
-def off_by_one(original: Any, self: Any, family: Any, key: bytes, death: int) -> Any:
+def off_by_one(original: Any, self: Any, *arguments: Any, **named: Any) -> Any:
     pins = self._pins
     self._pins = {view: tuple(version - 1 for version in found) for view, found in pins.items()}
     try:
-        return original(self, family, key, death)
+        return original(self, *arguments, **named)
     finally:
         self._pins = pins
 
