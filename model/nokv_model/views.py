@@ -209,6 +209,7 @@ def rollback(step: Step, op: Rollback) -> RolledBack:
     step.remove(parent, op.name)
     source = snapshot.shown.inodes[snapshot.root]
     root = _copied(step, snapshot.shown, source, snapshot.version, identity, replaces)
+    root.quota = directory.quota
     step.attach(parent, op.name, root)
     step.event(EventKind.ROLLBACK, root, (parent, op.name), to_name=op.snapshot.encode())
     return RolledBack(root.view, root.number, step.version, name)

@@ -27,6 +27,7 @@ from nokv.state.context import (
 )
 from nokv.state.detach import detach
 from nokv.state.ops_create import place
+from nokv.state.ops_quota import set_limits
 from nokv.state.pinned import PinnedSource
 from nokv.state.records import Inode, Snapshot, View
 from nokv.state.resolve import Found, resolve, resolve_parent
@@ -267,6 +268,9 @@ def rollback(ctx: Context, op: Rollback) -> RolledBack:
     make_copy(ctx, copy)
     touch_directory(ctx, parent.view, parent.ino, parent.inode)
     now = ctx.usage(copy.number, snapshot.inode)
+    limits = was.entries_max, was.size_bytes_max
+    if limits != (now.entries_max, now.size_bytes_max):  # who rolls back need not be root
+        set_limits(ctx, copy.number, snapshot.inode, *limits)
     ctx.add_usage(
         parent.view,
         parent.ino,
