@@ -181,9 +181,10 @@ def _move(
     to_name: bytes,
 ) -> None:
     view, directory = to_parent.view, int(is_directory(source.inode))
-    if target is not None:  # first what frees room under a quota
-        ctx.add_usage(view, to_parent.ino, -1, -bytes_of(target.inode), -int(target.is_graft))
-    _shift_usage(ctx, view, source.chain, to_up, _weight(ctx, source))
+    freed = Usage(0, 0)
+    if target is not None:
+        freed = Usage(1, bytes_of(target.inode), int(target.is_graft))
+    _shift_usage(ctx, view, source.chain, to_up, _weight(ctx, source), freed)
     ctx.delete_dentry(view, source.parent.ino, source.name)
     ctx.put_dentry(view, to_parent.ino, to_name, source.dentry)
     lost = gained = 0  # subdirectories of the target parent, and entries of it
@@ -215,7 +216,7 @@ def _exchange(ctx: Context, source: _End, target: _End) -> None:
     more = Usage(
         out.entries - back.entries, out.size_bytes - back.size_bytes, out.grafts - back.grafts
     )
-    _shift_usage(ctx, view, source.chain, target.chain, more)
+    _shift_usage(ctx, view, source.chain, target.chain, more, Usage(0, 0))
     ctx.put_dentry(view, to_parent.ino, target.name, source.dentry)
     ctx.put_dentry(view, parent.ino, source.name, target.dentry)
     gained = int(is_directory(source.inode)) - int(is_directory(target.inode))
@@ -237,13 +238,29 @@ def _weight(ctx: Context, end: _End) -> Usage:
 
 
 def _shift_usage(
-    ctx: Context, view: int, up: tuple[int, ...], to_up: tuple[int, ...], more: Usage
+    ctx: Context,
+    view: int,
+    up: tuple[int, ...],
+    to_up: tuple[int, ...],
+    more: Usage,
+    freed: Usage,
 ) -> None:
-    """Move usage from one directory's chain to another's; what they share stays as it is."""
+    """Move usage from one directory's chain to another's, where something makes way for it.
+
+    A quota sees both at once; what the chains share only loses what makes way.
+    """
     entries, size, grafts = more.entries, more.size_bytes, more.grafts
     shared = set(up) & set(to_up)
     ctx.add_usage_to(view, [ino for ino in up if ino not in shared], -entries, -size, -grafts)
-    ctx.add_usage_to(view, [ino for ino in to_up if ino not in shared], entries, size, grafts)
+    ctx.add_usage_to(
+        view,
+        [ino for ino in to_up if ino not in shared],
+        entries - freed.entries,
+        size - freed.size_bytes,
+        grafts - freed.grafts,
+    )
+    common = next(ino for ino in to_up if ino in shared)
+    ctx.add_usage(view, common, -freed.entries, -freed.size_bytes, -freed.grafts)
 
 
 def _replant(ctx: Context, end: _End, to_directory: int, to_name: bytes) -> None:

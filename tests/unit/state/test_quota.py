@@ -125,6 +125,13 @@ def test_a_replaced_target_makes_room(files: Files) -> None:
     files.check()
 
 
+def test_a_smaller_one_takes_the_place_of_a_larger_one_also_over_the_quota(files: Files) -> None:
+    files.do(SetQuota(at("d"), 0, 5))
+    files.publish("out/small", inline(b"z" * 8))
+    files.do(Rename(at("out"), b"small", at("d/e"), b"f"))
+    assert files.usage("d") == (3, 8)
+
+
 def test_limits_are_gone_with_zero(files: Files) -> None:
     files.do(SetQuota(at("d"), 0, 0))
     files.do(BulkCreate(at("d"), tuple(b"%d" % i for i in range(50)), 0o644))
