@@ -96,7 +96,7 @@ def store_failed(what: str, error: Exception, path: Path | None = None) -> NoRet
         raise StoreFailed(f"{what}: {error}", errno.ENOSPC) from error
     code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
     if path is not None and code in {errno.EIO, errno.ENOSPC}:
-        left = disk_free_bytes(path)
+        left = _free_bytes(path)
         if left < FULL_BYTES or code == errno.ENOSPC:
             message = (
                 f"{what}: {error}: no space left on the disk of {path} ({left} bytes): free some,"
@@ -104,6 +104,14 @@ def store_failed(what: str, error: Exception, path: Path | None = None) -> NoRet
             )
             raise StoreFailed(message, errno.ENOSPC) from error
     raise StoreFailed(f"{what}: {error}", code) from error
+
+
+def _free_bytes(path: Path) -> int:
+    """Return what is free; a disk that does not even say is not full for that reason."""
+    try:
+        return disk_free_bytes(path)
+    except OSError:
+        return FULL_BYTES
 
 
 def _check_exists(path: Path) -> None:
@@ -286,15 +294,21 @@ class LmdbKV:
         """How often this store was opened for writing, this time included; durable."""
         self._cursors: dict[Family, lmdb.Cursor[Any]] = {}
         """One cursor a family for the open transaction; LMDB drops them at its commit."""
-        _clean(path)
-        if not path.exists():
-            _create(path)
+        try:
+            _clean(path)
+            if not path.exists():
+                _create(path)
+        except OSError as error:
+            store_failed(f"open {path}", error)
         self._open()
 
     def _open(self) -> None:
         path = self._path
-        _check_exists(path)
-        self._lock_fd = _lock(path)
+        try:
+            _check_exists(path)
+            self._lock_fd = _lock(path)
+        except OSError as error:
+            store_failed(f"open {path}", error)
         try:
             self._env = open_environment(path, readonly=False)
         except lmdb.Error as error:
@@ -309,7 +323,7 @@ class LmdbKV:
             self._begin()
             self._count_opening()
             self.commit()
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             self.close()
             store_failed(f"open {path}", error, path)
         except StoreFailed:
