@@ -107,10 +107,12 @@ class Copier:
         elif inode.nlink > 1:
             names = names_inside(source, view, ino)
             directories = [one for one, _ in names]
-            counted, inode = inode.nlink, local(source, view, ino, inode)
-            count += self._backlinks(key, {one for one, _ in names}, inode.nlink)
-            if self.version is None and inode.nlink != counted and self._has(_INODE, key):
-                # It counts names of a detached tree whose backlinks were hidden just now.
+            inode = local(source, view, ino, inode)
+            rows, hidden = self._backlinks(key, {one for one, _ in names}, inode.nlink)
+            count += rows
+            if hidden and self._has(_INODE, key):
+                # It counts names of a detached tree whose backlinks were hidden just now. Those
+                # that the view has itself the reaper counts down.
                 self.ctx.txn.put(_INODE, key, self.ctx.txn.encode(inode))
         if inode.xattr_bytes:
             for row, one in list(source.scan(Family.XATTR, key, keys.after_prefix(key))):
@@ -124,20 +126,20 @@ class Copier:
         self.record(_INODE, key, value[:BORN_BYTES] + self.ctx.txn.encode(inode))
         return count
 
-    def _backlinks(self, key: bytes, inside: set[int], nlink: int) -> int:
-        rows = list(self.source.scan(Family.BACKLINK, key, keys.after_prefix(key)))
-        for row, value in rows:
-            if self._keep_backlink(row, inside, nlink):
-                self.record(Family.BACKLINK, row, value)
-        return len(rows)
+    def _backlinks(self, key: bytes, inside: set[int], nlink: int) -> tuple[int, bool]:
+        """Copy the backlinks of names that the view shows, and hide others.
 
-    def _keep_backlink(self, key: bytes, inside: set[int], nlink: int) -> bool:
-        """Whether a backlink is of a name that the view shows; another one is hidden."""
-        if nlink > 1 and int.from_bytes(key[-8:], "big") in inside:
-            return True
-        if self.version is None and not self._has(Family.BACKLINK, key):
-            self.ctx.txn.set_row(Family.BACKLINK, key, whiteout(self.created))
-        return False
+        Returns how many rows there were, and whether some were hidden.
+        """
+        rows = list(self.source.scan(Family.BACKLINK, key, keys.after_prefix(key)))
+        hidden = False
+        for row, value in rows:
+            if nlink > 1 and int.from_bytes(row[-8:], "big") in inside:
+                self.record(Family.BACKLINK, row, value)
+            elif self.version is None and not self._has(Family.BACKLINK, row):
+                self.ctx.txn.set_row(Family.BACKLINK, row, whiteout(self.created))
+                hidden = True
+        return len(rows), hidden
 
     # ------------------------------------------------------------------ chunks
 
