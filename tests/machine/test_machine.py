@@ -21,7 +21,7 @@ STEPS = 40
 EXAMPLES = 400
 LMDB_EXAMPLES = 60
 SMALL_EXAMPLES = 200
-BUG_EXAMPLES = 1_000
+BUG_EXAMPLES = 3_000
 COVERED = 0.95
 DIRECTED = {"views", "holds"}
 """Areas whose bugs take the right five steps in a row: tests/exhaustive finds them."""
