@@ -182,6 +182,8 @@ def rename(step: Step, op: Rename) -> Done:
     exchange = op.flags == RenameFlag.EXCHANGE
     source_parent = step.resolver.parent(op.source)
     target_parent = step.resolver.parent(op.target)
+    for parent in (source_parent, target_parent):
+        access.require_depth(step.forest, parent)
     access.require_same_tree(step.forest, source_parent, target_parent)
     access.require(step.caller, source_parent, X)
     access.require(step.caller, target_parent, X)

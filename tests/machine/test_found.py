@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.machine.limits import small_limits
 from tests.machine.replay import ObservedModel
 from tests.machine.rules import VOLUME, NamespaceMachine
 from tests.machine.world import World, internal
 
-from nokv.errors import PermissionDenied, QuotaExceeded, Stale
+from nokv.errors import NameTooLong, PermissionDenied, QuotaExceeded, Stale
 from nokv.types import commands as c
 from nokv.types.copies import SetQuota
 from nokv.types.locks import SetLock
@@ -129,3 +130,18 @@ def test_views_nested_at_one_depth_and_deeper_are_numbered_in_order(shard: Shard
     shard.do(WorkspaceCreate(at(b"a", b"x"), b"z", 0o777))
     shard.do(WorkspaceCreate(at(b"a", b"y"), b"z", 0o777))
     shard.do(Clone(at(b"a"), At(), b"b"), Clone(At(), at(b"a"), b"c"))
+
+
+def test_a_rename_of_a_name_to_itself_in_a_directory_that_lies_too_deep() -> None:
+    with small_limits():
+        shard = Shard()
+        shard.do(c.Mkdir(At(), b"a", 0o777), c.Mkdir(at(b"a"), b"b", 0o777))
+        shard.do(c.Mkdir(at(b"a", b"b"), b"c", 0o777))
+        made = shard.do(c.Mkdir(At(), b"d", 0o777)).value
+        assert isinstance(made, Made)
+        shard.do(c.Mknod(at(b"d"), b"f", 0o100666))
+        shard.do(c.Rename(At(), b"d", at(b"a", b"b", b"c"), b"d"))
+        buried = At(inode=made.attr.inode)
+        assert shard.send(c.Rename(buried, b"f", buried, b"f")).code == NameTooLong.code
+        shard.world.compare()
+        shard.world.finish()
