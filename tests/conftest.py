@@ -19,6 +19,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 DEFAULT_SEEDS = 5
 """Seeds a test with a `seed` argument tries when neither it nor the command line says."""
@@ -221,6 +223,10 @@ def _loopback_only() -> Generator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     del config
+    if hypothesis.settings.get_current_profile_name() == "ci":
+        # It draws constants of the modules imported so far too: the tests that a worker happened
+        # to run before would choose the examples.
+        providers.HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]
     logging.getLogger().addHandler(_collector)
 
 
