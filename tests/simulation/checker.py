@@ -157,10 +157,14 @@ class Checker:
         replica.last = log.base_index if replica.damaged else min(replica.last, log.last_index)
         self._mirror(replica, node, group)
 
-    def stepped(self, node: int, group: Group) -> None:
-        """Compare a node's log with all that is known of the others'."""
+    def stepped(self, node: int, group: Group, *, died: bool = False) -> None:
+        """Compare a node's log with all that is known of the others'.
+
+        `died`: its process ended in the middle of this step.
+        """
         log, core = group._log, group._core
         replica = self.replicas[node]
+        led = _led_term(node, group) if died else core.term() * core.is_leader()
         last_index, last_term = log.last_index, log.last_term
         replica.looked = replica.last
         if last_index != replica.last or last_term != replica.last_term:
@@ -173,7 +177,7 @@ class Checker:
         if commit != seen:
             require(commit > seen, f"node {node}: commit index fell from {seen} to {commit}")
             require(commit <= last_index, f"node {node}: committed {commit} beyond its log")
-            self._commits(replica, node, group, commit)
+            self._commits(replica, node, group, commit, led)
             replica.commit = commit
         applied, durable = group._applier.applied.index, group._applier.durable_index
         if not replica.applied <= applied <= commit or not replica.durable <= durable <= applied:
@@ -183,9 +187,9 @@ class Checker:
             )
             raise Violation(message)
         replica.applied, replica.durable = applied, durable
-        if core.is_leader() and replica.led_term != core.term():
-            self._elected(node, group)
-        replica.led_term = core.term() if core.is_leader() else 0
+        if led and replica.led_term != led:
+            self._elected(node, group, led)
+        replica.led_term = led
 
     # ------------------------------------------------------------------ logs
 
@@ -267,11 +271,11 @@ class Checker:
         later = [c for c in self.configurations.values() if c.at > newest]
         return [c for c in committed if c.at == newest] + later
 
-    def _commits(self, replica: Replica, node: int, group: Group, commit: int) -> None:
+    def _commits(self, replica: Replica, node: int, group: Group, commit: int, led: int) -> None:
         log, core, committed = group._log, group._core, self.committed
         start = max(replica.commit, log.base_index)
         # A leader may commit and lose its office in one step.
-        led = core.term() if core.is_leader() else replica.led_term
+        led = led or replica.led_term
         if core.is_leader() or (led and log.term_at(commit) == led):
             # Before its first entry names the members the list of the founders counts.
             alone = group._configurations.voters == {node}
@@ -325,8 +329,8 @@ class Checker:
             f" {sorted(configuration.voters)}",
         )
 
-    def _elected(self, node: int, group: Group) -> None:
-        log, term = group._log, group._core.term()
+    def _elected(self, node: int, group: Group, term: int) -> None:
+        log = group._log
         other = self.leaders.setdefault(term, node)
         require(other == node, f"nodes {other} and {node} both lead term {term}")
         for index in range(log.first_index, self.max_committed + 1):
@@ -458,6 +462,19 @@ class Checker:
         require(applied >= known_before, f"stale read at node {node}: {applied} < {known_before}")
         self.known_index = max(self.known_index, applied)
         self.reads += 1
+
+
+def _led_term(node: int, group: Group) -> int:
+    """Return the term that a process led as its step died, 0 where it led none.
+
+    The library deposes a leader after it has written the newer term: where that write failed, the
+    memory that is left says that it leads the term that deposed it. Who was elected has voted for
+    itself; and a leader's log ends with an entry of the term it leads.
+    """
+    core, log = group._core, group._log
+    if not core.is_leader():
+        return 0
+    return core.term() if log.hard_state == HardState(core.term(), node) else log.last_term
 
 
 def _announced(data: bytes) -> int | None:

@@ -319,12 +319,12 @@ class Simulation:
             group.step()
         except Crash as crash:
             self.stats[f"died at {crash}"] += 1
-            self._check(node, group)
+            self._check(node, group, died=True)
             self.crash(node, power=self.rng.random() < 0.6)
             return
         except DiskFailed:
             self.stats["disk failures"] += 1
-            self._check(node, group)
+            self._check(node, group, died=True)
             self.crash(node, power=False)
             self.restart_later(node)
             return
@@ -358,16 +358,16 @@ class Simulation:
         if room > 1 << 30:
             node.disk.room = None
 
-    def _look(self, node: Node, group: Group) -> None:
+    def _look(self, node: Node, group: Group, *, died: bool = False) -> None:
         if node.disk.armed:
             # No armed fault strikes the checker.
             with node.disk.unharmed():
-                self.checker.stepped(node.node, group)
+                self.checker.stepped(node.node, group, died=died)
         else:
-            self.checker.stepped(node.node, group)
+            self.checker.stepped(node.node, group, died=died)
 
-    def _check(self, node: Node, group: Group) -> None:
-        self._look(node, group)
+    def _check(self, node: Node, group: Group, *, died: bool = False) -> None:
+        self._look(node, group, died=died)
         node.founded = not group._roster.founding
         applier = group._applier
         if applier.between_entries:

@@ -49,6 +49,7 @@ ONCE_FOUND = {
     5529: "a disk was lost while a node that was down did not know all first members yet",
     8978: "a founder alone led again before an entry named the members",
     9168: "a single voter told its learner of a commit in a new segment before it was synced",
+    15168: "a leader whose disk failed as it wrote the term that deposed it was taken to lead that",
     1000623: "the only first member came back with an empty disk and founded again",
     1001291: "an answer to a question of a reader's process before: a stale read",
 }
