@@ -318,6 +318,7 @@ def _snapshot_reply(state: State, cluster_ns: int, snapshot: Snapshot) -> v.Snap
         views=len(snapshot.shown.pinned),
         clones=sum(kept in view.origins for view in state.live_views()),
         cluster_ns=cluster_ns,
+        maker=snapshot.maker,
     )
 
 

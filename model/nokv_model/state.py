@@ -63,6 +63,8 @@ class Snapshot:
     automatic: bool
     shown: Forest
     """Copies of the whole views."""
+    maker: int
+    """uid."""
 
     def over(self, cluster_ns: int) -> bool:
         """Say whether its lease has ended."""

@@ -12,7 +12,13 @@ from nokv.errors import (
     ResultTooLarge,
 )
 from nokv.types.events import EventKind
-from nokv.types.limits import NESTED_VIEWS_MAX, PINS_MAX, SNAPSHOTS_MAX
+from nokv.types.limits import (
+    NESTED_VIEWS_MAX,
+    PINS_MAX,
+    SNAPSHOT_FOREIGN_TTL_NS_MAX,
+    SNAPSHOTS_MAX,
+    SNAPSHOTS_PER_MAKER_MAX,
+)
 from nokv.types.results import Done, Reaped
 from nokv.types.values import FileType
 from nokv.types.views import (
@@ -42,6 +48,7 @@ def snapshot_create(step: Step, op: SnapshotCreate) -> SnapshotMade:
     """Keep a directory, and every view nested below it, as they were before this command."""
     directory = Resolver(step.forest, step.caller).parent(op.at)
     access.require(step.caller, directory, R | X)
+    _require_may_hold(step, directory, op.ttl_ns)
     if op.name in step.state.snapshots:
         message = "a snapshot of that name"
         raise AlreadyExists(message)
@@ -55,9 +62,10 @@ def snapshot_create(step: Step, op: SnapshotCreate) -> SnapshotMade:
 
 def snapshot_renew(step: Step, op: SnapshotRenew) -> SnapshotMade:
     """Set a snapshot's lease anew."""
+    snapshot = _own(step, op.name)
+    _require_may_hold(step, snapshot.shown.inodes[snapshot.root], op.ttl_ns)
     until = step.cluster_ns + op.ttl_ns if op.ttl_ns != HELD else 0
-    renewed = step.state.renewed(_own(step, op.name), until)
-    return _made(renewed)
+    return _made(step.state.renewed(snapshot, until))
 
 
 def snapshot_delete(step: Step, op: SnapshotDelete) -> Done:
@@ -83,6 +91,11 @@ def _taken(
     if len(step.state.snapshots) >= SNAPSHOTS_MAX:
         message = "the volume has too many snapshots"
         raise ResultTooLarge(message)
+    maker = step.caller.uid
+    made = sum(one.maker == maker for one in step.state.snapshots.values())
+    if maker and made >= SNAPSHOTS_PER_MAKER_MAX:
+        message = "the caller has too many snapshots"
+        raise ResultTooLarge(message)
     _require_few(views)
     require_pinnable(step.state, views)
     shown = Forest(pinned=frozenset(views))
@@ -101,6 +114,7 @@ def _taken(
         until_cluster_ns=until,
         automatic=automatic,
         shown=shown,
+        maker=maker,
     )
     step.state.snapshots[name] = snapshot
     return snapshot
@@ -121,12 +135,23 @@ def _known(step: Step, name: str) -> Snapshot:
 
 
 def _own(step: Step, name: str) -> Snapshot:
-    """Return a snapshot of a directory that was the caller's."""
+    """Return a snapshot that the caller made, or of a directory that was the caller's."""
     snapshot = _known(step, name)
-    if not access.owns(step.caller, snapshot.shown.inodes[snapshot.root]):
-        message = "the directory was another's"
-        raise NotPermitted(message)
+    if snapshot.maker != step.caller.uid:
+        _require_owner(step, snapshot.shown.inodes[snapshot.root])
     return snapshot
+
+
+def _require_may_hold(step: Step, directory: Inode, ttl_ns: int) -> None:
+    """Raise NotPermitted for who may not keep a directory for so long."""
+    if ttl_ns == HELD or ttl_ns > SNAPSHOT_FOREIGN_TTL_NS_MAX:
+        _require_owner(step, directory)
+
+
+def _require_owner(step: Step, directory: Inode) -> None:
+    if not access.owns(step.caller, directory):
+        message = "the directory is another's"
+        raise NotPermitted(message)
 
 
 def _require_few(views: list[int]) -> None:
@@ -195,9 +220,7 @@ def rollback(step: Step, op: Rollback) -> RolledBack:
         message = "it is no directory"
         raise NotADirectory(message)
     access.require_deletable_entry(step.caller, parent, directory)
-    if not access.owns(step.caller, directory):
-        message = "the directory is another's"
-        raise NotPermitted(message)
+    _require_owner(step, directory)
     snapshot = _known(step, op.snapshot)
     if snapshot.identity != step.state.identity(directory):
         message = "the snapshot is of another directory"

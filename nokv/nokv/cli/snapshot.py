@@ -53,7 +53,7 @@ def _add_lease(parser: argparse.ArgumentParser) -> None:
         "--ttl", type=duration_ns, default=None, metavar="TIME",
         help="it goes by itself after so long: 30d, 12h, 5m, 10s (default: 7d)",
     )  # fmt: skip
-    how.add_argument("--hold", action="store_true", help="it stays until it is deleted")
+    how.add_argument("--hold", action="store_true", help="until it is deleted; only its owner")
 
 
 def _ttl_s(options: argparse.Namespace) -> float | None:
@@ -94,6 +94,7 @@ def _fields(row: SnapshotReply) -> dict[str, object]:
         "created_ns": row.created_wall_ns,
         "left_s": row.left_s,
         "automatic": row.automatic,
+        "maker": row.maker,
         "views": row.views,
         "clones": row.clones,
         "backups": row.backups,
@@ -112,7 +113,7 @@ def _path(row: SnapshotReply) -> str:
 def _line(row: SnapshotReply) -> str:
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created_wall_ns / 1e9))
     ends = "held" if row.left_s is None else f"{output.duration(row.left_s)} left"
-    marks = [ends]
+    marks = [ends, f"by uid {row.maker}"]
     if row.clones:
         marks.append(output.plural(row.clones, "clone"))
     if row.backups:

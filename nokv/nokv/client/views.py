@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from nokv.client.arguments import checked_methods
 from nokv.client.changes import ChangeHandle, Part
 from nokv.client.options import expect, find_snapshot, query
 from nokv.client.paths import AnyPath, components, join, split
@@ -74,6 +75,7 @@ def plain_path(path: AnyPath) -> bytes:
     return join(tuple(part for part in components(path) if part != b"."))
 
 
+@checked_methods
 class Snapshots(Part):
     """The snapshots of a volume: `fs.snapshots`."""
 
@@ -93,7 +95,8 @@ class Snapshots(Part):
 
         Raises:
             AlreadyExists: the name is in use.
-            ResultTooLarge: the volume has as many as it may have.
+            NotPermitted: who does not own the directory takes a lease, of 30 days at most.
+            ResultTooLarge: the volume has as many as it may have, or the caller made so many.
         """
         op = SnapshotCreate(address(path), name, plain_path(path), lease_ns(ttl_s, hold=hold))
         return expect((await self._do(op)).value, SnapshotMade)
@@ -126,7 +129,8 @@ class Snapshots(Part):
 
         Raises:
             NotFound: there is none of that name.
-            NotPermitted: the caller neither owns what it shows nor is root.
+            NotPermitted: the caller neither made it, nor owns what it shows, nor is root; only the
+                last two hold it, or for more than 30 days.
         """
         op = SnapshotRenew(name, lease_ns(ttl_s, hold=hold))
         return expect((await self._do(op)).value, SnapshotMade)
@@ -136,6 +140,7 @@ class Snapshots(Part):
         await self._do(SnapshotDelete(name))
 
 
+@checked_methods
 class Workspaces(Part):
     """Directories that are views of their own: `fs.workspaces`.
 
@@ -214,6 +219,7 @@ class Workspaces(Part):
         raise InvalidArgument(message, hint="remove_tree, or nokv rm -r, removes any directory")
 
 
+@checked_methods
 class ViewHandle(ChangeHandle):
     """Copies and past states of directories, at a cost that does not grow with them."""
 

@@ -26,6 +26,7 @@ from nokv.state.records import (
     Inode,
     View,
     body_of,
+    decode_count,
     decode_dentry,
     decode_inode,
     decode_job,
@@ -266,8 +267,10 @@ def _check_pins(shard: _Shard) -> None:
             key = keys.pin(view.origin, view.origin_version, CLONE_PIN | number)
             wanted[key] = (0, number, 0)
     leased = count = 0
+    makers: Counter[int] = Counter()
     for name, one in snapshots_of(shard.present):
         count += 1
+        makers[one.maker] += 1
         leased += int(one.until_cluster_ns > 0)
         for number in (one.view, *(nested.view for nested in one.nested)):
             assert number in shard.views, f"view {number} of snapshot {name} is gone"
@@ -275,6 +278,11 @@ def _check_pins(shard: _Shard) -> None:
             assert key not in wanted, f"snapshot {name} holds view {number} twice"
             wanted[key] = (one.snapshot, 0, one.until_cluster_ns)
     assert (shard.counters.snapshots, shard.counters.leased_snapshots) == (count, leased)
+    end = keys.after_prefix(keys.MAKER_PREFIX)
+    rows = dict(shard.present.own_scan(Family.META, keys.MAKER_PREFIX, end))
+    assert {key: decode_count(value) for key, value in rows.items()} == {
+        keys.maker(uid): made for uid, made in makers.items()
+    }, f"the makers of snapshots are {makers}"
     found = {}
     for key, value in shard.present.own_scan(Family.PIN, b"", _LAST):
         pin = decode_pin(value)

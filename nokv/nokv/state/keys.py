@@ -27,6 +27,7 @@ JOB_PREFIX = b"job/"
 BACKUP_PREFIX = b"backup/"
 ORIGIN = b"origin"
 SNAPSHOT_PREFIX = b"snapshot/"
+MAKER_PREFIX = b"maker/"
 TRASH = b"trash"
 FLATTEN_PREFIX = b"flatten/"
 FLATTEN_TODO_PREFIX = b"flatten-todo/"
@@ -160,6 +161,11 @@ def backup(number: int) -> bytes:
 def snapshot(name: str) -> bytes:
     """META: a snapshot."""
     return SNAPSHOT_PREFIX + name.encode()
+
+
+def maker(uid: int) -> bytes:
+    """META: how many of the snapshots a uid made."""
+    return MAKER_PREFIX + pack(uid)
 
 
 def flatten(view: int) -> bytes:

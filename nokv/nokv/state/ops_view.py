@@ -76,6 +76,7 @@ def check_snapshot_renew(op: SnapshotRenew) -> None:
 def snapshot_create(ctx: Context, op: SnapshotCreate) -> SnapshotMade:
     """Hold a directory, with every view nested below it, as it was before this command."""
     found = _readable(ctx, op.at, session=0)
+    snapshots.need_may_hold(found.inode.uid, ctx.caller, op.ttl_ns)
     made = snapshots.hold(ctx, op.name, op.path, _subject(ctx, found), op.ttl_ns)
     _announce_snapshot(ctx, found, op.name)
     return snapshots.made(made)
@@ -84,14 +85,15 @@ def snapshot_create(ctx: Context, op: SnapshotCreate) -> SnapshotMade:
 def snapshot_renew(ctx: Context, op: SnapshotRenew) -> SnapshotMade:
     """Let the lease of a snapshot begin anew."""
     snapshot = need_snapshot(ctx.txn, op.name, ctx.cluster_ns)
-    snapshots.need_owner(snapshot, ctx.caller)
+    snapshots.need_say(snapshot, ctx.caller)
+    snapshots.need_may_hold(snapshot.owner, ctx.caller, op.ttl_ns)
     return snapshots.made(snapshots.renew(ctx, op.name, snapshot, op.ttl_ns))
 
 
 def snapshot_delete(ctx: Context, op: SnapshotDelete) -> Done:
     """Let a snapshot go."""
     snapshot = need_snapshot(ctx.txn, op.name, ctx.cluster_ns)
-    snapshots.need_owner(snapshot, ctx.caller)
+    snapshots.need_say(snapshot, ctx.caller)
     snapshots.let_go(ctx, op.name, snapshot)
     return Done()
 

@@ -69,6 +69,7 @@ def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> S
         cluster_ns,
         alone(source, s).size_bytes,
         _backups(source, s),
+        s.maker,
     )
 
 

@@ -250,6 +250,8 @@ class Snapshot(Strict, frozen=True):
     """End of its lease; 0: held."""
     automatic: bool = False
     nested: tuple[Nested, ...] = ()
+    maker: int = 0
+    """uid of who made it: may renew and delete it, whoever owns the directory."""
 
 
 class Session(Strict, frozen=True):

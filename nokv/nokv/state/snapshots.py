@@ -12,14 +12,16 @@ from nokv.state import keys
 from nokv.state.context import JOB_UNPIN, Context
 from nokv.state.families import Family
 from nokv.state.pinned import Source
-from nokv.state.records import Nested, Pin, Snapshot, decode_snapshot
+from nokv.state.records import Nested, Pin, Snapshot, decode_count, decode_snapshot
 from nokv.state.views import add_pin
 from nokv.types.limits import (
     PATH_BYTES_MAX,
+    SNAPSHOT_FOREIGN_TTL_NS_MAX,
     SNAPSHOT_NAME_CHARACTERS_MAX,
     SNAPSHOT_TTL_NS_MAX,
     SNAPSHOT_TTL_NS_MIN,
     SNAPSHOTS_MAX,
+    SNAPSHOTS_PER_MAKER_MAX,
 )
 from nokv.types.values import Caller
 from nokv.types.views import HELD, SnapshotMade
@@ -93,11 +95,22 @@ def snapshots_of(source: Source, after: str = "") -> Iterator[tuple[str, Snapsho
         yield key[len(keys.SNAPSHOT_PREFIX) :].decode(), decode_snapshot(value)
 
 
-def need_owner(snapshot: Snapshot, caller: Caller) -> None:
-    """Raise NotPermitted unless the caller owns the directory as it shows it, or is root."""
-    if caller.uid not in (0, snapshot.owner):
-        message = f"uid {caller.uid} does not own what the snapshot shows; {snapshot.owner} does"
+def need_say(snapshot: Snapshot, caller: Caller) -> None:
+    """Raise NotPermitted unless the caller made it, owns what it shows, or is root."""
+    if caller.uid not in (0, snapshot.owner, snapshot.maker):
+        message = (
+            f"uid {caller.uid} neither made the snapshot ({snapshot.maker} did) nor owns what it"
+            f" shows ({snapshot.owner} does)"
+        )
         raise NotPermitted(message)
+
+
+def need_may_hold(owner: int, caller: Caller, ttl_ns: int) -> None:
+    """Raise NotPermitted for who may not keep a directory's content for so long."""
+    short = ttl_ns != HELD and ttl_ns <= SNAPSHOT_FOREIGN_TTL_NS_MAX
+    if not short and caller.uid not in (0, owner):
+        message = f"uid {caller.uid} does not own the directory; {owner} does, and may hold it"
+        raise NotPermitted(message, hint="with a lease of at most 30 days: --ttl 7d")
 
 
 def made(snapshot: Snapshot) -> SnapshotMade:
@@ -133,6 +146,10 @@ def hold(
     if ctx.counters.snapshots >= SNAPSHOTS_MAX:
         message = f"the volume has {SNAPSHOTS_MAX} snapshots"
         raise ResultTooLarge(message, hint="delete some: nokv snapshot delete")
+    uid = ctx.caller.uid
+    if uid and made_by(ctx.txn, uid) >= SNAPSHOTS_PER_MAKER_MAX:
+        message = f"uid {uid} made {SNAPSHOTS_PER_MAKER_MAX} snapshots that are still there"
+        raise ResultTooLarge(message, hint="delete some of them: nokv snapshot delete")
     snapshot = Snapshot(
         ctx.version,
         path,
@@ -145,10 +162,12 @@ def hold(
         _until(ctx, ttl_ns),
         automatic,
         subject.nested,
+        uid,
     )
     for view in _views(snapshot):
         pin = Pin(0, snapshot.snapshot, until_cluster_ns=snapshot.until_cluster_ns)
         add_pin(ctx, view, snapshot.version, snapshot.snapshot, pin)
+    _count_maker(ctx, uid, 1)
     ctx.counters.snapshots += 1
     ctx.counters.leased_snapshots += int(snapshot.until_cluster_ns > 0)
     _save(ctx, name, snapshot)
@@ -176,10 +195,26 @@ def let_go(ctx: Context, name: str, snapshot: Snapshot) -> int:
         ctx.txn.delete_row(Family.PIN, keys.pin(view, snapshot.version, snapshot.snapshot))
         ctx.add_job(JOB_UNPIN, view, snapshot.version)
     ctx.txn.delete_row(Family.META, keys.snapshot(name))
+    _count_maker(ctx, snapshot.maker, -1)
     ctx.counters.snapshots -= 1
     ctx.counters.leased_snapshots -= int(snapshot.until_cluster_ns > 0)
     assert 0 <= ctx.counters.leased_snapshots <= ctx.counters.snapshots, "counts of snapshots"
     return len(views)
+
+
+def made_by(source: Source, uid: int) -> int:
+    """Return how many of the snapshots a uid made, ended ones too."""
+    value = source.get(Family.META, keys.maker(uid))
+    return 0 if value is None else decode_count(value)
+
+
+def _count_maker(ctx: Context, uid: int, change: int) -> None:
+    count = made_by(ctx.txn, uid) + change
+    assert count >= 0, f"uid {uid} made {count} snapshots"
+    if count:
+        ctx.txn.set_row(Family.META, keys.maker(uid), ctx.txn.encode(count))
+    else:
+        ctx.txn.delete_row(Family.META, keys.maker(uid))
 
 
 def _until(ctx: Context, ttl_ns: int) -> int:

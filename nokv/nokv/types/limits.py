@@ -40,7 +40,6 @@ BATCH_MAX = 1024
 COMMAND_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
 """One encoded command; an entry of 4 MiB must hold it."""
 
-ENTRY_BYTES_MAX = 4 * 1024 * 1024
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 """One frame on the wire, its length prefix apart."""
 
@@ -92,9 +91,14 @@ PINS_MAX = 4096
 SNAPSHOTS_MAX = 4096
 """Snapshots of a volume."""
 
+SNAPSHOTS_PER_MAKER_MAX = 1024
+"""Those of them that one uid made, root apart: nobody fills the volume's alone."""
+
 SNAPSHOT_NAME_CHARACTERS_MAX = 100
 SNAPSHOT_TTL_NS_MIN = 1_000_000_000
 SNAPSHOT_TTL_NS_MAX = 100 * 365 * 86_400 * 1_000_000_000
+SNAPSHOT_FOREIGN_TTL_NS_MAX = 30 * 86_400 * 1_000_000_000
+"""A lease, of whoever does not own the directory; it may be renewed."""
 
 NESTED_VIEWS_MAX = 1024
 """Views below a directory that one snapshot, clone or rollback takes along."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from nokv.types.values import At, Lenient, Strict
 
 HELD = 0
-"""As `ttl_ns` of a snapshot: it is kept until it is deleted."""
+"""As `ttl_ns` of a snapshot: it is kept until it is deleted. The directory's owner and root may."""
 
 
 class SnapshotCreate(Strict, frozen=True, tag=44):
@@ -169,6 +169,8 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     """Of bodies that went or were replaced since: nothing but this keeps them."""
     backups: int = 0
     """Backups that hold the same version."""
+    maker: int = 0
+    """uid of who made it."""
 
     @property
     def left_s(self) -> float | None:

@@ -108,12 +108,12 @@ def test_snapshots(shell: Shell) -> None:
         assert said[0].endswith(", for 7 d")
         rows = await shell(fs, snapshot._list, parsed(add, "list"))
         assert [row.split()[0] for row in rows] == ["before", "held", "w", "week"]
-        assert rows[1].split("  ")[-1] == "held"
+        assert rows[1].split("  ")[-1] == "held, by uid 0"
         [row] = await shell(fs, snapshot._list, parsed(add, "list", "/runs/7", "--json"))
         fields = json.loads(row)
         assert (fields["name"], fields["path"]) == ("before", "/runs/7")
         assert 3590 < fields["left_s"] <= 3600
-        assert not fields["automatic"]
+        assert (fields["automatic"], fields["maker"]) == (False, 0)
         await shell(fs, snapshot._renew, parsed(add, "renew", "before", "w", "--hold"))
         rows = await shell(fs, snapshot._list, parsed(add, "list", "--json"))
         assert [json.loads(row)["left_s"] is None for row in rows] == [True, True, True, False]

@@ -238,6 +238,16 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shard.error(Clone(At(), At(), b"b")) is errors.ResultTooLarge
 
 
+def test_a_maker_has_a_share_and_says_over_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "SNAPSHOTS_PER_MAKER_MAX", 1)
+    shard = populated()
+    assert shard.error(SnapshotCreate(At(), "s", b"/"), ALICE) is errors.NotPermitted
+    shard.do(SnapshotCreate(At(), "s", b"/", SECOND_NS), ALICE)
+    assert shard.error(SnapshotCreate(At(), "t", b"/", SECOND_NS), ALICE) is errors.ResultTooLarge
+    assert shard.error(SnapshotRenew("s", 0), ALICE) is errors.NotPermitted
+    shard.do(SnapshotDelete("s"), ALICE)
+
+
 def test_events() -> None:
     shard = populated()
     cursor = shard.model.version

@@ -84,7 +84,7 @@ RECORDS: dict[str, msgspec.Struct] = {
     "backup": Backup("b", "c", 9, "bucket", 2, 2**32 + 1, 3, 4, True, 5, 6, b"\x04" * 16, 7),
     "origin": Origin("c", 9, (("c1", "backups/x/"),), 5, True, True, (1, 2)),
     "snapshot": Snapshot(
-        9, b"/a", 1, 2, 8, (1, 2), 7, 3, 2**32 + 1, True, (Nested(2, 1, 5, b"n"),)
+        9, b"/a", 1, 2, 8, (1, 2), 7, 3, 2**32 + 1, True, (Nested(2, 1, 5, b"n"),), 12
     ),
     "position": Position(10, 2, b"config", ((7, 1, 0xE3069283),)),
     "chunk": StoredChunk(
@@ -112,6 +112,7 @@ KEYS: dict[str, bytes] = {
     "key job": keys.job(9),
     "key backup": keys.backup(9),
     "key snapshot": keys.snapshot("s"),
+    "key maker": keys.maker(9),
     "key trash": keys.TRASH,
     "key flatten": keys.flatten(1),
     "key flatten todo": keys.flatten_todo(1, 2),

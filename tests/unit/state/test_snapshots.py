@@ -26,9 +26,10 @@ from nokv.types.commands import (
     Unlink,
 )
 from nokv.types.events import EventKind
-from nokv.types.results import Made, Reaped
+from nokv.types.results import Done, Made, Reaped
 from nokv.types.values import At
 from nokv.types.views import (
+    HELD,
     Clone,
     ExpireSnapshots,
     GetSnapshot,
@@ -41,6 +42,8 @@ from nokv.types.views import (
     SnapshotReply,
     SnapshotsReply,
 )
+
+DAY_NS = 86_400 * SECOND_NS
 
 
 def test_a_snapshot_shows_what_was_just_before_it() -> None:
@@ -164,6 +167,65 @@ def test_who_may_end_a_snapshot() -> None:
         assert shard.fails(SnapshotDelete(name)) is NotFound
         with pytest.raises(NotFound):
             shard.read(GetSnapshot(name))
+
+
+def test_who_may_hold_what_is_anothers() -> None:
+    shard = tree()
+    shard.do(SetAttr(at("a"), uid=ALICE.uid))
+    held = SnapshotCreate(at("a"), "s", b"/a", HELD)
+    leased = SnapshotCreate(at("a"), "s", b"/a", 30 * DAY_NS)
+    longer = SnapshotCreate(at("a"), "s", b"/a", 30 * DAY_NS + 1)
+    for op in (held, longer):
+        assert shard.fails(op, BOB) is NotPermitted
+    assert shard.fails(SnapshotCreate(at("no"), "s", b"/", HELD), BOB) is NotFound
+    shard.do(leased, BOB)
+    assert shard.fails(held, BOB) is NotPermitted  # before the name is looked at
+    assert shard.fails(leased, BOB) is AlreadyExists
+    reply = shard.read(GetSnapshot("s"))
+    assert isinstance(reply, SnapshotReply)
+    assert reply.maker == BOB.uid
+    for ttl_ns in (HELD, 30 * DAY_NS + 1):
+        assert shard.fails(SnapshotRenew("s", ttl_ns), BOB) is NotPermitted
+    assert isinstance(shard.do(SnapshotRenew("s", SECOND_NS), BOB), SnapshotMade)
+    assert shard.do(SnapshotDelete("s"), BOB) == Done()
+    shard.do(leased, BOB)
+    assert isinstance(shard.do(SnapshotRenew("s", HELD), ALICE), SnapshotMade)
+    assert shard.do(SnapshotDelete("s"), ALICE) == Done()
+    assert isinstance(shard.do(held, ALICE), SnapshotMade)
+    assert shard.fails(SnapshotDelete("s"), BOB) is NotPermitted
+    shard.done(SnapshotDelete("s"))
+    shard.check()
+
+
+def test_nobody_takes_all_the_snapshots_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOTS_PER_MAKER_MAX", 2)
+    shard = tree()
+    shard.do(SetAttr(at("a"), uid=ALICE.uid))
+
+    def make(name: str) -> SnapshotCreate:
+        return SnapshotCreate(at("a"), name, b"/a", SECOND_NS)
+
+    for name in ("a1", "a2"):
+        shard.do(make(name), ALICE)
+    with pytest.raises(ResultTooLarge, match=f"uid {ALICE.uid} made 2 snapshots") as told:
+        shard.do(make("a3"), ALICE)
+    assert "snapshot delete" in (told.value.hint or "")
+    assert shard.fails(make("a1"), ALICE) is AlreadyExists
+    shard.do(SetAttr(at(), mode=0o777))
+    assert shard.fails(Rollback(at(), b"a", "a1", b"/a", SECOND_NS), ALICE) is ResultTooLarge
+    for number in range(3):  # root may
+        shard.do(make(f"r{number}"))
+    for name in ("b1", "b2"):
+        shard.do(make(name), BOB)
+    shard.check()
+    shard.done(SnapshotDelete("a1"))
+    shard.do(make("a3"), ALICE)
+    shard.wait(2 * SECOND_NS)
+    assert shard.fails(make("a4"), ALICE) is ResultTooLarge  # ended ones count until they go
+    assert shard.internal(ExpireSnapshots(100)) == Reaped(7, more=False)
+    shard.check()
+    shard.do(make("a4"), ALICE)
+    shard.check()
 
 
 def test_a_lease_ends_in_cluster_time_whoever_comes_by() -> None:
