@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nokv.errors import (
@@ -236,9 +235,3 @@ def _components(target: bytes) -> list[bytes]:
     """Split a link's target: a trailing '/' counts as a last '.'."""
     parts = [part for part in target.split(b"/") if part]
     return [*parts, b"."] if target.endswith(b"/") else parts
-
-
-def check_names(names: Iterable[bytes]) -> None:
-    """Check every name of a list, in order."""
-    for name in names:
-        check_name(name)

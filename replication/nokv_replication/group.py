@@ -595,6 +595,3 @@ class Group(Membership):
             free_bytes=self._sending.free_bytes,
             now_ns=self._now_ns,
         )
-
-    def _problem(self) -> str:
-        return self._picture.problem(self._role)

@@ -253,10 +253,6 @@ class Log:
             raise damaged(segment_name(sequence), offset)
         return bytes(record.payload)
 
-    def size_at(self, index: int) -> int:
-        """Return the size in bytes of the entry at `index`."""
-        return self._sizes[index - self.base_index - 1]
-
     # ------------------------------------------------------------------ writing
 
     def append(self, command: bytes, index: int, term: int) -> None:
