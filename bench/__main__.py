@@ -34,6 +34,7 @@ import uvloop
 
 import nokv
 from bench import branches, diff, gc, watch, workloads
+from bench import views as in_apply
 from bench.etcd import PUT, Etcd, encode_put
 from bench.replication import replication
 from bench.report import Row, machine, save, show
@@ -519,8 +520,11 @@ async def views(bench: Bench) -> None:
         cluster = bench.cluster(stack, 3)
         async with nokv.connect(cluster.addresses) as fs:
             rows += await branches.creates_under_a_snapshot(fs, bench.seconds, bench.repeats)
+            rows += await branches.reads_through_clones(fs, bench.seconds, bench.repeats)
             for files in (1_000, 100_000, 1_000_000):
                 rows += await branches.latencies(fs, files, bench.repeats)
+    for files in (1_000, 100_000, 1_000_000):
+        rows += await asyncio.to_thread(in_apply.rows, bench.directory, files)
     bench.show("views", "Views", rows)
 
 

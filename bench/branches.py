@@ -16,6 +16,9 @@ from nokv.client.fs import AsyncClient
 ROUNDS = 25
 """Calls of each kind in one repeat, in turns."""
 
+CLONES = 8
+"""Clones of clones that the deepest reads go through."""
+
 SYNC = "fdatasync"
 
 
@@ -77,4 +80,30 @@ async def creates_under_a_snapshot(fs: AsyncClient, seconds: float, repeats: int
         share = Row(f"{title}, with / without", "ratio", "", 3, goal=goal)
         share.values = [a / b for a, b in zip(held.values, plain.values, strict=True)]
         rows += [plain, held, share]
+    return rows
+
+
+async def reads_through_clones(fs: AsyncClient, seconds: float, repeats: int) -> list[Row]:
+    """Return stats a second of the live tree and through clones of clones, and their ratio.
+
+    Each clone has a file of its own, so that none is skipped.
+    """
+    live = (await workloads.make_stat_files(fs)).removesuffix("/a")
+    places = [live]
+    for depth in range(CLONES):
+        place = f"{live}-clone-{depth}"
+        await fs.clone(places[-1], place)
+        await fs.create(f"{place}/own-{depth}")
+        places.append(place)
+    rows: list[Row] = []
+    for outstanding in (1, 16):
+        title = f"stats, {outstanding} outstanding"
+        plain = Row(title, "1/s", "", 3)
+        deep = Row(f"{title}, through {CLONES} clones", "1/s", "", 3)
+        for _ in range(repeats):
+            for row, place in ((plain, places[0]), (deep, places[-1])):
+                row.values.append(await workloads.stats(fs, f"{place}/a", outstanding, seconds))
+        share = Row(f"{title}, clone / live", "ratio", "", 3, goal="0.5")
+        share.values = [a / b for a, b in zip(deep.values, plain.values, strict=True)]
+        rows += [plain, deep, share]
     return rows

@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 from bench.apply import ROOT, Driver
+from bench.report import Row
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.types.commands import BulkCreate, Create, Mkdir, Op, Reap, RemoveTree
 from nokv.types.reads import GetAttr
@@ -145,18 +146,27 @@ def _creates(tree: Tree) -> Iterator[tuple[str, float]]:
         yield what, statistics.median(values)
 
 
+def rows(directory: Path, size: int) -> list[Row]:
+    """Return the rows of a tree of so many files, kept in a folder below `directory` meanwhile."""
+    found = []
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        tree = Tree(Path(folder), size)
+        for measure in (_creates, _medians, _reads):  # the later ones leave pins behind
+            for what, microseconds in measure(tree):
+                title = f"{what}, in apply, {size:,} files"
+                found.append(Row(title, "us", "no commit", 1, [microseconds]))
+        tree.kv.close()
+    return found
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     options = parser.parse_args()
     for size in options.sizes:
-        with tempfile.TemporaryDirectory() as directory:
-            tree = Tree(Path(directory), size)
-            for rows in (_creates, _medians, _reads):  # the later ones leave pins behind
-                for what, microseconds in rows(tree):
-                    print(f"{size:>9,} files  {what:<45} {microseconds:10.1f} us", flush=True)
-            tree.kv.close()
+        for row in rows(Path(tempfile.gettempdir()), size):
+            print(f"{row.name:<62} {row.median:10.1f} us", flush=True)
 
 
 if __name__ == "__main__":
