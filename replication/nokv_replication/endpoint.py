@@ -44,6 +44,8 @@ class Endpoint:
     _inbox: deque[tuple[int, int, int, Body | None]]
     # Peer to what its frames in the inbox take.
     _inbox_bytes: dict[int, int]
+    # Of the latest step.
+    _now_ns: int
 
     def hello(self, epoch: int, purpose: Purpose = Purpose.RAFT) -> bytes:
         """Return this node's first frame on a connection with that epoch."""
@@ -59,13 +61,13 @@ class Endpoint:
         try:
             hello = decode_hello(data)
         except HandshakeRefused as refusal:
-            self._roster.note_refusal(refusal)
+            self._roster.note_refusal(refusal, None, self._now_ns)
             self._receiver.told_removed |= isinstance(refusal, RemovedFromGroup)
             raise
         if hello.node not in self._peers.all and self._peers.visitors() >= MEMBERS_MAX:
             message = "too many nodes that are no members are connected already"
             raise HandshakeRefused(message)
-        node = self._roster.greet(hello)
+        node = self._roster.greet(hello, self._now_ns)
         if self._roster.founding:
             self.wake()
         return Greeting(node, hello.epoch, hello.purpose)

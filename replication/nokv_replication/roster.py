@@ -7,6 +7,7 @@ incarnation, or with another list, is refused for good.
 
 from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +20,19 @@ from nokv_replication.ports import Disk
 from nokv_replication.segments import KEEP
 from nokv_replication.skips import Skips
 from nokv_replication.types import Applied, GroupConfig
+
+_REFUSAL_HOLDS_NS = 10_000_000_000
+"""A node that is refused dials again within seconds: one not refused for so long has gone."""
+
+
+class Refusal(NamedTuple):
+    """A handshake that was refused."""
+
+    node: int | None
+    """Who was refused here; None where this node was."""
+    at_ns: int
+    """Time of the step before it."""
+    text: str
 
 
 class Roster:
@@ -48,8 +62,10 @@ class Roster:
         # Node to the incarnation of its latest accepted hello.
         self._greeted: dict[int, int] = {}
         self._digest = b""
-        self.refusals = 0
-        self.last_refusal = ""
+        # A peer's list of founders that is not this node's.
+        self._conflict = ""
+        # The latest one, until that peer is accepted; it counts for `_REFUSAL_HOLDS_NS`.
+        self._refusal: Refusal | None = None
         if synced:
             self._adopt(msgspec.msgpack.decode(synced, type=Members))
 
@@ -140,6 +156,7 @@ class Roster:
 
         None too, and for good, where a peer has synced a list that is not this one.
         """
+        self._conflict = ""
         if set(self._incarnations) != set(self._addresses):
             return None
         members = Members.first(
@@ -152,7 +169,7 @@ class Roster:
         digest = members.founders
         for node, other in self._foreign_digests.items():
             if other != digest:
-                self.last_refusal = (
+                self._conflict = (
                     f"node {node} was founded with another list of members than the one this node"
                     " sees. If this node's data directory was wiped or replaced, it must not rejoin"
                     " under its old name; if another's was, while the group was being founded,"
@@ -165,7 +182,7 @@ class Roster:
         """Take the list that has just been synced as the group's."""
         self._adopt(members)
 
-    def greet(self, hello: Hello) -> int:
+    def greet(self, hello: Hello, now_ns: int) -> int:
         """Check a peer's hello; return its node id.
 
         Raises:
@@ -174,8 +191,10 @@ class Roster:
         try:
             self._check(hello)
         except HandshakeRefused as refusal:
-            self.note_refusal(refusal)
+            self.note_refusal(refusal, hello.node, now_ns)
             raise
+        if self._refusal is not None and self._refusal.node == hello.node:
+            self._refusal = None
         self._machine_formats[hello.node] = hello.machine_format
         if hello.skips and not self._skips.all:
             self._skips.adopt(hello.skips)
@@ -190,10 +209,15 @@ class Roster:
         """Return the machine format of a peer's last handshake, 0 before one."""
         return self._machine_formats.get(node, 0)
 
-    def note_refusal(self, refusal: HandshakeRefused) -> None:
-        """Keep the latest refusal, of a peer or by one, for the operator."""
-        self.refusals += 1
-        self.last_refusal = str(refusal)
+    def note_refusal(self, refusal: HandshakeRefused, node: int | None, now_ns: int) -> None:
+        """Keep the latest refusal for the operator: of peer `node`, or by one (None)."""
+        self._refusal = Refusal(node, now_ns, str(refusal))
+
+    def refusal(self, now_ns: int) -> str:
+        """Return why a handshake fails at present, "" when none does."""
+        latest = self._refusal
+        holds = latest is not None and now_ns - latest.at_ns < _REFUSAL_HOLDS_NS
+        return self._conflict or (latest.text if latest is not None and holds else "")
 
     def _check(self, hello: Hello) -> None:
         refuse_format(hello.format)

@@ -107,7 +107,7 @@ class Picture:
             uncommitted_ns=applier.uncommitted_ns(),
             skips=applier.skips.all,
             images=self._images.pictures(),
-            problem=self.problem(role),
+            problem=self.problem(role, now_ns),
         )
 
     def _peer(self, node: int, role: Role, now_ns: int) -> PeerStatus:
@@ -128,8 +128,9 @@ class Picture:
             sync_ns=peer.sync_ns if leads else 0,
         )
 
-    def problem(self, role: Role) -> str:
+    def problem(self, role: Role, now_ns: int) -> str:
         """Return a sentence for the operator, "" when all is well."""
+        refusal = self._roster.refusal(now_ns)
         if self._receiver.told_removed or self._roster.removed:
             return (
                 "this node was removed from the group: it neither votes nor stands, and serves"
@@ -141,11 +142,11 @@ class Picture:
         if self._roster.joining_blind:
             return (
                 "this node waits to be added to the group: run the `nokv member add` line that"
-                " `nokv init --join` printed. " + self._roster.last_refusal
+                " `nokv init --join` printed. " + refusal
             ).rstrip()
         if self._roster.members is None:
             return "waiting for the other first members: " + (
-                self._roster.last_refusal or "not all have been reached yet"
+                refusal or "not all have been reached yet"
             )
         if self.lost_quorum_term and self._core.leader() is None:
             return (
@@ -154,7 +155,7 @@ class Picture:
             )
         if role == Role.LEADER and self._leadership.timekeeper.clamped_now:
             return "this node's clock is more than 10 s from its peers': check time synchronisation"
-        return self._roster.last_refusal or self._slow_disk()
+        return refusal or self._slow_disk()
 
     def _slow_disk(self) -> str:
         sync_ns = self._outbox.recent_sync_ns()

@@ -122,6 +122,18 @@ WIRE = {
         "if False:",
         GROUP,
     ),
+    "hello: a refusal that is over": off(
+        "roster.py",
+        "holds = latest is not None and now_ns - latest.at_ns < _REFUSAL_HOLDS_NS",
+        "holds = True",
+        GROUP,
+    ),
+    "hello: a refusal of who was accepted since": off(
+        "roster.py",
+        "if self._refusal is not None and self._refusal.node == hello.node:",
+        "if False:",
+        GROUP,
+    ),
     "hello: other founders": off(
         "roster.py",
         "if hello.digest and self._digest and hello.digest != self._digest:",

@@ -498,6 +498,36 @@ class TestStart:
         assert group.greet(msgspec.msgpack.encode(able)).node == 2
         group.disconnected(2)
 
+    def test_a_refusal_is_a_problem_until_that_peer_is_accepted(self) -> None:
+        script = leading()
+        one, hello = script.groups[1], msgspec.msgpack.decode(script.groups[2].hello(7))
+        stranger = msgspec.msgpack.encode([hello[0], "other", *hello[2:]])
+        with pytest.raises(HandshakeRefused, match="cluster"):
+            one.greet(stranger)
+        one.greet(script.groups[3].hello(8))  # says nothing of node 2
+        assert "cluster" in one.status().problem
+        one.greet(script.groups[2].hello(9))
+        assert one.status().problem == ""
+
+    def test_a_refusal_is_a_problem_while_it_is_repeated(self) -> None:
+        script = leading()
+        one = script.groups[1]
+        # By whom this node was refused is not in the refusal; it is asked again every second.
+        refusal = msgspec.msgpack.encode("node 1 is no peer of node 9")
+        with pytest.raises(HandshakeRefused):
+            one.greet(refusal)
+        script.wait(9 * SECOND_NS)
+        script.settle()
+        assert "no peer of node 9" in one.status().problem
+        with pytest.raises(HandshakeRefused):
+            one.greet(refusal)
+        script.wait(9 * SECOND_NS)
+        script.settle()
+        assert "no peer of node 9" in one.status().problem
+        script.wait(SECOND_NS)
+        script.settle()
+        assert one.status().problem == ""
+
     def test_another_cluster_format_or_unknown_node_is_refused(self) -> None:
         script = leading()
         hello = msgspec.msgpack.decode(script.groups[2].hello(7))
@@ -524,6 +554,12 @@ class TestStart:
         script.step(2)
         assert "initialise all anew" in script.groups[2].status().problem
         assert not script.groups[2].status().ready
+        script.wait(60 * SECOND_NS)
+        script.step(2)
+        assert "initialise all anew" in script.groups[2].status().problem
+        script.groups[2].greet(script.groups[3].hello(52))
+        script.step(2)
+        assert script.groups[2].status().problem == ""
 
     def test_a_state_older_than_the_log_is_refused(self) -> None:
         config = msgspec.structs.replace(CONFIG, segment_bytes=1024, log_keep_bytes=0)
