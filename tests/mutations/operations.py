@@ -6,7 +6,7 @@ from tests.mutations.guard import (
     DRIVER,
     FIGURE2,
     GOLDEN,
-    GROUP,
+    HANDSHAKES,
     IMAGE_TESTS,
     IMAGES,
     ONCE,
@@ -114,31 +114,31 @@ WIRE = {
     "frame: terms fall": off("frames.py", "if entry_term < term:", "if False:", VALUES),
     "frame: entries of a later term": off("frames.py", "if term > body.term:", "if False:", VALUES),
     "hello: another cluster": off(
-        "roster.py", "if hello.cluster != self._identity.cluster:", "if False:", GROUP
+        "roster.py", "if hello.cluster != self._identity.cluster:", "if False:", HANDSHAKES
     ),
     "hello: another incarnation": off(
         "roster.py",
         "if hello.incarnation != member.incarnation:",
         "if False:",
-        GROUP,
+        HANDSHAKES,
     ),
     "hello: a refusal that is over": off(
         "roster.py",
         "holds = latest is not None and now_ns - latest.at_ns < _REFUSAL_HOLDS_NS",
         "holds = True",
-        GROUP,
+        HANDSHAKES,
     ),
     "hello: a refusal of who was accepted since": off(
         "roster.py",
         "if self._refusal is not None and self._refusal.node == hello.node:",
         "if False:",
-        GROUP,
+        HANDSHAKES,
     ),
     "hello: other founders": off(
         "roster.py",
         "if hello.digest and self._digest and hello.digest != self._digest:",
         "if False:",
-        GROUP,
+        HANDSHAKES,
     ),
 }
 
