@@ -36,7 +36,7 @@ from nokv.state import (
 )
 from nokv.state.context import Context
 from nokv.state.families import Family
-from nokv.state.records import Counters, body_of, decode_chunk, is_whiteout
+from nokv.state.records import Counters, Pin, body_of, decode_chunk, is_whiteout
 from nokv.types.commands import PinView
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.values import StoredChunk
@@ -226,10 +226,8 @@ def body_leaks(original: Any, *arguments: Any, **named: Any) -> None:
 def pin_is_late(original: Any, ctx: Any, op: Any) -> Any:
     pinned = original(ctx, op)
     late = msgspec.structs.replace(pinned, version=pinned.version + 1)
-    row = keys.pin(pinned.view, pinned.version, pinned.pin)
-    value = ctx.txn.get(Family.PIN, row)
-    ctx.txn.delete_row(Family.PIN, row)
-    ctx.txn.set_row(Family.PIN, keys.pin(late.view, late.version, late.pin), value)
+    ctx.txn.delete_pin(pinned.view, pinned.version, pinned.pin)
+    ctx.txn.put_pin(late.view, late.version, late.pin, Pin(ctx.session_id))
     return late
 
 

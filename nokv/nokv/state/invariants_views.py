@@ -284,13 +284,28 @@ def _check_pins(shard: _Shard) -> None:
         keys.maker(uid): made for uid, made in makers.items()
     }, f"the makers of snapshots are {makers}"
     found = {}
+    versions: dict[int, list[int]] = defaultdict(list)
+    sessions: set[bytes] = set()
     for key, value in shard.present.own_scan(Family.PIN, b"", _LAST):
         pin = decode_pin(value)
-        assert keys.pin_parts(key)[0] in shard.views, f"pin {key.hex()} of a view that is gone"
+        number, version, _ = keys.pin_parts(key)
+        assert number in shard.views, f"pin {key.hex()} of a view that is gone"
+        versions[number].append(version)
+        if pin.session:
+            sessions.add(keys.session_pin(pin.session, key))
         if pin.snapshot or pin.clone:
             assert not pin.session, f"pin {key.hex()} has two owners"
             found[key] = (pin.snapshot, pin.clone, pin.until_cluster_ns)
     assert found == wanted, f"pins {set(found.items()) ^ set(wanted.items())}"
+    end = keys.after_prefix(keys.SESSION_PIN_PREFIX)
+    index = {key for key, _ in shard.present.own_scan(Family.META, keys.SESSION_PIN_PREFIX, end)}
+    assert index == sessions, f"pins by their sessions: {index ^ sessions}"
+    for number in shard.views:
+        counted = shard.present.pin_count(number), shard.present.pins(number)
+        rows_of_it = versions[number]
+        assert counted == (len(rows_of_it), tuple(dict.fromkeys(rows_of_it))), (
+            f"view {number} has {counted[0]} pins at {counted[1]}, and rows at {rows_of_it}"
+        )
 
 
 def _check_dead(shard: _Shard) -> None:

@@ -35,6 +35,7 @@ GRAFT_PREFIX = b"graft/"
 KEPT_PREFIX = b"kept/"
 LIVE_PREFIX = b"live/"
 CHANGED_PREFIX = b"changed/"
+SESSION_PIN_PREFIX = b"session-pin/"
 
 RECORD = b"\x00"
 RESULT = b"\x01"
@@ -84,6 +85,11 @@ def backlink(view: int, ino: int, directory: int) -> bytes:
 def pin(view: int, version: int, pin_id: int) -> bytes:
     """PIN."""
     return pack2(view, version) + pack(pin_id)
+
+
+def session_pin(session_id: int, pin_key: bytes = b"") -> bytes:
+    """META: a pin that ends with the session, by its key; without one where all of them begin."""
+    return SESSION_PIN_PREFIX + pack(session_id) + pin_key
 
 
 def pin_parts(key: bytes) -> tuple[int, int, int]:

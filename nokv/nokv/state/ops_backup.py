@@ -117,7 +117,7 @@ def seal(txn: Txn, number: int) -> None:
         if not decode_view(row).dead:
             held.add((int.from_bytes(key, "big"), version))
     for view, at in sorted(held):
-        txn.set_row(Family.PIN, keys.pin(view, at, number), txn.encode(Pin(0)))
+        txn.put_pin(view, at, number, Pin(0))
 
 
 def finish_backup(ctx: Context, op: FinishBackup) -> Done:
@@ -156,7 +156,7 @@ def end_backup(ctx: Context, op: EndBackup) -> Done:
     for key, _ in list(ctx.txn.scan(Family.PIN, b"", b"\xff" * 8)):
         view, version, pin_id = keys.pin_parts(key)
         if pin_id == op.backup:
-            ctx.txn.delete_row(Family.PIN, key)
+            ctx.txn.delete_pin(view, version, pin_id)
             ctx.add_job(JOB_UNPIN, view, version)
     return Done()
 

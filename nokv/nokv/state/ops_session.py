@@ -115,13 +115,9 @@ def expire_session(ctx: Context, op: ExpireSession) -> Done:
     for view, ino in session.stages:
         if is_alive(ctx.txn, view):  # the others went with their view
             detach_tree(ctx, view, ino, need_inode(ctx.txn, view, ino))
-    unpinned = [
-        keys.pin_parts(key)
-        for key, value in ctx.txn.scan(Family.PIN, b"", b"\xff" * 8)
-        if decode_pin(value).session == op.target
-    ]
-    for view, version, pin_id in unpinned:
-        _remove_pin(ctx, view, version, pin_id)
+    prefix = keys.session_pin(op.target)
+    for key, _ in list(ctx.txn.scan(Family.META, prefix, keys.after_prefix(prefix))):
+        _remove_pin(ctx, *keys.pin_parts(key[len(prefix) :]))
     abandon_of(ctx, op.target)
     end_session_locks(ctx, op.target)
     ended = msgspec.structs.replace(
@@ -256,13 +252,11 @@ def lease_of(session: Session, view: int, ino: int, body: int) -> Lease | None:
 def pin_view(ctx: Context, op: PinView) -> Pinned:
     """Hold the view as it was before this command."""
     root_of(ctx.txn, op.view)
-    start, end = keys.pack(op.view), keys.pack(op.view + 1)
-    if sum(1 for _ in ctx.txn.scan(Family.PIN, start, end)) >= PINS_MAX:
+    if ctx.txn.pin_count(op.view) >= PINS_MAX:
         message = f"view {op.view} has {PINS_MAX} pins"
         raise ResultTooLarge(message, hint="let some of them go")
     version = ctx.version - 1
-    key = keys.pin(op.view, version, ctx.version)
-    ctx.txn.set_row(Family.PIN, key, ctx.txn.encode(Pin(ctx.session_id)))
+    ctx.txn.put_pin(op.view, version, ctx.version, Pin(ctx.session_id))
     return Pinned(op.view, version, ctx.version)
 
 
@@ -282,7 +276,7 @@ def unpin_view(ctx: Context, op: UnpinView) -> Done:
 
 
 def _remove_pin(ctx: Context, view: int, version: int, pin_id: int) -> None:
-    ctx.txn.delete_row(Family.PIN, keys.pin(view, version, pin_id))
+    ctx.txn.delete_pin(view, version, pin_id)
     ctx.add_job(JOB_UNPIN, view, version)
 
 

@@ -179,7 +179,6 @@ def clone(ctx: Context, op: Clone) -> ViewMade:
         shown = Shown(source.view, source.ino, ctx.version - 1, nested)
     _need_reachable(ctx, parent)
     copy = plan_copy(ctx, shown, (parent.view, parent.ino, op.name))
-    ctx.txn.apply_pins()
     make_copy(ctx, copy)
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=1, nlink=1)
     inside = ctx.usage(copy.number, shown.ino)
@@ -264,7 +263,6 @@ def rollback(ctx: Context, op: Rollback) -> RolledBack:
     replaced = before.view if before.view != parent.view else None
     holder = (parent.view, parent.ino, op.name)
     copy = plan_copy(ctx, _shown(snapshot), holder, identity=identity, replaces=replaced)
-    ctx.txn.apply_pins()
     was = ctx.usage(before.view, before.ino)
     detach(ctx, parent.view, before.view, before.ino, before.inode)
     make_copy(ctx, copy)

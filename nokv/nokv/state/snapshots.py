@@ -82,7 +82,7 @@ def need_snapshot(source: Source, name: str, cluster_ns: int) -> Snapshot:
     found = stored(source, name)
     if found is None or is_over(found, cluster_ns):
         message = f"no snapshot {name[:120]!r}"
-        raise NotFound(message)
+        raise NotFound(message, hint="see what there is: nokv snapshot list")
     return found
 
 
@@ -179,11 +179,11 @@ def renew(ctx: Context, name: str, snapshot: Snapshot, ttl_ns: int) -> Snapshot:
     until = _until(ctx, ttl_ns)
     ctx.counters.leased_snapshots += int(until > 0) - int(snapshot.until_cluster_ns > 0)
     after = msgspec.structs.replace(snapshot, until_cluster_ns=until)
-    pin = ctx.txn.encode(Pin(0, snapshot.snapshot, until_cluster_ns=until))
+    pin = Pin(0, snapshot.snapshot, until_cluster_ns=until)
     for view in _views(snapshot):
         key = keys.pin(view, snapshot.version, snapshot.snapshot)
         assert ctx.txn.get(Family.PIN, key) is not None, f"snapshot {name} lacks a pin of {view}"
-        ctx.txn.set_row(Family.PIN, key, pin)
+        ctx.txn.put_pin(view, snapshot.version, snapshot.snapshot, pin)
     _save(ctx, name, after)
     return after
 
@@ -192,7 +192,7 @@ def let_go(ctx: Context, name: str, snapshot: Snapshot) -> int:
     """Delete a snapshot, and return how many pins went; what only they held is reaped."""
     views = _views(snapshot)
     for view in views:
-        ctx.txn.delete_row(Family.PIN, keys.pin(view, snapshot.version, snapshot.snapshot))
+        ctx.txn.delete_pin(view, snapshot.version, snapshot.snapshot)
         ctx.add_job(JOB_UNPIN, view, snapshot.version)
     ctx.txn.delete_row(Family.META, keys.snapshot(name))
     _count_maker(ctx, snapshot.maker, -1)

@@ -14,8 +14,11 @@ it alone held.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator, KeysView, Mapping
+from itertools import groupby, islice
+from operator import itemgetter
 
 import msgspec
 
@@ -26,6 +29,7 @@ from nokv.state.port import KV
 from nokv.state.records import (
     BORN_BYTES,
     Counters,
+    Pin,
     View,
     born_of,
     decode_pin,
@@ -42,6 +46,9 @@ _INODE = Family.INODE
 _PIN = Family.PIN
 _VIEW = Family.VIEW
 
+
+FRESH_MAX = 32
+"""Up to so many new keys are put in order one by one."""
 
 PARENTS_MAX = 65_536
 """Directories whose parents are remembered."""
@@ -63,6 +70,7 @@ class Present:
         self.shown = txn.shown
         self.view = txn.view
         self.pins = txn.pins
+        self.pin_count = txn.pin_count
         self.readable = txn.readable
         self.get = kv.get
         self.scan = kv.scan
@@ -96,6 +104,20 @@ def shown(levels: Levels, family: Family, key: bytes, own: bytes | None) -> byte
     return None if is_whiteout(own) else own
 
 
+def _catch_up(ordered: list[bytes], rows: dict[bytes, bytes | None]) -> None:
+    """Add to the ordered keys of a layer those that it got since: a dictionary's last ones.
+
+    So a command that reads and writes by turns does not sort, or look at, all it wrote each time.
+    """
+    fresh = len(rows) - len(ordered)
+    if fresh > FRESH_MAX:
+        ordered.extend(islice(reversed(rows), fresh))
+        ordered.sort()
+    else:
+        for key in islice(reversed(rows), fresh):
+            insort(ordered, key)
+
+
 class Txn:
     """One entry's changes. `begin` a command, then `merge` or `abort` it; `flush` the entry."""
 
@@ -105,9 +127,17 @@ class Txn:
         self._kv = kv
         self._overlay = _layer()
         self._own = _layer()
+        self._overlay_order: list[list[bytes]] = [[] for _ in _FAMILIES]
+        self._own_order: list[list[bytes]] = [[] for _ in _FAMILIES]
+        """Keys of the layers in order, as far as a scan has needed it: see `_catch_up`."""
         self._pins: dict[int, tuple[int, ...]] = {}
-        self._pins_before: dict[int, tuple[int, ...]] = {}
-        """What `apply_pins` has changed for the running command."""
+        """Pinned versions of each view that has any, ascending."""
+        self._pin_counts: dict[int, int] = {}
+        """PIN rows of each view that has any."""
+        self._pin_twins: dict[tuple[int, int], int] = {}
+        """(view, version) -> its PIN rows but one, where it has several."""
+        self._pin_changes: list[tuple[int, int, int]] = []
+        """(view, version, 1 or -1) of the rows that the running command has put and deleted."""
         self._views: dict[int, View] = {}
         self._branches: set[int] = set()
         """Views with an origin."""
@@ -126,7 +156,7 @@ class Txn:
         self._load(kv)
 
     def _load(self, kv: KV) -> None:
-        self._keep_pins({key: b"" for key, _ in kv.scan(Family.PIN, b"", b"\xff" * 9)})
+        self._load_pins(kv)
         for key, value in kv.scan(Family.VIEW, b"", b"\xff" * 9):
             self._note_view(int.from_bytes(key, "big"), decode_view(value))
         self._branched = bool(self._branches)
@@ -153,15 +183,14 @@ class Txn:
     def merge(self) -> None:
         """Keep the command's writes."""
         overlay = self._overlay
-        if self._own[_PIN]:
-            self._keep_pins(self._own[_PIN])
-            self._pins_before.clear()
+        self._pin_changes.clear()
         if self._own[_VIEW]:
             self._keep_views(self._own[_VIEW])
         for number, own in enumerate(self._own):
             if own:
                 overlay[number].update(own)
                 own.clear()
+                self._own_order[number].clear()
         self._replanted = False
 
     def abort(self) -> None:
@@ -171,9 +200,12 @@ class Txn:
             self.shown.clear()
             self._replanted = True
             self._branched = bool(self._branches)
-        for own in self._own:
+        for own, order in zip(self._own, self._own_order, strict=True):
             own.clear()
-        self._take_pins_back()
+            order.clear()
+        while self._pin_changes:
+            view, version, change = self._pin_changes.pop()
+            self._count_pin(view, version, -change)
         if self._replanted:
             self.parents.clear()
             self._replanted = False
@@ -185,6 +217,7 @@ class Txn:
             if overlay:
                 self._kv.write(_FAMILIES[number], sorted(overlay.items()))
                 overlay.clear()
+                self._overlay_order[number].clear()
         if len(self.parents) > PARENTS_MAX:
             self.parents.clear()
 
@@ -241,12 +274,12 @@ class Txn:
     def _changed_scan(
         self, family: Family, start: bytes, end: bytes, *, reverse: bool
     ) -> Iterator[Row]:
-        changed = {
-            key: value
-            for layer in (self._overlay[family], self._own[family])
-            for key, value in layer.items()
-            if start <= key < end
-        }
+        changed: dict[bytes, bytes | None] = {}
+        for layer, order in ((self._overlay, self._overlay_order), (self._own, self._own_order)):
+            rows, ordered = layer[family], order[family]
+            _catch_up(ordered, rows)
+            at, to = bisect_left(ordered, start), bisect_left(ordered, end)
+            changed.update((key, rows[key]) for key in ordered[at:to])
         stored = self._kv.scan(family, start, end, reverse=reverse)
         if not changed:
             yield from stored
@@ -396,37 +429,61 @@ class Txn:
         at = bisect_left(pins, born)
         return at < len(pins) and pins[at] < death
 
-    def apply_pins(self) -> None:
-        """Let the PIN rows that this command wrote count for what it writes from now on."""
-        for key in self._own[_PIN]:
-            view = int.from_bytes(key[: keys.VIEW_BYTES], "big")
-            self._pins_before.setdefault(view, self.pins(view))
-        self._keep_pins(self._own[_PIN])
+    def pin_count(self, view: int) -> int:
+        """Return how many PIN rows the view has: one version may have several."""
+        return self._pin_counts.get(view, 0)
 
-    def _take_pins_back(self) -> None:
-        for view, pins in self._pins_before.items():
-            if pins:
-                self._pins[view] = pins
-            else:
-                self._pins.pop(view, None)
-        self._pins_before.clear()
+    def put_pin(self, view: int, version: int, pin_id: int, pin: Pin) -> None:
+        """Write a pin. It counts at once for all that this command writes from now on."""
+        key = keys.pin(view, version, pin_id)
+        if self.own(_PIN, key) is None:
+            self._pin_changes.append((view, version, 1))
+            self._count_pin(view, version, 1)
+        self.set_row(_PIN, key, self.encode(pin))
+        if pin.session:
+            self.set_row(Family.META, keys.session_pin(pin.session, key), b"")
 
-    def _keep_pins(self, rows: Mapping[bytes, bytes | None]) -> None:
-        """Follow PIN rows that were put or deleted, before they are merged."""
-        for key, value in rows.items():
-            view, version = keys.U64X2.unpack_from(key)
-            pins = self._pins.get(view, ())
-            if value is not None:
-                if version not in pins:
-                    self._pins[view] = tuple(sorted((*pins, version)))
-                continue
-            start = keys.pack2(view, version)
-            if version in pins and not any(
-                True for _ in self.own_scan(Family.PIN, start, keys.after_prefix(start))
-            ):
-                self._pins[view] = tuple(pin for pin in pins if pin != version)
-                if not self._pins[view]:
-                    del self._pins[view]
+    def delete_pin(self, view: int, version: int, pin_id: int) -> None:
+        """Delete a pin that there is; from now on it counts no more."""
+        key = keys.pin(view, version, pin_id)
+        row = self.own(_PIN, key)
+        assert row is not None, f"no pin {pin_id} of view {view} at version {version}"
+        session = decode_pin(row).session
+        if session:
+            self.delete_row(Family.META, keys.session_pin(session, key))
+        self.delete_row(_PIN, key)
+        self._pin_changes.append((view, version, -1))
+        self._count_pin(view, version, -1)
+
+    def _count_pin(self, view: int, version: int, change: int) -> None:
+        """Follow a PIN row that was put (1) or deleted (-1)."""
+        count = self._pin_counts.pop(view, 0) + change
+        assert count >= 0, f"fewer than no pins of view {view}"
+        if count:
+            self._pin_counts[view] = count
+        pins = self._pins.get(view, ())
+        at = bisect_left(pins, version)
+        if at == len(pins) or pins[at] != version:
+            assert change > 0, f"view {view} is not pinned at version {version}"
+            self._pins[view] = (*pins[:at], version, *pins[at:])
+            return
+        twins = self._pin_twins.pop((view, version), 0) + change
+        if twins > 0:
+            self._pin_twins[view, version] = twins
+        elif twins < 0 and count:
+            self._pins[view] = pins[:at] + pins[at + 1 :]
+        elif twins < 0:
+            del self._pins[view]
+
+    def _load_pins(self, kv: KV) -> None:
+        rows = (keys.pin_parts(key) for key, _ in kv.scan(_PIN, b"", b"\xff" * 9))
+        for view, pins in groupby(rows, itemgetter(0)):
+            versions = Counter(version for _, version, _ in pins)
+            self._pins[view] = tuple(versions)
+            self._pin_counts[view] = versions.total()
+            for version, count in versions.items():
+                if count > 1:
+                    self._pin_twins[view, version] = count - 1
 
     # ------------------------------------------------------------------ views
 

@@ -113,11 +113,10 @@ def _is_below(ctx: Context, view: int, directory: int, below: dict[int, bool]) -
 
 def add_pin(ctx: Context, view: int, version: int, pin_id: int, pin: Pin) -> None:
     """Pin a view. Raises ResultTooLarge."""
-    start, end = keys.pack(view), keys.pack(view + 1)
-    if sum(1 for _ in ctx.txn.scan(Family.PIN, start, end)) >= PINS_MAX:
+    if ctx.txn.pin_count(view) >= PINS_MAX:
         message = f"view {view} has {PINS_MAX} pins"
         raise ResultTooLarge(message, hint="delete snapshots, or end readers, of it")
-    ctx.txn.set_row(Family.PIN, keys.pin(view, version, pin_id), ctx.txn.encode(pin))
+    ctx.txn.put_pin(view, version, pin_id, pin)
 
 
 def put_graft(ctx: Context, number: int, record: View) -> None:
@@ -180,7 +179,8 @@ def plan_copy(
 ) -> Copy:
     """Pin all that a copy falls through to, and return its views, unwritten: `make_copy`.
 
-    Between the two the caller lets the pins count (`Txn.apply_pins`). Raises ResultTooLarge.
+    It comes before whatever the command writes: the pins must count for that. Raises
+    ResultTooLarge.
     """
     number = _plan(ctx, shown.view, shown.version)
     outer = View(
@@ -284,7 +284,7 @@ def end_view(ctx: Context, number: int) -> None:
     if record is None or not record.dead or record.drops or ctx.txn.pins(number):
         return
     start, end = keys.pack(number), keys.pack(number + 1)
-    families = (Family.PIN, Family.HISTORY, *VERSIONED)
+    families = (Family.HISTORY, *VERSIONED)
     if any(True for family in families for _ in ctx.txn.own_scan(family, start, end)):
         return
     release_origin(ctx, number, record)
@@ -295,8 +295,5 @@ def release_origin(ctx: Context, number: int, record: View) -> None:
     """Let go of what a view fell through to. Nothing to do for one without an origin."""
     if record.origin is None:
         return
-    key = keys.pin(record.origin, record.origin_version, CLONE_PIN | number)
-    assert ctx.txn.get(Family.PIN, key) is not None, f"view {number} does not hold its origin"
-    ctx.txn.delete_row(Family.PIN, key)
-    ctx.txn.apply_pins()
+    ctx.txn.delete_pin(record.origin, record.origin_version, CLONE_PIN | number)
     ctx.add_job(JOB_UNPIN, record.origin, record.origin_version)

@@ -69,8 +69,7 @@ class World:
         self.pinned[view, version] = dict(self.live[view])
 
     def _hold(self, view: int, version: int) -> None:
-        key = keys.pin(view, version, self.txn.version)
-        self.txn.set_row(Family.PIN, key, self.txn.encode(Pin(0)))
+        self.txn.put_pin(view, version, self.txn.version, Pin(0))
 
     def _clone(self) -> None:
         new = len(self.live)

@@ -13,6 +13,7 @@ from nokv.errors import NokvError
 from nokv.state import detach, ops_view, reap_views, views
 from nokv.state.context import Context, view_of
 from nokv.state.families import Family
+from nokv.state.records import Pin
 from nokv.state.txn import Txn
 
 SEEDS = 60
@@ -43,6 +44,27 @@ def _end_at_once(ctx: Context, number: int) -> None:
         ctx.txn.delete_view(number)
 
 
+_put_pin, _merge, _abort = Txn.put_pin, Txn.merge, Txn.abort
+_late: list[tuple[int, int, int, Pin]] = []
+
+
+def _put_pin_late(self: Txn, view: int, version: int, pin_id: int, pin: Pin) -> None:
+    del self
+    _late.append((view, version, pin_id, pin))
+
+
+def _merge_late(self: Txn) -> None:
+    for one in _late:
+        _put_pin(self, *one)
+    _late.clear()
+    _merge(self)
+
+
+def _abort_late(self: Txn) -> None:
+    _late.clear()
+    _abort(self)
+
+
 _end_in_branch = Txn._end_in_branch
 
 
@@ -56,7 +78,11 @@ def _no_whiteout(self: Txn, family: Family, key: bytes, born: int, *, hide: bool
 
 
 RULES: dict[str, Iterable[Patch]] = {
-    "pins count before their command writes": [(Txn, "apply_pins", _nothing)],
+    "pins count before their command writes": [
+        (Txn, "put_pin", _put_pin_late),
+        (Txn, "merge", _merge_late),
+        (Txn, "abort", _abort_late),
+    ],
     "own records are noted from above": [(Context, "note_changed", _nothing)],
     "snapshots and copies take nested views along": [(ops_view, "nested_below", _no_views)],
     "views below a detached tree die": [(detach, "kill_below", _nothing)],

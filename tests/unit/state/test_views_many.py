@@ -1,0 +1,63 @@
+"""Many views at once: what each step does grows with the views that it takes, and no faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.unit.state.counting import work
+from tests.unit.state.shard import at
+from tests.unit.state.test_views_costs import CountingKV
+from tests.unit.state.viewing import Views
+
+from nokv.state import invariants
+from nokv.types.commands import Collected, Reap, RemoveTree
+from nokv.types.reads import DropsReply, GetDrops
+from nokv.types.views import Clone
+
+
+def doubling(times: int) -> tuple[Views, CountingKV]:
+    """Return a shard where /e was cloned into itself so often: 2 ** times - 1 views."""
+    kv = CountingKV()
+    shard = Views(kv)
+    shard.mkdir("e")
+    for number in range(times):
+        shard.do(Clone(at("e"), at("e"), f"c{number}".encode()))
+        shard.create(f"e/f{number}")
+    return shard, kv
+
+
+def ending(times: int) -> dict[str, tuple[int, int]]:
+    """Return the work and the rows of what ends so many views, one command of each kind."""
+    shard, kv = doubling(times)
+    found: dict[str, tuple[int, int]] = {}
+
+    def measure(what: str, call: Callable[[], object]) -> None:
+        before = kv.rows
+        done = work(call)
+        found[what] = done, kv.rows - before
+
+    last = f"c{times - 1}".encode()
+    source = at(f"e/c{times - 1}")
+    measure("clone", lambda: shard.do(Clone(source, at(), b"copy")))
+    measure("remove", lambda: shard.do(RemoveTree(at("e"), last)))
+    shard.do(RemoveTree(at("e"), b"c0"))
+    shard.do(RemoveTree(at(), b"copy"))
+    measure("reap", lambda: shard.do(Reap(65_536), session=0))
+    measure("what is to be flattened", shard.machine.flatten_due)
+    shard.wait()
+    shard.raise_floor()
+    reply = shard.read(GetDrops(0, 512, 0))
+    assert isinstance(reply, DropsReply)
+    rows = tuple((one.drop, one.through) for one in reply.drops)
+    measure("page", lambda: shard.read(GetDrops(0, 512, 0)))
+    measure("collected", lambda: shard.do(Collected(rows), session=0))
+    measure("last reap", lambda: shard.do(Reap(65_536), session=0))
+    invariants.check(shard.machine._txn.present)
+    return found
+
+
+def test_the_end_of_many_views_costs_what_each_of_them_does() -> None:
+    few, many = ending(5), ending(7)
+    for what in few:
+        for kind in (0, 1):
+            assert many[what][kind] <= 5 * few[what][kind], (what, few[what], many[what])
