@@ -9,12 +9,15 @@ from typing import Final, Protocol
 from nokv.errors import NokvError, Stale
 from nokv.state.records import Counters, StoredEvent, View
 from nokv.state.watching import Place
-from nokv.types.limits import DEPTH_MAX
+from nokv.types.limits import DEPTH_MAX, NESTED_VIEWS_MAX
 from nokv.types.reads import Access, AttrReply, Read, ReadValue
 from nokv.types.values import At, Attr, Caller, FileType
 
 VIEWS_EXAMINED_MAX: Final = 4096
-"""Views that one look at what rollbacks did goes through, the newest first."""
+"""Views that the opening of a watch goes through, the newest first."""
+
+LOOKS_MAX: Final = 256
+"""Views in which an inode is looked for that rollbacks may have moved, the newest first."""
 
 _READ, _SEARCH = 4, 1
 
@@ -57,11 +60,67 @@ class Machine(Protocol):
         ...
 
 
+class _Lines:
+    """Which live views came from one by rollbacks, one after the other or beside each other.
+
+    Numbers, identities and what was replaced never change: each view is read once, and those that
+    died since are the caller's to remove.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._first: dict[int, int] = {}
+        """View -> the one that its line began with."""
+        self._views: dict[int, list[int]] = {}
+        """First view -> those of its line, ascending."""
+        self._next = 0
+        """The first number that was not read."""
+
+    def of(self, view: int) -> list[int]:
+        """Return the views of a view's line, as far as it is known; all that are alive, ascending.
+
+        Of a line without any the list is the caller's alone.
+        """
+        self._read()
+        return self._views.get(self._first_of(view), [])
+
+    def _read(self) -> None:
+        if len(self._first) > 4 * VIEWS_EXAMINED_MAX:
+            self._first.clear()
+            self._views.clear()
+            self._next = 0
+        end = self._machine.counters.next_view
+        for number in range(max(1, self._next, end - VIEWS_EXAMINED_MAX), end):
+            record = self._machine.view(number)
+            if record is None:
+                continue
+            first = self._first_of(number)
+            self._first[number] = first
+            if record.replaces is not None:
+                self._first[record.replaces] = first
+            if not record.dead:
+                self._views.setdefault(first, []).append(number)
+        self._next = end
+
+    def _first_of(self, view: int) -> int:
+        """Follow identities down to the first view; they are handed on by rollbacks alone."""
+        while view not in self._first:
+            record = self._machine.view(view)
+            if record is None or record.identity[0] == view:
+                return view
+            assert record.identity[0] < view, f"view {view} has the identity of a later one"
+            view = record.identity[0]
+        return self._first[view]
+
+
 class Roots:
     """The inodes that are watched, between entries."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._lines = _Lines(machine)
+        self.looks = 0
+        """Reads of the state for rollbacks so far: who calls shares the loop by them."""
 
     def find(self, caller: Caller, at: At) -> Attr:
         """Return the watched inode; one that is named by its number also where a rollback put it.
@@ -94,11 +153,23 @@ class Roots:
         """Return where an inode is, perhaps after rollbacks; None: nowhere that is known."""
         if self.is_alive(place):
             return place
-        kin, inode = self._kin(place[0]), place[1]
-        for number, record in islice(self._machine.views(), VIEWS_EXAMINED_MAX):
-            if not record.dead and kin & self._kin(number) and self.is_alive((number, inode)):
+        inode = place[1]
+        numbers = self._lines.of(place[0])
+        for number in numbers[-1 : -LOOKS_MAX - 1 : -1]:
+            if number <= place[0]:
+                break  # a rollback leads into a view that is made then
+            record = self._machine.view(number)
+            self.looks += 1
+            if record is None or record.dead:
+                numbers.remove(number)
+            elif inode < record.first_inode and self.is_alive((number, inode)):
                 return number, inode
         return None
+
+    def may_concern(self, root: Place, event: StoredEvent) -> bool:
+        """Whether a rollback may have taken a watched inode along, as told without a look at it."""
+        old = self._replaced(event)[1]
+        return any(place[0] == old for place in self._levels(root))
 
     def rolled_back(self, root: Place, event: StoredEvent) -> Place | None:
         """Return where a rollback that took a watched inode along put it; None: it did not.
@@ -107,21 +178,32 @@ class Roots:
         """
         number = event.inode_view
         assert number is not None, "a rollback leads into a view"
-        view = self._machine.view(number)
+        view, old = self._replaced(event)
         whole = view is not None and view.replaces is not None
-        old = view.replaces if view is not None and whole else event.view
         for place in self._levels(root):
             gone = place[0] == old and not self.is_alive(place)
             if gone and (whole or self.now((number, place[1])) is not None):
                 return self._inside(number, view, root[1])
         return None
 
+    def _replaced(self, event: StoredEvent) -> tuple[View | None, int]:
+        """Return the view that a rollback made, if it is still there, and the one it took from."""
+        assert event.inode_view is not None, "a rollback leads into a view"
+        view = self._machine.view(event.inode_view)
+        return view, event.view if view is None or view.replaces is None else view.replaces
+
     def _inside(self, number: int, view: View | None, inode: int) -> Place:
         """Return where an inode is in the view that a rollback made, or in one nested in it."""
         if view is not None and not self.is_alive((number, inode)):
-            for other, record in islice(self._machine.views(), VIEWS_EXAMINED_MAX):
-                if record.created == view.created and self.is_alive((other, inode)):
+            # One command numbers its views in a row, the outermost first.
+            for other in range(number + 1, number + 1 + NESTED_VIEWS_MAX):
+                record = self._machine.view(other)
+                if record is not None and record.created != view.created:
+                    break
+                if record is not None and self.is_alive((other, inode)):
                     return other, inode
+                if other >= self._machine.counters.next_view:
+                    break
         return number, inode
 
     def _levels(self, place: Place) -> Iterator[Place]:
@@ -149,6 +231,7 @@ class Roots:
 
     def is_alive(self, place: Place) -> bool:
         """Whether a name leads to the inode."""
+        self.looks += 1
         try:
             self._machine.read(Caller(), Access(At(*place), 0))
         except NokvError:

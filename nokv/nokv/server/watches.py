@@ -56,6 +56,9 @@ DUE_MAX: Final = 256
 SLICE_BYTES: Final = 128 * 1024
 """Stored events that are looked at before replication and requests get their turn."""
 
+LOOK_BYTES: Final = 1024
+"""A look at the state, or one watch's turn, takes about as long as so much of them."""
+
 DECODED_BYTES: Final = 1024 * 1024
 """Stored bytes of records that stay decoded, for watches that lag a little; one may pass it."""
 
@@ -304,14 +307,14 @@ class Watches:
                 watch.scope = msgspec.structs.replace(watch.scope, roots=roots)
 
     def _let_lag(self, record: EventRecord, start: int) -> list[_Group]:
-        """Let the watches lag whose root a rollback took along, so that they follow it."""
+        """Let the watches lag whose root a rollback may have taken along: they look and follow."""
         found: list[_Group] = []
         for event in record.events:
             if event.kind != EventKind.ROLLBACK:
                 continue
             for group in list(self._groups.values()):
                 watches = list(group.members)
-                if self._roots.rolled_back(watches[0].root, event) is not None:
+                if self._roots.may_concern(watches[0].root, event):
                     found.append(group)
                     for watch in watches:
                         self._leave(watch, start)
@@ -355,7 +358,9 @@ class Watches:
             more = self._broadcast()
             left_bytes = SLICE_BYTES
             for watch in list(self._ready):
+                looks = self._roots.looks
                 left_bytes -= self._replay(watch, left_bytes)
+                left_bytes -= (1 + self._roots.looks - looks) * LOOK_BYTES
                 if left_bytes <= 0:
                     break
         except (StoreFailed, MemoryError, AssertionError):

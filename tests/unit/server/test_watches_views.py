@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.unit.server.watching import Client, Node, run, turns
 from tests.unit.state.shard import at
 
 from nokv.errors import Stale
+from nokv.server import watch_roots, watches
+from nokv.server.watch_roots import Roots
 from nokv.types.commands import RemoveTree, Rename
 from nokv.types.events import EventKind
 from nokv.types.values import At
@@ -114,6 +117,72 @@ def test_a_directory_that_a_rollback_does_not_show_is_gone() -> None:
         await turns()
         node.watches.tick(1e9)
         assert isinstance(client.errors[1], Stale)
+
+    run(test)
+
+
+def test_a_rollback_costs_a_watch_a_bounded_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard, roots = node.shard, node.watches._roots
+        node.mkdir("a")
+        node.mkdir("d")
+        shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        node.mkdir("a/late")
+        for number in range(40):  # each a view of the line that begins with the live tree
+            node.mkdir(f"d/{number}")
+            shard.do(SnapshotCreate(at(f"d/{number}"), f"s{number}", b"/"))
+            shard.do(Rollback(at("d"), b"%d" % number, f"s{number}", b"/", 10**12))
+        node.mkdir("other")
+        node.open(client, 1, root=at("other"))
+        for number in range(2, 8):
+            node.open(client, number, root=at("a/late"))
+        await turns(40)
+        monkeypatch.setattr(watch_roots, "LOOKS_MAX", 5)
+        monkeypatch.setattr(watches, "SLICE_BYTES", 8 * watches.LOOK_BYTES)
+        before = roots.looks
+        rolled = roll_back(node, b"a", "s")
+        await turns(1)
+        assert node.watches.lagging > 2, "one turn has room for some of them"
+        await turns(40)
+        assert node.watches.lagging == 0
+        assert roots.looks - before <= 7 * 10
+        made = node.mkdir("other/x")
+        await turns(2)
+        assert client.versions(1) == [made]
+        assert client.versions(2) == []
+        node.watches.tick(1e9)
+        assert sorted(client.errors) == list(range(2, 8))
+        # Where rollbacks put what is there is known without a look at the others.
+        before = roots.looks
+        assert roots.now((0, shard.stat("a").inode)) == (
+            shard.stat("a").view,
+            shard.stat("a").inode,
+        )
+        assert roots.looks - before == 3
+        assert rolled < made
+
+    run(test)
+
+
+def test_a_line_of_rollbacks_is_known_without_the_views_that_ended() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard, roots = node.shard, node.watches._roots
+        node.mkdir("a")
+        inode = shard.stat("a").inode
+        shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        seen = [(0, inode)]
+        for _ in range(5):
+            roll_back(node, b"a", "s")
+            seen.append((shard.stat("a").view, inode))
+        for place in seen:
+            assert roots.now(place) == seen[-1]
+        restarted = Roots(shard.machine)
+        assert restarted.now(seen[0]) == seen[-1]
+        copy = shard.do(Clone(at("a"), at(), b"copy"))
+        assert roots.now((copy.view, inode)) == (copy.view, inode)  # type: ignore[union-attr]
+        shard.do(RemoveTree(at(), b"a"))
+        assert roots.now(seen[0]) is None
+        assert client.errors == {}
 
     run(test)
 
