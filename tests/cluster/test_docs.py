@@ -35,6 +35,18 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _removed(nokv_cluster: LocalCluster) -> Iterator[None]:
+    """Other tests find nothing of the examples."""
+    yield
+    with nokv.connect_sync(nokv_cluster.addresses) as fs:
+        for snapshot in fs.snapshots.list():
+            if snapshot.path.startswith((b"/runs/", b"/sdk/")):
+                fs.snapshots.delete(snapshot.name)
+        for path in ("/models/run-7", "/models/run-8", "/runs", "/agents", "/sdk"):
+            fs.remove_tree(path, missing_ok=True)
+
+
 def shell(text: str) -> Iterator[str]:
     """Each command of a document's indented blocks."""
     plain = FENCED.sub("", text)
