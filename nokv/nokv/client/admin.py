@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from nokv.client.arguments import checked_methods
 from nokv.client.routing import Router
 from nokv.errors import ChangeRefused, DeadlineExceeded, InvalidArgument, Unavailable
 from nokv.wire.rpc import (
@@ -35,6 +36,7 @@ HAND_OVER_S: Final = 3.0
 CONNECT_S: Final = 10.0
 
 
+@checked_methods
 class Admin:
     """A connection of an operator's tool: `async with Admin(addresses, token) as admin:`.
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Generator, Sequence
 from types import TracebackType
 
+from nokv.client.arguments import checked
 from nokv.client.core import ClientConfig, Core, FaultPoint, own_caller
 from nokv.client.fs import AsyncClient
 from nokv.client.options import Options
@@ -87,6 +88,7 @@ class Connecting:
         await self._client.close()
 
 
+@checked
 def connect(
     cluster: str | Sequence[str] | None = None,
     *,
@@ -117,10 +119,11 @@ def connect(
 
     Raises:
         ConfigError: at once, for addresses that are none; when it is entered, for TLS files.
+        InvalidArgument: at once, for another argument that is none.
         Unavailable: when it is entered or awaited, if no node answers in time.
     """
     addresses = addresses_of(cluster)
-    config = config or ClientConfig()
+    config = ClientConfig() if config is None else config
     who = caller or own_caller()
     return Connecting(addresses, config, who, cluster_id, tls, token, store, fault_point, rng)
 

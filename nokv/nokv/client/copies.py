@@ -9,6 +9,7 @@ import asyncio
 import stat
 from typing import Final, NamedTuple
 
+from nokv.client.arguments import checked_methods
 from nokv.client.core import Core
 from nokv.client.entries import file_type
 from nokv.client.options import Options, expect, query
@@ -75,6 +76,7 @@ ACCESS_LIST: Final = b"system.posix_acl_access"
 SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
+@checked_methods
 class CopyHandle(ViewHandle):
     """Files that share their bodies, and how much directories may hold."""
 
@@ -135,9 +137,6 @@ class CopyHandle(ViewHandle):
         """
         origin = await _origin(self if at is None else self.at(at), source)
         left = FILE_BYTES_MAX if length is None else length
-        if min(left, source_offset, target_offset) < 0:
-            message = f"a copy of {left} bytes from {source_offset} to {target_offset}"
-            raise InvalidArgument(message)
         copied = 0
         while left > copied:
             begin = source_offset + copied, target_offset + copied

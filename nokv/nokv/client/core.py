@@ -8,9 +8,10 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, TypeVar
 
+from nokv.client.arguments import check
 from nokv.client.guard import GuardedStore
 from nokv.client.routing import Router
 from nokv.client.session import Session
@@ -84,6 +85,8 @@ class ClientConfig:
     agent: str = field(default_factory=lambda: f"nokv-python/{socket.gethostname()}:{os.getpid()}")
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            check("ClientConfig", one.name, str(one.type), getattr(self, one.name))
         if not 0 < self.deadline_s < 1e6:
             message = f"a deadline of {self.deadline_s} s"
             raise InvalidArgument(message, hint="give seconds, more than 0")

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from msgspec import structs
 
+from nokv.client.arguments import check, checked_methods
 from nokv.client.options import expect, find_snapshot
 from nokv.client.paths import AnyPath, at, components, decode_name, join, relative, split
 from nokv.client.views import ViewHandle
@@ -111,6 +112,7 @@ class _Side(NamedTuple):
         return _Side(At(seen.view, seen.inode), self.version)
 
 
+@checked_methods
 class DiffHandle(ViewHandle):
     """Compares states of directories, and finds past generations of files."""
 
@@ -138,7 +140,7 @@ class DiffHandle(ViewHandle):
                 its counts (`Seen.entries`, `Seen.size`).
 
         Raises:
-            InvalidArgument: the two are no states of one directory.
+            InvalidArgument: the two are no states of one directory, or an argument is none.
             NotFound: there is no such snapshot, path, or `below`.
             ResultTooLarge: more than ROWS_MAX changes.
         """
@@ -159,6 +161,7 @@ class DiffHandle(ViewHandle):
 
     async def _side(self, where: AnyPath, below: tuple[bytes, ...]) -> _Side:
         if isinstance(where, str) and not where.startswith("/"):
+            check("diff", "left or right", "str", where)
             found = await find_snapshot(self._core, self._options, where)
             return _Side(At(found.view, found.inode, below), found.version)
         return _Side(At(0, 1, components(where) + below), PRESENT)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+from nokv.client.arguments import Offset, checked_methods
 from nokv.client.bodies import OpenBody
 from nokv.client.upload import BodyUpload, FileInfo
 from nokv.errors import InvalidArgument, NotSupported
@@ -60,6 +61,7 @@ class Opening(Generic[F]):
         await self._file.__aexit__(kind, error, trace)
 
 
+@checked_methods
 class AsyncReader:
     """A file open for reading: one generation, seekable, verified. Close it, or leave its block."""
 
@@ -105,7 +107,7 @@ class AsyncReader:
         """Return the position, in bytes from the start."""
         return self._position
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    def seek(self, offset: Offset, whence: int = io.SEEK_SET) -> int:
         """Set the position and return it; it may lie beyond the end.
 
         Raises:
@@ -121,7 +123,7 @@ class AsyncReader:
         self._position = base + offset
         return self._position
 
-    async def read(self, size: int = -1) -> bytes:
+    async def read(self, size: Offset | None = -1) -> bytes:
         """Return up to `size` bytes from the position, fewer only at the end; all if negative.
 
         Raises:
@@ -164,7 +166,7 @@ class AsyncReader:
         self._position += n_bytes
         return n_bytes
 
-    async def readline(self, size: int = -1) -> bytes:
+    async def readline(self, size: Offset = -1) -> bytes:
         """Return the bytes up to and with the next newline, or the end."""
         line = bytearray()
         while size < 0 or len(line) < size:
@@ -221,6 +223,7 @@ class AsyncReader:
             raise ValueError(message)
 
 
+@checked_methods
 class AsyncWriter:
     """A file open for writing: blocks are stored as they fill up, `close` makes them visible.
 
@@ -357,6 +360,7 @@ class AsyncWriter:
             raise ValueError(message)
 
 
+@checked_methods
 class AsyncTextReader:
     """A text file open for reading, in UTF-8. Lines end with a newline; it can't be sought."""
 
@@ -377,7 +381,7 @@ class AsyncTextReader:
         async for line in self.buffer:
             yield line.decode()
 
-    async def seek(self, offset: int) -> None:
+    async def seek(self, offset: Offset) -> None:
         """Go back to the start: the only position that text in UTF-8 can be sought to here."""
         if offset:
             message = "a text file can be sought to its start only"
@@ -402,6 +406,7 @@ class AsyncTextReader:
         await self.buffer.__aexit__(kind, error, trace)
 
 
+@checked_methods
 class AsyncTextWriter:
     """A text file open for writing, in UTF-8; published when it is closed."""
 

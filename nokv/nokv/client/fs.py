@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from nokv.client import segments, tree
+from nokv.client.arguments import Device, Time, checked_methods
 from nokv.client.copies import ROOM_BYTES, CopyHandle, check_room
 from nokv.client.core import Core
 from nokv.client.diff import DiffHandle
@@ -69,6 +70,7 @@ NOW: Final = TIME_NOW
 """As a time of `utime`: the cluster's clock when the command is applied."""
 
 
+@checked_methods
 class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
     """A connected client. Make one with `nokv.connect`; belongs to one event loop.
 
@@ -167,7 +169,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
         op = BulkCreate(at(directory), tuple([encode_name(name) for name in names]), mode)
         return expect((await self._do(op)).value, MadeMany)
 
-    async def mknod(self, path: AnyPath, mode: int, rdev: int = 0) -> Attr:
+    async def mknod(self, path: AnyPath, mode: int, rdev: Device = 0) -> Attr:
         """Make a FIFO, socket, device or regular file; `mode` has the type bits."""
         parent, name = split(path)
         return await self._make(Mknod(At(0, 1, parent), name, mode, rdev))
@@ -273,8 +275,8 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
         self,
         path: AnyPath,
         *,
-        atime_ns: int | None = NOW,
-        mtime_ns: int | None = NOW,
+        atime_ns: Time | None = NOW,
+        mtime_ns: Time | None = NOW,
         follow: bool = True,
     ) -> Attr:
         """Set times, in ns since 1970; NOW is the cluster's clock, None leaves one as it is."""
@@ -332,7 +334,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
         mode: int = FILE_MODE,
         if_generation: int | None = None,
         if_absent: bool = False,
-        mtime_ns: int = NOW,
+        mtime_ns: Time = NOW,
         predicates: tuple[Predicate, ...] = (),
         progress: Progress | None = None,
     ) -> FileInfo:
@@ -457,9 +459,6 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
 
         Other ranges of the same file that are patched at the same time stay what they become.
         """
-        if offset < 0:
-            message = f"a patch at offset {offset}"
-            raise InvalidArgument(message)
         return await self._write_part(path, data, PublishMode.PATCH, offset)
 
     async def _write_part(

@@ -62,9 +62,6 @@ class AsyncLock:
         span: tuple[int, int] | None,
         timeout_s: float | None,
     ) -> None:
-        if timeout_s is not None and timeout_s < 0:
-            message = f"a wait of {timeout_s} s"
-            raise InvalidArgument(message, hint="leave it out to wait as long as it takes")
         self._core = core
         self._options = options
         self._at = at

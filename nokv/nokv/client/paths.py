@@ -23,7 +23,7 @@ def encode_name(name: str | bytes) -> bytes:
     """Return the bytes of a name or path.
 
     Raises:
-        InvalidArgument: text that stands for no bytes (a lone surrogate).
+        InvalidArgument: text that stands for no bytes (a lone surrogate), or no text at all.
     """
     if isinstance(name, bytes):
         return name
@@ -32,6 +32,9 @@ def encode_name(name: str | bytes) -> bytes:
     except UnicodeEncodeError:
         message = f"{name[:80]!r} stands for no file name"
         raise InvalidArgument(message, hint="pass the name as bytes") from None
+    except AttributeError:
+        message = f"a {type(name).__name__} is no name"
+        raise InvalidArgument(message, hint="pass it as text or bytes") from None
 
 
 def decode_name(name: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from nokv.client import bodies, download
+from nokv.client.arguments import Encoding, checked_methods
 from nokv.client.core import Core
 from nokv.client.entries import Entry, entry_of, file_type, has_magic, matcher
 from nokv.client.files import (
@@ -28,6 +29,7 @@ from nokv.errors import (
     ReadOnly,
     TooManyLinks,
 )
+from nokv.objects.upload import Progress
 from nokv.types.limits import PAGE_MAX
 from nokv.types.reads import (
     PRESENT,
@@ -64,6 +66,7 @@ PAGE = 1024
 _MISSING = (NotFound, NotADirectory, TooManyLinks)
 
 
+@checked_methods
 class ReadHandle:
     """What reads. Handles with other options (`reading_from`, `stale`, `within`) share the client.
 
@@ -301,6 +304,7 @@ class ReadHandle:
         Top down; symbolic links are not followed. Remove entries from the list of directories to
         leave them out. A directory that vanishes meanwhile is skipped.
         """
+        components(path)
         waiting = [shown_path(path)]
         first = True
         while waiting:
@@ -318,7 +322,7 @@ class ReadHandle:
             yield directory, directories, others
             waiting.extend(entry.path for entry in reversed(directories))
 
-    async def glob(self, pattern: str) -> AsyncIterator[str]:
+    async def glob(self, pattern: str | bytes) -> AsyncIterator[str]:
         """Yield the paths that match: `*`, `?`, `[...]` in a name, `**` for any directories.
 
         Wildcards do not match a leading dot; symbolic links are not descended by `**`.
@@ -387,7 +391,7 @@ class ReadHandle:
         """Return a whole file; raises as `read`."""
         return await self.read(path)
 
-    async def read_text(self, path: AnyPath, encoding: str = "utf-8") -> str:
+    async def read_text(self, path: AnyPath, encoding: Encoding = "utf-8") -> str:
         """Return a whole file as text."""
         return (await self.read(path)).decode(encoding)
 
@@ -396,7 +400,7 @@ class ReadHandle:
         path: AnyPath,
         local: str | os.PathLike[str],
         *,
-        progress: download.Progress | None = None,
+        progress: Progress | None = None,
     ) -> Attr:
         """Copy a file to a local one: temporary file beside it, verified, synced, then renamed.
 

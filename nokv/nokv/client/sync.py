@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
+from nokv.client.arguments import checked, checked_methods
 from nokv.client.connect import addresses_of, connect
 from nokv.client.core import ClientConfig
 from nokv.client.fs import AsyncClient
@@ -231,6 +232,7 @@ class Facade(Generic[H]):
         return made[1]
 
 
+@checked_methods
 class SyncReadHandle(Facade[R]):
     """What reads; see `nokv.client.reads.ReadHandle`, whose methods these are."""
 
@@ -384,6 +386,7 @@ class SyncTrashCan(Facade[TrashCan]):
     keep = _sync(TrashCan.keep)
 
 
+@checked_methods
 class Client(SyncReadHandle[AsyncClient]):
     """A connected client. Make one with `nokv.connect_sync`; see `AsyncClient` for the methods."""
 
@@ -500,6 +503,7 @@ class Client(SyncReadHandle[AsyncClient]):
         self._owner.run(block.__aexit__(None, None, None))
 
 
+@checked
 def connect_sync(
     cluster: str | Sequence[str] | None = None,
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from nokv.client.arguments import check, checked_methods
 from nokv.client.changes import ChangeHandle, Part
 from nokv.client.options import expect, query
 from nokv.client.paths import AnyPath, split
@@ -32,10 +33,12 @@ Id = tuple[int, int]
 
 
 def id_of(entry: Trashed | TrashRow | Id) -> Id:
-    """Return the id of an entry, as `put` and `list` answer them."""
+    """Return the id of an entry, as `put` and `list` answer them. Raises InvalidArgument."""
+    check("trash", "entry", "Trashed | TrashRow | Id", entry)
     return entry if isinstance(entry, tuple) else (entry.view, entry.trash)
 
 
+@checked_methods
 class TrashCan(Part):
     """What was removed and can come back: `fs.trash`."""
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from nokv.client.arguments import checked, checked_methods
 from nokv.client.core import Core
 from nokv.client.nodes import Node
 from nokv.client.options import Options
@@ -96,7 +97,7 @@ def kinds_of(types: Iterable[str | int]) -> tuple[int, ...]:
     found: list[int] = []
     for one in types:
         kind = _KINDS.get(one.replace("-", "_")) if isinstance(one, str) else one
-        if kind is None:
+        if not isinstance(kind, int) or kind not in KIND_NAMES:
             message = f"{one!r} is no kind of change"
             raise InvalidArgument(message, hint="one of " + ", ".join(_KINDS))
         found.append(kind)
@@ -151,9 +152,6 @@ class Watch:
         window_bytes: int = WINDOW_BYTES,
         bookmark_s: float = 10.0,
     ) -> None:
-        if since is not None and since < 0:
-            message = f"a cursor of {since}"
-            raise InvalidArgument(message)
         if not WATCH_WINDOW_BYTES_MIN <= window_bytes <= WINDOW_BYTES_MAX:
             message = f"a window of {window_bytes} bytes"
             hint = f"{WATCH_WINDOW_BYTES_MIN} to {WINDOW_BYTES_MAX}"
@@ -236,6 +234,7 @@ class Watch:
         self.cursor = change.cursor
         return change
 
+    @checked
     async def take(self, limit: int = TAKE, timeout_s: float | None = None) -> list[Change]:
         """Return the changes that are there, at most `limit`; wait for at least one.
 
@@ -353,7 +352,7 @@ class Watch:
     def _order(self, failed: Node | None) -> list[Node]:
         """Return the nodes in the order to try them: any will do, the failed one last.
 
-        The leader first: of an idle cluster's commits a follower hears with the next heartbeat.
+        The leader first: of an idle cluster's commits a follower hears up to 10 ms later.
         """
         if self._options.node is not None:
             return [self._options.node]
@@ -439,6 +438,7 @@ class Watch:
         return base or "/" if name is None else f"{base}/{decode_name(name)}"
 
 
+@checked_methods
 class SyncWatch:
     """The synchronous form of `Watch`: iterate over it, in a `with` block or without one."""
 

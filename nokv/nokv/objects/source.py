@@ -292,4 +292,6 @@ async def open_source(
         return IteratorSource(source)
     if callable(getattr(source, "read", None)):
         return FileObjectSource(source, threads)
-    raise InvalidArgument(f"cannot upload a {type(source).__name__}")
+    message = f"cannot upload a {type(source).__name__}"
+    hint = "pass bytes, a pathlib.Path, a binary file object or an async iterator of bytes"
+    raise InvalidArgument(message, hint=hint)

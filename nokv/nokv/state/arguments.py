@@ -141,7 +141,8 @@ def _check_bulk(op: BulkCreate) -> None:
     check_at(op.parent)
     names = op.names
     if not names:
-        _refuse("a bulk create without names")
+        message = "a bulk create without names"
+        raise InvalidArgument(message, hint="give at least one")
     if len(names) > BULK_NAMES_MAX:
         message = f"{len(names)} names; the limit is {BULK_NAMES_MAX}"
         raise ResultTooLarge(message)
