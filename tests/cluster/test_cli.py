@@ -309,6 +309,8 @@ def test_status_and_doctor(nokv: Nokv, nokv_cluster: LocalCluster) -> None:
     found = nokv("status", "--json").json()
     assert [one["node"] for one in found] == [1, 2, 3]
     assert len({one["cluster"] for one in found}) == 1
+    at = {(one["applied_index"], one["fingerprint"]) for one in found}
+    assert len(at) == len({index for index, _ in at})
     assert nokv("status", "--cluster", nokv_cluster.members[0].rpc_address).out.count("\n") == 4
     config = nokv_cluster.folder.node_path(1) / "node.toml"
     done = nokv("doctor", "--json", "--config", config)

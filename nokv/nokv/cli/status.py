@@ -182,6 +182,7 @@ def _fields(one: Seen, commit: int) -> dict[str, Any]:
         "applied_index": status.applied_index,
         "lag_entries": max(0, commit - status.applied_index),
         "version": status.version,
+        "fingerprint": status.fingerprint.hex(),
         "problem": status.problem,
         "log_bytes": status.log_bytes,
         "free_bytes": status.free_bytes,
