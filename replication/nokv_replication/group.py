@@ -352,6 +352,8 @@ class Group(Membership):
             self._transfer.pursue(now_ns)
         if not self._reads.idle:
             self._route_reads()
+        if leads and self._peers.must_tell(commit_index, now_ns):
+            self._send_now = True
         if leads and (self._send_now or self._peers.has_unsent()):
             self._send_now = False
             core.send_appends()
@@ -433,7 +435,7 @@ class Group(Membership):
         first_ns = now + self._config.election_max_ns
         tick_ns = None
         if core.is_leader():
-            first_ns = min(first_ns, core.heartbeat_deadline_ns())
+            first_ns = min(first_ns, core.heartbeat_deadline_ns(), self._peers.tell_due_ns)
             if may_append:
                 tick_ns = self._leadership.tick_due_ns()
         elif self._may_stand():
@@ -569,10 +571,7 @@ class Group(Membership):
             answered = reads.confirm(
                 core.term(), self._configurations.voters, self._configurations.quorum
             )
-            if any(
-                p.member and p.epoch and p.commit_sent < answered for p in self._peers.all.values()
-            ):
-                self._send_now = True
+            self._send_now |= self._peers.behind(answered)
         elif self._role != Role.LEADER and reads.arrived:
             peer = None if self._leader is None else self._peers.get(self._leader)
             if self._leader is None or peer is None or not peer.epoch:

@@ -11,6 +11,8 @@ from nokv_replication.log import Log
 from nokv_replication.types import Counters, GroupConfig
 
 _ENTRY_OVERHEAD_BYTES = 16
+NEVER_NS = 1 << 62
+"""A deadline that is not set."""
 
 
 class Peer(msgspec.Struct):
@@ -66,6 +68,10 @@ class Peers:
         self._counters = counters
         self.all: dict[int, Peer] = {}
         """Members, connected or not, and connected visitors."""
+        self.tell_due_ns = NEVER_NS
+        """When members are told of a commit that no entry behind it has told them of."""
+        self._told_index = 0
+        """Commit index that they were told of so: a member that takes no entries is told once."""
 
     def __getitem__(self, node: int) -> Peer:
         return self.all[node]
@@ -95,6 +101,21 @@ class Peers:
         peers = self.all.values()
         return any(p.member and p.epoch and p.commit_sent < commit_index for p in peers)
 
+    def must_tell(self, commit_index: int, now_ns: int) -> bool:
+        """Whether some member has waited long enough to be told of a commit.
+
+        The next entry tells it for nothing; where none follows, who follows a member's state, as a
+        watch does, would wait for the heartbeat.
+        """
+        if commit_index <= self._told_index or not self.behind(commit_index):
+            self.tell_due_ns = NEVER_NS
+        elif self.tell_due_ns == NEVER_NS:
+            self.tell_due_ns = now_ns + self._config.heartbeat_ns // 10
+        elif now_ns >= self.tell_due_ns:
+            self.tell_due_ns, self._told_index = NEVER_NS, commit_index
+            return True
+        return False
+
     def sweep(self) -> None:
         """Forget visitors that are gone; only while nothing of them waits in the inbox."""
         for node, peer in tuple(self.all.items()):
@@ -111,6 +132,7 @@ class Peers:
 
     def begin_term(self, now_ns: int) -> None:
         """Start to lead: nothing is on its way in this term."""
+        self.tell_due_ns, self._told_index = NEVER_NS, 0
         for peer in self.all.values():
             peer.forget_inflight()
             peer.commit_sent = 0

@@ -353,6 +353,41 @@ class TestReplication:
         assert script.log(3) == script.log(1)
         assert script.groups[1].counters.window_full > 0
 
+    def test_members_hear_of_a_commit_long_before_the_heartbeat(self) -> None:
+        script = leading()
+        leader, follower = script.groups[1], script.groups[2]
+        script.settle(rounds=20)
+        script.propose(1, b"x")
+        script.deliver(1, 2)
+        script.deliver(2, 1)
+        applied = leader.status().applied_index
+        assert follower.status().applied_index == applied - 1
+        assert leader.next_deadline_ns() <= script.now_ns + 10 * MS_NS
+        assert script.on_the_way(1, 2) == []
+        script.wait(10 * MS_NS)
+        script.step(1)
+        [told] = script.on_the_way(1, 2)
+        assert isinstance(told.body, Append)
+        assert told.body.entries == []
+        script.deliver(1, 2)
+        assert follower.status().applied_index == applied
+        script.deliver(2, 1)
+        assert leader.next_deadline_ns() > script.now_ns + 50 * MS_NS
+
+    def test_an_entry_that_follows_tells_of_the_commit_for_nothing(self) -> None:
+        script = leading()
+        script.settle(rounds=20)
+        bare = 0
+        for i in range(50):
+            script.propose(1, b"%d" % i)
+            frames = [frame.body for frame in script.on_the_way(1, 2)]
+            bare += sum(isinstance(body, Append) and not body.entries for body in frames)
+            for node in (2, 3):
+                script.deliver(1, node)
+                script.deliver(node, 1)
+            script.wait(9 * MS_NS)
+        assert bare <= 5  # the heartbeats of 450 ms
+
     def test_a_conflicting_tail_is_replaced_in_a_few_round_trips(self) -> None:
         config = msgspec.structs.replace(CONFIG, batch_bytes=1000)
         script = leading(config=config)
