@@ -101,6 +101,7 @@ campaign: venv
 	@$(BIN)/python -m pytest tests/simulation -n $(JOBS) --dist worksteal --timeout 0 \
 		--hypothesis-profile campaign --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 	@$(BIN)/python -m tests.cluster.image_memory --mib 2048
+	@$(BIN)/python -m tests.cluster.image_transfer --mib 2048
 	@$(BIN)/python -m tests.exhaustive --core --depth 5
 	@$(BIN)/python -m tests.exhaustive --reduce --depth 4
 
