@@ -110,6 +110,11 @@ def test_the_quota_of_a_removed_directory_refuses_nothing(shard: Shard) -> None:
     shard.do(c.RemoveTree(At(), b"a"), c.SetAttr(at(b"g"), size=61))
 
 
+def test_a_swap_that_shrinks_passes_a_quota_that_is_exceeded(shard: Shard) -> None:
+    shard.do(c.Mkdir(At(), b"a", 0o777), c.Create(at(b"a"), b"f", 0o666), SetQuota(At(), 1, 0))
+    shard.do(c.StageSwap(0, stage(shard), At(), b"a", 1))
+
+
 def test_a_quota_below_a_name_that_is_not_utf8_is_told(shard: Shard) -> None:
     shard.do(c.Mkdir(At(), b"\xff", 0o777), SetQuota(at(b"\xff"), 1, 0))
     shard.do(c.Create(at(b"\xff"), b"f", 0o666))

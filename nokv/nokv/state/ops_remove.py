@@ -11,7 +11,8 @@ from nokv.state.access import X, may_delete, need, need_owner
 from nokv.state.context import Context, enter, is_directory, load_dentry, need_inode
 from nokv.state.detach import detach, detach_tree
 from nokv.state.families import Family
-from nokv.state.records import Inode
+from nokv.state.naming import told_at
+from nokv.state.records import Inode, Usage
 from nokv.state.resolve import Found, resolve_parent
 from nokv.state.tree import announce, destroy, drop_name, touch_directory
 from nokv.state.views import kill
@@ -26,7 +27,7 @@ def deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int
     need(parent.inode, ctx.caller, X)
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
     if dentry is None:
-        message = f"no entry {op.name!r}"
+        message = f"{told_at(op.parent, op.name)}: no such file or directory"
         raise NotFound(message)
     view, ino = enter(parent.view, dentry)
     inode = need_inode(ctx.txn, view, ino)
@@ -34,9 +35,9 @@ def deletable(ctx: Context, op: Unlink | Rmdir | RemoveTree) -> tuple[Found, int
     return parent, view, ino, inode
 
 
-def _need_directory(inode: Inode, name: bytes) -> None:
+def _need_directory(inode: Inode, op: Rmdir | RemoveTree) -> None:
     if not is_directory(inode):
-        message = f"{name!r} is not a directory"
+        message = f"{told_at(op.parent, op.name)} is not a directory"
         raise NotADirectory(message)
 
 
@@ -44,7 +45,7 @@ def unlink(ctx: Context, op: Unlink) -> Done:
     """Remove a name that is no directory; the last one takes the inode along."""
     parent, _, ino, inode = deletable(ctx, op)
     if is_directory(inode):
-        message = f"{op.name!r} is a directory"
+        message = f"{told_at(op.parent, op.name)} is a directory"
         raise IsADirectory(message)
     ctx.delete_dentry(parent.view, parent.ino, op.name)
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=-1)
@@ -57,9 +58,9 @@ def unlink(ctx: Context, op: Unlink) -> Done:
 def rmdir(ctx: Context, op: Rmdir) -> Done:
     """Remove an empty directory."""
     parent, view, ino, inode = deletable(ctx, op)
-    _need_directory(inode, op.name)
+    _need_directory(inode, op)
     if inode.children:
-        message = f"{op.name!r} has {inode.children} entries"
+        message = f"{told_at(op.parent, op.name)} has {inode.children} entries"
         raise NotEmpty(message)
     _take_directory(ctx, parent, op.name)
     ctx.add_usage(parent.view, parent.ino, -1, 0, -int(view != parent.view))
@@ -71,9 +72,10 @@ def rmdir(ctx: Context, op: Rmdir) -> Done:
 def remove_tree(ctx: Context, op: RemoveTree) -> Done:
     """Detach a directory with all below it; it is reaped in the background."""
     parent, view, ino, inode = deletable(ctx, op)
-    _need_directory(inode, op.name)
+    _need_directory(inode, op)
     need_owner(inode, ctx.caller)
-    take_tree(ctx, parent, op.name, view, ino, inode)
+    freed = take_tree(ctx, parent, op.name, view, ino, inode)
+    ctx.add_usage(parent.view, parent.ino, -freed.entries, -freed.size_bytes, -freed.grafts)
     announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode, inode_view=view)
     return Done()
 
@@ -97,13 +99,16 @@ def _leaves_rows(ctx: Context, view: int, ino: int) -> bool:
     return next(iter(rows), None) is not None
 
 
-def take_tree(ctx: Context, parent: Found, name: bytes, view: int, ino: int, inode: Inode) -> None:
-    """Remove the name of a directory with all below it. Raises ResultTooLarge (`detach`)."""
+def take_tree(ctx: Context, parent: Found, name: bytes, view: int, ino: int, inode: Inode) -> Usage:
+    """Remove the name of a directory with all below it. Raises ResultTooLarge (`detach`).
+
+    What it counted, which is returned, is the caller's to take off the parent.
+    """
     inside = ctx.usage(view, ino)
-    grafts = inside.grafts + int(view != parent.view)
     _take_directory(ctx, parent, name)
-    ctx.add_usage(parent.view, parent.ino, -1 - inside.entries, -inside.size_bytes, -grafts)
     detach(ctx, parent.view, view, ino, inode)
+    grafts = inside.grafts + int(view != parent.view)
+    return Usage(1 + inside.entries, inside.size_bytes, grafts)
 
 
 def _take_directory(ctx: Context, parent: Found, name: bytes) -> None:

@@ -34,6 +34,7 @@ from nokv.state.context import (
     root_of,
 )
 from nokv.state.detach import detach_tree
+from nokv.state.naming import told_at
 from nokv.state.ops_quota import room_below, set_limits
 from nokv.state.ops_remove import take_tree
 from nokv.state.ops_session import need_session
@@ -162,11 +163,12 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
         raise CrossesView(message)
     access.need(parent.inode, ctx.caller, access.X)
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
+    freed = Usage(0, 0)
     if dentry is not None:
         if op.stage_mode == StageMode.CREATE:
-            message = f"{op.name!r} exists"
+            message = f"{told_at(op.parent, op.name)}: file exists"
             raise AlreadyExists(message)
-        _replace_target(ctx, op, staged, parent, dentry)
+        freed = _replace_target(ctx, op, staged, parent, dentry)
     else:
         access.may_create(parent.inode, ctx.caller)
     directory = is_directory(staged)
@@ -191,7 +193,13 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
     inside = ctx.usage(op.view, op.stage)
     if inside.entries_max or inside.size_bytes_max:
         set_limits(ctx, op.view, op.stage, NO_LIMIT, NO_LIMIT)
-    ctx.add_usage(op.view, parent.ino, inside.entries + 1, inside.size_bytes + after.size)
+    ctx.add_usage(  # a quota sees both at once
+        op.view,
+        parent.ino,
+        inside.entries + 1 - freed.entries,
+        inside.size_bytes + after.size - freed.size_bytes,
+        -freed.grafts,
+    )
     ctx.session = _without(need_session(ctx), op.view, op.stage)  # locks may have ended
     ctx.emit(
         EventKind.MOVE_IN if directory else EventKind.PUBLISH,
@@ -208,25 +216,27 @@ def stage_swap(ctx: Context, op: StageSwap) -> Published:
 
 def _replace_target(
     ctx: Context, op: StageSwap, staged: Inode, parent: Found, dentry: Dentry
-) -> None:
-    """Take what the name shows away: a file by its name, a directory as a whole."""
+) -> Usage:
+    """Take what the name shows away: a file by its name, a directory as a whole.
+
+    What it counted is returned, and still counts.
+    """
     view, ino = enter(parent.view, dentry)
     target = need_inode(ctx.txn, view, ino)
     access.may_delete(parent.inode, target, ctx.caller)
     if is_directory(staged) and not is_directory(target):
-        message = f"{op.name!r} is not a directory"
+        message = f"{told_at(op.parent, op.name)} is not a directory"
         raise NotADirectory(message)
     if not is_directory(staged) and is_directory(target):
-        message = f"{op.name!r} is a directory"
+        message = f"{told_at(op.parent, op.name)} is a directory"
         raise IsADirectory(message)
     if not is_directory(target):
         ctx.delete_dentry(view, parent.ino, op.name)
-        ctx.add_usage(view, parent.ino, -1, -target.size)
         touch_directory(ctx, view, parent.ino, parent.inode, children=-1)
         drop_name(ctx, view, dentry.inode, target, parent.ino)
-        return
+        return Usage(1, target.size)
     access.need_owner(target, ctx.caller)
-    take_tree(ctx, parent, op.name, view, ino, target)
+    return take_tree(ctx, parent, op.name, view, ino, target)
 
 
 CHECKS: dict[type, Callable[[Any], None]] = {StageBegin: check_begin, StageSwap: check_swap}

@@ -17,6 +17,7 @@ from nokv.state.context import (
     above,
     enter,
     is_directory,
+    load_dentry,
     local,
     need_inode,
     root_of,
@@ -24,6 +25,7 @@ from nokv.state.context import (
 )
 from nokv.state.families import Family
 from nokv.state.links import home
+from nokv.state.naming import told, told_at
 from nokv.state.pinned import Source
 from nokv.state.records import Inode, body_of, born_of, decode_dentry, decode_inode
 from nokv.types.limits import NAME_BYTES_MAX, SYMLINK_HOPS_MAX
@@ -67,7 +69,7 @@ def resolve_parent(source: Source, caller: Caller, session_id: int, at: At) -> F
     """Return the directory that the address shows. Raises also NotADirectory if it is none."""
     found = resolve(source, caller, session_id, at)
     if not is_directory(found.inode):
-        message = "the parent is not a directory"
+        message = f"{told_at(at)} is not a directory"
         raise NotADirectory(message)
     return found
 
@@ -94,21 +96,25 @@ def _walk(
     todo = list(reversed(at.path))
     hops = 0
     inode = decode_inode(body_of(value))
+    entered: dict[int, tuple[int, int]] = {}
+    """View that the walk came into -> the directory of the graft."""
     while True:
         name = todo.pop()
         if inode.mode & S_IFMT != DIRECTORY:
-            message = f"what stands before {name!r} is not a directory"
+            message = f"{told_at(at)}: what stands before '{told(name)}' is not a directory"
             raise NotADirectory(message)
         if not may(inode, caller, X):
-            message = f"uid {caller.uid} may not look up {name!r}"
+            message = f"{told_at(at)}: uid {caller.uid} may not look up '{told(name)}'"
             raise PermissionDenied(message)
         directory = view, ino
         if name == b"..":
-            view, ino = _up(source, view, ino, inode, root)
+            view, ino = _up(source, view, ino, inode, root, entered)
         elif name != b".":
-            view, ino = _step(source, view, ino, name)
+            view, ino = _step(source, at, view, ino, name)
         if (view, ino) != directory:
             if view != directory[0]:
+                if name != b"..":
+                    entered[view] = directory
                 source.enter(view)
                 root = root_of(source, view)
             row = get(_INODE, keys.pack2(view, ino))
@@ -120,7 +126,7 @@ def _walk(
             if inode.mode & S_IFMT == SYMLINK:
                 hops += 1
                 if hops > SYMLINK_HOPS_MAX:
-                    message = f"more than {SYMLINK_HOPS_MAX} symbolic links"
+                    message = f"{told_at(at)}: more than {SYMLINK_HOPS_MAX} symbolic links"
                     raise TooManyLinks(message)
                 todo += _components(inode.target)
                 view, ino = _base(inode.target, directory)
@@ -134,12 +140,44 @@ def _walk(
             return view, ino, value
 
 
-def _up(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[int, int]:
-    """Return where `..` leads: from the root of a view to the directory of its graft."""
+def _up(
+    source: Source,
+    view: int,
+    ino: int,
+    inode: Inode,
+    root: int,
+    entered: dict[int, tuple[int, int]],
+) -> tuple[int, int]:
+    """Return where `..` leads: from the root of a view to the directory of its graft.
+
+    Raises Stale where the graft lies in a trash, or at a version was not where it is now, unless
+    the walk came through it.
+    """
     if ino != root:
         return view, inode.parent or ino
     holder = above(source, view)
-    return (view, ino) if holder is None else holder[:2]
+    if holder is None:
+        return view, ino
+    if view in entered:
+        return entered[view]
+    directory = holder[:2]
+    source.enter(directory[0])
+    dentry = load_dentry(source, *holder)
+    if dentry is None or enter(directory[0], dentry) != (view, ino):
+        message = f"view {view} was elsewhere at version {source.at_version}"
+        raise Stale(message, hint="go there by a path from above")
+    if not _is_shown(source, *directory):
+        message = f"view {view} lies in the trash"
+        raise Stale(message, hint="restore it: nokv trash restore")
+    return directory
+
+
+def _is_shown(source: Source, view: int, directory: int) -> bool:
+    """Whether a directory lies below its view's root, however deep, and not in the view's trash."""
+    root = root_of(source, view)
+    while directory not in (root, 0):
+        directory = need_inode(source, view, directory).parent
+    return directory == root
 
 
 def _base(target: bytes, directory: tuple[int, int]) -> tuple[int, int]:
@@ -147,13 +185,14 @@ def _base(target: bytes, directory: tuple[int, int]) -> tuple[int, int]:
     return (ROOT_VIEW, ROOT_INODE) if target.startswith(b"/") else directory
 
 
-def _step(source: Source, view: int, directory: int, name: bytes) -> tuple[int, int]:
+def _step(source: Source, at: At, view: int, directory: int, name: bytes) -> tuple[int, int]:
     if len(name) > NAME_BYTES_MAX:  # only a link's target can hold such a name
         message = f"a link leads through a name of {len(name)} bytes"
         raise NameTooLong(message)
     value = source.get(_DENTRY, keys.pack2(view, directory) + name)
     if value is None:
-        message = f"no entry {name!r}"
+        on_the_way = "" if at.path[-1:] == (name,) else f" (no '{told(name)}' on the way)"
+        message = f"{told_at(at)}: no such file or directory{on_the_way}"
         raise NotFound(message)
     return enter(view, decode_dentry(body_of(value)))
 

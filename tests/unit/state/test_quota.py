@@ -132,6 +132,16 @@ def test_a_smaller_one_takes_the_place_of_a_larger_one_also_over_the_quota(files
     assert files.usage("d") == (3, 8)
 
 
+def test_a_swap_grows_by_the_difference_also_over_the_quota(files: Files) -> None:
+    for mode, name in ((0o040755, b"e"), (0o100644, b"g")):
+        begun = files.do(StageBegin(0, mode))
+        assert isinstance(begun, Made)
+        files.do(SetQuota(at("d"), 1, 1))
+        files.do(StageSwap(0, begun.attr.inode, at("d"), name, 1))
+        files.check()
+    assert quota(files, "d") == (2, 0, 1, 1)
+
+
 def test_limits_are_gone_with_zero(files: Files) -> None:
     files.do(SetQuota(at("d"), 0, 0))
     files.do(BulkCreate(at("d"), tuple(b"%d" % i for i in range(50)), 0o644))

@@ -31,7 +31,7 @@ from nokv.types.commands import (
 from nokv.types.copies import SetQuota
 from nokv.types.events import EventKind
 from nokv.types.limits import PAGE_MAX
-from nokv.types.reads import DirPage, EventsReply, GetAttr, ReadDir, ReadEvents
+from nokv.types.reads import AttrReply, DirPage, EventsReply, GetAttr, ReadDir, ReadEvents
 from nokv.types.results import Made, Reaped
 from nokv.types.trash import (
     TRASH_EMPTY_MAX,
@@ -309,6 +309,17 @@ def test_a_clone_in_the_trash(files: Files) -> None:
     files.check()
 
 
+def test_nothing_leads_up_from_a_view_in_the_trash(files: Files) -> None:
+    files.do(WorkspaceCreate(at("d"), b"w", 0o777))
+    found = files.stat("d/w")
+    for path in ("d/w", "d"):
+        key = trash(files, path)
+        with pytest.raises(Stale):
+            files.read(ReadDir(At(found.view, found.inode, (b"..",))))
+        files.do(RestoreTrash(*key))
+        files.read(ReadDir(At(found.view, found.inode, (b"..",))))
+
+
 def test_a_view_s_trash_is_its_own_and_goes_with_it(files: Files) -> None:
     files.do(WorkspaceCreate(at(), b"w", 0o777))
     files.do(WorkspaceCreate(at("w"), b"inner", 0o777))
@@ -334,6 +345,30 @@ def test_a_snapshot_of_all_takes_no_trashed_view_along(files: Files) -> None:
     files.do(Clone(at(), at(), b"copy"))
     assert names(files, "copy") == []
     files.check()
+
+
+def test_up_from_a_view_that_was_elsewhere_at_the_snapshot(files: Files) -> None:
+    files.do(WorkspaceCreate(at("d"), b"w", 0o777))
+    files.mkdir("e")
+    found, above = files.stat("d/w"), files.stat("d").inode
+    files.do(SnapshotCreate(at(), "s", b"/"))
+    version = files.machine.version - 1
+    up, down_and_up = At(found.view, found.inode, (b"..",)), At(path=(b"d", b"w", b".."))
+
+    def shown(address: At) -> int:
+        reply = files.read(GetAttr(address, version))
+        assert isinstance(reply, AttrReply)
+        return reply.attr.inode
+
+    assert shown(up) == shown(down_and_up) == above
+    files.do(Rename(at("d"), b"w", at("e"), b"w"))
+    for path in ("e/w", "e"):
+        with pytest.raises(Stale):
+            shown(up)
+        assert shown(down_and_up) == above
+        trash(files, path)
+    with pytest.raises(Stale):
+        shown(up)
 
 
 def test_what_a_clone_inherits(files: Files) -> None:
