@@ -146,6 +146,13 @@ def require_same_tree(forest: Forest, first: Inode, second: Inode) -> None:
         raise CrossesView(message)
 
 
+def require_unstaged(forest: Forest, directory: Inode) -> None:
+    """Raise CrossesView in a staged tree: neither views nor a trash lie there."""
+    if forest.owner_session(directory):
+        message = "it lies in a staged tree"
+        raise CrossesView(message)
+
+
 def require_depth(forest: Forest, directory: Inode) -> None:
     """Raise NameTooLong more than DEPTH_MAX directories below the root of the directory's tree."""
     if len(forest.chain(directory)) > DEPTH_MAX + 1:
@@ -206,7 +213,11 @@ class Resolver:
         if name == b".":
             return current
         if name == b"..":
-            return self.forest.inode(self.forest.parent(current) or current.key)
+            above = self.forest.inode(self.forest.parent(current) or current.key)
+            if above.view != current.view and self.forest.owner_session(above):
+                message = f"view {current.view} lies in a trash"
+                raise Stale(message)
+            return above
         if len(name) > NAME_BYTES_MAX:
             message = "a component of a link's target is too long"
             raise NameTooLong(message)

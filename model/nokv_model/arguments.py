@@ -12,6 +12,7 @@ from nokv.errors import (
     ResultTooLarge,
 )
 from nokv.types import commands as c
+from nokv.types import trash as t
 from nokv.types import views as v
 from nokv.types.copies import Copy, CopyMode, CopyRange, SetQuota
 from nokv.types.limits import (
@@ -120,7 +121,7 @@ def check_arguments(op: c.Op | c.InnerOp) -> None:
             _require(SESSION_TTL_NS_MIN <= op.ttl_ns <= SESSION_TTL_NS_MAX, "a ttl out of range")
         case c.LeaseUploads():
             _require(1 <= op.count <= UPLOADS_LEASED_MAX, "too many uploads, or none")
-        case c.Reap() | c.TrimEvents() | v.ExpireSnapshots() | v.Flatten():
+        case c.Reap() | c.TrimEvents() | v.ExpireSnapshots() | v.Flatten() | t.ExpireTrash():
             _require(1 <= op.limit <= STEP_MAX, "a step out of range")
         case _:
             _check_copies_and_views(op)
@@ -165,8 +166,28 @@ def _check_copies_and_views(op: c.Op | c.InnerOp) -> None:
             check_name(op.name)
             _check_shown_path(op.path)
             _check_lease(op.keep_ns, held=False)
+        case t.Trash() | t.RestoreTrash() | t.EmptyTrash() | t.KeepTrash():
+            _check_trash(op)
         case _:
             check_lock(op)
+
+
+def _check_trash(op: t.Trash | t.RestoreTrash | t.EmptyTrash | t.KeepTrash) -> None:
+    match op:
+        case t.Trash():
+            check_at(op.parent)
+            check_name(op.name)
+        case t.RestoreTrash():
+            if op.parent is not None:
+                check_at(op.parent)
+            if op.name:
+                check_name(op.name)
+        case t.EmptyTrash():
+            if len(op.entries) > t.TRASH_EMPTY_MAX:
+                message = "too many entries"
+                raise ResultTooLarge(message)
+        case t.KeepTrash():
+            _require(0 <= op.keep_ns <= t.TRASH_KEEP_NS_MAX, "a retention out of range")
 
 
 def is_snapshot_name(name: str) -> bool:

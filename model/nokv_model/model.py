@@ -9,13 +9,25 @@ from typing import Any
 from nokv.errors import InvalidArgument, NokvError, TooLarge, WindowFull
 from nokv.types import commands as c
 from nokv.types import locks as k
+from nokv.types import trash as t
 from nokv.types import views as v
 from nokv.types.copies import Copy, CopyRange, SetQuota
 from nokv.types.limits import ATOMIC_MAX
 from nokv.types.reads import Event, Read, ReadValue
 from nokv.types.results import AtomicDone, InnerValue, Result, ResultValue
 from nokv.types.values import Caller
-from nokv_model import attributes, control, copying, locking, ops, publishing, quotas, reads, views
+from nokv_model import (
+    attributes,
+    control,
+    copying,
+    locking,
+    ops,
+    publishing,
+    quotas,
+    reads,
+    trash,
+    views,
+)
 from nokv_model.arguments import check_arguments
 from nokv_model.control import check_predicates
 from nokv_model.sessions import Results, admit
@@ -56,6 +68,11 @@ HANDLERS: dict[type, Callable[[Step, Any], Any]] = {
     v.Rollback: views.rollback,
     v.ExpireSnapshots: views.expire_snapshots,
     v.Flatten: views.flatten,
+    t.Trash: trash.trash,
+    t.RestoreTrash: trash.restore,
+    t.EmptyTrash: trash.empty,
+    t.KeepTrash: trash.keep,
+    t.ExpireTrash: trash.expire,
     k.SetLock: locking.set_lock,
     k.Unlock: locking.unlock,
     k.CancelLock: locking.cancel_lock,

@@ -7,7 +7,7 @@ from nokv.types.copies import SetQuota
 from nokv.types.results import Done
 from nokv_model import access
 from nokv_model.step import Step
-from nokv_model.tree import Forest, Key
+from nokv_model.tree import NOBODY, Forest, Key
 
 Usage = tuple[int, int]
 """(entries, bytes)."""
@@ -25,8 +25,12 @@ def set_quota(step: Step, op: SetQuota) -> Done:
 
 
 def limited(forest: Forest) -> dict[Key, Usage]:
-    """Return the usage of every directory that has a quota."""
-    return {key: forest.usage(inode) for key, inode in forest.inodes.items() if any(inode.quota)}
+    """Return the usage of every directory with a quota that lies in no trash."""
+    return {
+        key: forest.usage(inode)
+        for key, inode in forest.inodes.items()
+        if any(inode.quota) and forest.owner_session(inode) != NOBODY
+    }
 
 
 def require_room(forest: Forest, before: dict[Key, Usage]) -> None:

@@ -15,11 +15,12 @@ from nokv.errors import (
 )
 from nokv.types import locks as k
 from nokv.types import reads as r
+from nokv.types import trash as t
 from nokv.types import views as v
 from nokv.types.copies import GetQuota, QuotaReply
 from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
 from nokv.types.values import Attr, Caller, FileType, StoredChunk, StoredExtent, StoredObject
-from nokv_model import access, acls, locking
+from nokv_model import access, acls, locking, trash
 from nokv_model.access import R, Resolver, X, check_name
 from nokv_model.arguments import check_xattr_name
 from nokv_model.attributes import list_names
@@ -48,6 +49,8 @@ def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Rea
             return _snapshots(state, cluster_ns, read)
         case v.ListViews():
             return _views(state, read)
+        case t.ListTrash():
+            return trash.list_trash(state, cluster_ns, caller, read)
         case k.TestLock():
             access.check_at(read.at)
             return locking.test_lock(state, caller, read)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from nokv.types.commands import InitVolume
 from nokv.types.reads import Event
+from nokv.types.trash import TRASH_KEEP_NS_DEFAULT
 from nokv.types.values import ROOT_INODE, ROOT_VIEW
 from nokv_model.body import Content, ObjectName, objects_of
 from nokv_model.locks import Tables, copy_of
@@ -71,6 +72,20 @@ class Snapshot:
         return 0 < self.until_cluster_ns <= cluster_ns
 
 
+@dataclass(frozen=True)
+class Discarded:
+    """An entry of a trash; what it shows lies in the forest."""
+
+    path: bytes
+    """Where it was."""
+    directory: Key
+    name: bytes
+    uid: int
+    """Who put it there."""
+    wall_ns: int
+    cluster_ns: int
+
+
 @dataclass
 class State:
     """What a failed command goes back to."""
@@ -103,6 +118,11 @@ class State:
 
     locks: Tables = field(default_factory=dict)
 
+    trash: dict[tuple[int, int], Discarded] = field(default_factory=dict)
+    """(view, id) -> an entry of the view's trash."""
+    keep_ns: int = TRASH_KEEP_NS_DEFAULT
+    """For how long."""
+
     def copy(self) -> State:
         """Return an independent copy; pins, snapshots and past contents never change: shared."""
         return replace(
@@ -118,6 +138,7 @@ class State:
             loosened=set(self.loosened),
             linked=set(self.linked),
             locks=copy_of(self.locks),
+            trash=dict(self.trash),
         )
 
     # ------------------------------------------------------------------ views

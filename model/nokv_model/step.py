@@ -112,17 +112,35 @@ class Step:
         Raises ResultTooLarge for too many views below it.
         """
         entry = self.forest.inodes[parent.entries[name]]
-        below = self.forest.views_below(entry) if entry.is_directory else []
-        if len(below) - 1 > NESTED_VIEWS_MAX:
-            message = "too many views below the directory"
-            raise ResultTooLarge(message)
+        self.require_few_views(entry, graft=entry.view != parent.view)
+        self.let_go(self.detach(parent, name))
+
+    def detach(self, parent: Inode, name: bytes) -> Inode:
+        """Take a name away; the directory is modified. What it named is the caller's."""
         inode = self.forest.detach(parent, name)
         self.places.add(parent.key)
         self.touch(parent, modified=True)
+        return inode
+
+    def let_go(self, inode: Inode) -> None:
+        """Do what follows when a name of the inode has gone."""
         if inode.names:
             self.touch(inode)
         else:
             self.drop(inode)
+
+    def require_few_views(self, inode: Inode, *, graft: bool) -> None:
+        """Raise ResultTooLarge if too many views are below it, or in the trash of one that ends."""
+        if not inode.is_directory:
+            return
+        tops = [inode]
+        for top in tops:  # it grows meanwhile
+            below = self.forest.views_below(top)
+            if len(below) - 1 > NESTED_VIEWS_MAX:
+                message = "too many views below the directory"
+                raise ResultTooLarge(message)
+            ending = below if graft and top is inode else below[1:]
+            tops += [hidden for view in ending if (hidden := self.forest.hidden(view)) is not None]
 
     def drop(self, inode: Inode) -> None:
         """Let an inode without names go, and all below it; views end whose roots go."""
@@ -135,6 +153,8 @@ class Step:
         for view in self.state.live_views():
             if self.state.root_of(view.number) not in self.forest.inodes:
                 self.state.views[view.number] = replace(view, dead=self.version)
+                for entry in [entry for entry in self.state.trash if entry[0] == view.number]:
+                    del self.state.trash[entry]
                 for key in [key for key in self.forest.staged if key[0] == view.number]:
                     self.drop(self.forest.inodes[key])
 
@@ -176,10 +196,10 @@ class Step:
         generation: int | None = None,
         to_name: bytes = b"",
     ) -> None:
-        """Record what happened, unless it happened inside a staged tree."""
+        """Record what happened, unless it happened inside a staged tree or in a trash."""
         parent, name = place
         self.places.add(parent.key)
-        if self.forest.owner_session(parent):
+        if not self.forest.is_shown(parent):
             return
         self.events.append(
             Event(

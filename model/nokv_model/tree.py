@@ -20,6 +20,9 @@ Key = tuple[int, int]
 
 ROOT: Key = (ROOT_VIEW, ROOT_INODE)
 
+NOBODY = -1
+"""Owns the trash, among the sessions that own staged trees."""
+
 
 def file_type(mode: int) -> int:
     """Return the type bits of `mode`, as `FileType` numbers them."""
@@ -103,7 +106,7 @@ class Forest:
 
     inodes: dict[Key, Inode] = field(default_factory=dict)
     staged: dict[Key, int] = field(default_factory=dict)
-    """Staged root -> the session that owns it."""
+    """Staged root -> the session that owns it; the trash of a view -> NOBODY."""
     pinned: frozenset[int] | None = None
     """Of a version: the views that are pinned there; None at present."""
 
@@ -144,8 +147,19 @@ class Forest:
         return len(inode.names)
 
     def parent(self, inode: Inode) -> Key | None:
-        """Return a directory that names the inode; None where none does."""
-        return min(inode.names)[0] if inode.names else None
+        """Return a directory that names the inode, if it can be none in a trash; None without."""
+        directories = sorted(directory for directory, _ in inode.names)
+        if len(directories) > 1:
+            shown = [d for d in directories if self.owner_session(self.inodes[d]) != NOBODY]
+            directories = shown or directories
+        return directories[0] if directories else None
+
+    def hidden(self, view: int) -> Inode | None:
+        """Return the trash of a view; None where nothing is in it."""
+        for key, owner in self.staged.items():
+            if key[0] == view and owner == NOBODY:
+                return self.inodes[key]
+        return None
 
     def top(self, inode: Inode) -> Inode:
         """Return the root of the tree that the inode lies in: its view's, or a staged one."""
@@ -178,8 +192,16 @@ class Forest:
         return tuple(chain)
 
     def owner_session(self, inode: Inode) -> int:
-        """Return the session that staged the inode's tree; 0 for the view's own tree."""
+        """Return the session that staged the inode's tree, NOBODY in a trash; 0: the view's own."""
         return self.staged.get(self.top(inode).key, 0)
+
+    def is_shown(self, inode: Inode) -> bool:
+        """Say whether names lead to the inode from the root of view 0."""
+        parent: Key | None = inode.key
+        while parent is not None:
+            inode = self.top(self.inodes[parent])
+            parent = self.parent(inode)
+        return inode.key == ROOT
 
     def below(self, directory: Inode, other: Inode) -> bool:
         """Say whether `other` is the directory itself or lies below it in the same view."""

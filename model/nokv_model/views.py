@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nokv.errors import (
     AlreadyExists,
-    CrossesView,
     InvalidArgument,
     NotADirectory,
     NotFound,
@@ -39,7 +38,7 @@ from nokv_model import access
 from nokv_model.access import R, Resolver, X
 from nokv_model.state import Snapshot, State, View
 from nokv_model.step import Step
-from nokv_model.tree import Forest, Inode, Key
+from nokv_model.tree import ROOT, Forest, Inode, Key
 
 # ---------------------------------------------------------------- snapshots
 
@@ -171,6 +170,51 @@ def require_pinnable(state: State, views: list[int]) -> None:
         raise ResultTooLarge(message)
 
 
+def require_room(step: Step, parent: Inode, more: int) -> None:
+    """Raise ResultTooLarge if something that ends as a whole would get too many views in it.
+
+    That is a view that the parent lies in, or an entry of a trash.
+    """
+    forest, up = step.forest, parent
+    while more > 0:
+        directories = _upwards(forest, up)
+        top = directories[-1]
+        if top.key in forest.staged:
+            if len(directories) > 1:
+                _require_fit(forest, directories[-2], more)
+            return
+        if top.key == ROOT:
+            return
+        _require_fit(forest, top, more)
+        [(above, _)] = top.names
+        up = forest.inodes[above]
+
+
+def _require_room_in_itself(step: Step, source: Key, parent: Inode, more: int) -> None:
+    """Raise ResultTooLarge if a directory would get too many views by copies into itself."""
+    forest, up = step.forest, parent
+    while True:
+        directories = _upwards(forest, up)
+        if source in (one.key for one in directories):
+            _require_fit(forest, forest.inodes[source], more)
+            return
+        if not directories[-1].names:
+            return  # the root of view 0, or of a trash
+        [(above, _)] = directories[-1].names
+        up = forest.inodes[above]
+
+
+def _upwards(forest: Forest, directory: Inode) -> list[Inode]:
+    """Return a directory and those above it in its view."""
+    return [forest.inodes[directory.view, number] for number in forest.chain(directory)]
+
+
+def _require_fit(forest: Forest, directory: Inode, more: int) -> None:
+    if len(forest.views_below(directory)) - 1 + more > NESTED_VIEWS_MAX:
+        message = "too many views below a directory above it"
+        raise ResultTooLarge(message)
+
+
 # ---------------------------------------------------------------- new views
 
 
@@ -178,7 +222,8 @@ def workspace_create(step: Step, op: WorkspaceCreate) -> ViewMade:
     """Make an empty directory that is a view of its own."""
     parent = step.resolver.parent(op.parent)
     access.require_makeable(step.caller, parent, op.name)
-    _require_unstaged(step, parent)
+    access.require_unstaged(step.forest, parent)
+    require_room(step, parent, 1)
     view = step.state.next_view
     root = step.make(FileType.DIRECTORY << 12 | op.mode, parent, view)
     _enter(step, View(view, root.number, step.version, step.wall_ns, root.key))
@@ -200,8 +245,11 @@ def clone(step: Step, op: Clone) -> ViewMade:
         source = step.resolver.parent(op.source)
     access.require(step.caller, source, R | X)
     if not op.snapshot:
-        _require_unstaged(step, source)
-    _require_unstaged(step, parent)
+        access.require_unstaged(step.forest, source)
+    access.require_unstaged(step.forest, parent)
+    more = len(shown.views_below(source))
+    require_room(step, parent, more)
+    _require_room_in_itself(step, source.key, parent, more)
     root = _copied(step, shown, source, version)
     step.attach(parent, op.name, root)
     step.event(EventKind.CLONE, root, (parent, op.name))
@@ -229,8 +277,10 @@ def rollback(step: Step, op: Rollback) -> RolledBack:
     identity = snapshot.identity
     replaces = directory.view if directory.view != parent.view else -1
     _taken(step, directory, name, op.path, step.cluster_ns + op.keep_ns, automatic=True)
-    step.remove(parent, op.name)
     source = snapshot.shown.inodes[snapshot.root]
+    more = len(snapshot.shown.views_below(source)) - len(step.forest.views_below(directory))
+    require_room(step, parent, more + int(replaces < 0))
+    step.remove(parent, op.name)
     root = _copied(step, snapshot.shown, source, snapshot.version, identity, replaces)
     root.quota = directory.quota
     step.attach(parent, op.name, root)
@@ -242,12 +292,6 @@ def flatten(step: Step, op: Flatten) -> Reaped:
     """Change nothing: a copy depends on nothing here."""
     del step, op
     return Reaped(0, more=False)
-
-
-def _require_unstaged(step: Step, directory: Inode) -> None:
-    if step.forest.owner_session(directory):
-        message = "a staged tree has no views, and none is made of it"
-        raise CrossesView(message)
 
 
 def _copied(

@@ -30,6 +30,7 @@ from nokv.types.commands import PublishMode, RenameFlag, StageMode
 from nokv.types.copies import Copy, CopyRange, SetQuota
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.locks import CancelLock, SetLock, Unlock
+from nokv.types.trash import EmptyTrash, KeepTrash, RestoreTrash, Trash
 from nokv.types.values import At, FileType
 from nokv.types.views import (
     Clone,
@@ -43,6 +44,7 @@ from nokv_model import acls
 
 UMASKS = (0, 0, 0o022, 0o077)
 NOBODY = 2**32 - 1
+DAY_NS = 86_400 * 10**9
 
 
 def mkdir(d: Drawing, s: int) -> c.InnerOp:
@@ -274,13 +276,13 @@ def remove_view(d: Drawing, s: int) -> c.Op:
 
 
 def copy(d: Drawing, s: int) -> c.InnerOp:
-    source, version = d.shown(kind=d.one((filled, filled, regular, anything)))
+    source, version = d.shown(kind=d.one((filled, filled, regular, anything)), climbing=False)
     target = d.entry(s, kind=filled) if d.chance(2) else d.place(s)
     return Copy(source, *target, d.often((0, 1), (2, -1)), d.mode(), version)
 
 
 def copy_range(d: Drawing, s: int) -> c.InnerOp:
-    source, version = d.shown(kind=d.one((filled, filled, regular)))
+    source, version = d.shown(kind=d.one((filled, filled, regular)), climbing=False)
     target = d.at(s, kind=d.one((filled, regular, regular, anything)))
     return CopyRange(
         source,
@@ -297,7 +299,31 @@ def set_quota(d: Drawing, s: int) -> c.InnerOp:
     return SetQuota(d.parent(s), entries, d.one((0, 0, 0, 60, 3 * CHUNK_BYTES)))
 
 
+# ---------------------------------------------------------------- trash
+
+
+def trash(d: Drawing, s: int) -> c.InnerOp:
+    return Trash(*d.entry(s, kind=d.one((anything, directory, view_root))))
+
+
+def restore_trash(d: Drawing, s: int) -> c.InnerOp:
+    parent, name = d.place(s) if d.chance(2) else (None, d.one((b"", b"", d.name())))
+    return RestoreTrash(*d.trash(), parent, name)
+
+
+def empty_trash(d: Drawing, s: int) -> c.Op:
+    del s
+    return EmptyTrash(tuple(d.trash() for _ in range(d.number(0, 3))))
+
+
+def keep_trash(d: Drawing, s: int) -> c.Op:
+    del s
+    return KeepTrash(d.often((0, 10**9, DAY_NS, 7 * DAY_NS), (-1, 2**62)))
+
+
 INNER = (
+    trash,
+    restore_trash,
     set_quota,
     copy,
     copy_range,

@@ -13,9 +13,10 @@ from nokv.state.records import is_whiteout
 from nokv.types import commands as c
 from nokv.types import reads as r
 from nokv.types.copies import GetQuota
+from nokv.types.trash import EmptyTrash, ListTrash
 from nokv.types.values import ROOT_VIEW, At, Caller
 from nokv.types.views import ExpireSnapshots, ListSnapshots, ListViews, SnapshotDelete
-from nokv_model.tree import ROOT, Forest, Inode, Key
+from nokv_model.tree import NOBODY, ROOT, Forest, Inode, Key
 
 if TYPE_CHECKING:
     from tests.machine.world import World
@@ -49,6 +50,7 @@ def compare(world: World) -> None:
         r.ListSessions(0, MANY),
         ListSnapshots("", MANY),
         ListViews(0, MANY),
+        ListTrash(0, 0, MANY),
     ):
         world.read(CALLER, request)
     for inode in state.forest.inodes.values():
@@ -93,7 +95,7 @@ def _compare_forest(
 def _compare_handles(world: World, forest: Forest, view: int, version: int) -> None:
     """Compare by handle, which is refused below DEPTH_MAX directories."""
     for key, inode in forest.inodes.items():
-        if key[0] == view and not forest.owner_session(inode):
+        if key[0] == view and forest.owner_session(inode) in {0, NOBODY}:
             world.read(CALLER, r.GetAttr(At(*key), version))
 
 
@@ -193,14 +195,15 @@ def compare_stored(world: World) -> None:
 
 
 def remove_views(world: World) -> bool:
-    """Delete every snapshot and remove every view; say whether all could be reached."""
+    """Remove all trash, snapshots and views; say whether all could be reached."""
     state = world.model.state
     opened = world.internal(c.OpenSession(b"remove all views", 10**9))
     session = opened.value.session  # type: ignore[union-attr]
-    ops: list[c.Op] = [SnapshotDelete(name) for name in state.snapshots]
+    ops: list[c.Op] = [EmptyTrash((entry,)) for entry in state.trash]
+    ops += [SnapshotDelete(name) for name in state.snapshots]
     for view in state.live_views():
         for directory, name in _root(world, view.number).names:
-            if directory[0] == ROOT_VIEW:
+            if directory[0] == ROOT_VIEW and not state.forest.staged.get(directory):
                 ops.append(c.SetAttr(At(*directory), flags=0))
                 ops.append(c.SetAttr(At(view.number, view.root), flags=0))
                 ops.append(c.RemoveTree(At(*directory), name))
@@ -208,7 +211,7 @@ def remove_views(world: World) -> bool:
         world.apply([c.Command(c.COMMAND_FORMAT, session, seq, seq - 1, CALLER, op)])
     world.internal(ExpireSnapshots(MANY))
     world.internal(c.ExpireSession(session))
-    return len(world.model.state.live_views()) == 1
+    return len(world.model.state.live_views()) == 1 and not world.model.state.trash
 
 
 def compare_bare(world: World) -> None:

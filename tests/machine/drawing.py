@@ -29,7 +29,7 @@ from nokv.types.views import HELD
 from nokv_model.access import Resolver
 from nokv_model.model import Model
 from nokv_model.sessions import Session
-from nokv_model.tree import Forest, Inode
+from nokv_model.tree import NOBODY, Forest, Inode
 
 T = TypeVar("T")
 
@@ -165,7 +165,7 @@ class Drawing:
         forest = self._model.state.forest
         shown = {0, session}
         if self.chance(RARE):
-            shown |= set(self._sessions)
+            shown |= {*self._sessions, NOBODY}
         return [i for i in forest.inodes.values() if forest.owner_session(i) in shown]
 
     def _path_to(self, forest: Forest, inode: Inode, *, follow: bool = True) -> At:
@@ -175,6 +175,8 @@ class Drawing:
             (parent, name) = self.one(sorted(inode.names))
             outside = forest.pinned is not None and parent[0] not in forest.pinned
             if parent[0] != inode.view and (outside or self.chance(3)):
+                break
+            if forest.owner_session(forest.inodes[parent]) == NOBODY and not self.chance(6):
                 break
             path.insert(0, name)
             inode = forest.inodes[parent]
@@ -202,8 +204,11 @@ class Drawing:
             at = At(at.view, at.inode, (*at.path, last), follow)
         return at
 
-    def shown(self, *, kind: Kind = anything) -> tuple[At, int]:
-        """An address and the version that it is read at: the present, or what a pin keeps."""
+    def shown(self, *, kind: Kind = anything, climbing: bool = True) -> tuple[At, int]:
+        """An address and the version that it is read at: the present, or what a pin keeps.
+
+        Without `climbing` nothing may lead up from the root of a view at a version.
+        """
         copies = list(self._model.state.copies(self._model.cluster_ns))
         if self.chance(RARE):
             return self.at(kind=kind), self.one((self._model.version, 1))
@@ -212,11 +217,14 @@ class Drawing:
         version, forest = self.one(copies)
         forest = self._model.state.forest_at(version, self._model.cluster_ns)
         if self.chance(6):
-            return self.at(kind=kind), version
+            at = self.at(kind=kind)
+            return (at if climbing else At(at.view, at.inode)), version
         inodes = list(forest.inodes.values())
         wanted = [inode for inode in inodes if kind(inode)]
-        follow = not self.chance(3)
-        return self._address(forest, self.one(wanted or inodes), kind, follow=follow), version
+        inode, follow = self.one(wanted or inodes), not self.chance(3)
+        if inode.view and not climbing:
+            return At(*inode.key), version
+        return self._address(forest, inode, kind, follow=follow), version
 
     def place(self, session: int = 0) -> tuple[At, bytes]:
         """A directory, and a name that is free there, mostly."""
@@ -451,6 +459,11 @@ class Drawing:
     def crowded(self) -> bool:
         """Whether there is so much already that a copy of it would be too slow to compare."""
         return len(self._model.state.forest.inodes) > INODES_MANY
+
+    def trash(self) -> tuple[int, int]:
+        """(view, id) of an entry of a trash, mostly."""
+        made_up = ((ROOT_VIEW, 0), (77, 5), (-1, 5), (2**63, 2**63))
+        return self.often(tuple(self._model.state.trash) or made_up, made_up)
 
     def pin(self) -> tuple[int, int, int]:
         """(view, version, pin), mostly of a pin that lives."""

@@ -18,6 +18,7 @@ from nokv.types import commands as c
 from nokv.types import reads as r
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result, SessionOpened
+from nokv.types.trash import ExpireTrash, ListTrash
 from nokv.types.values import At, ChunkMap, Extent, ObjectPart, Volume
 from nokv.types.views import ExpireSnapshots, Flatten, GetSnapshot, ListSnapshots
 from nokv_model.model import Model
@@ -27,6 +28,8 @@ SEEDS = st.binary(min_size=6, max_size=6)
 
 SECOND_NS = 1_000_000_000
 DAY_NS = 86_400 * SECOND_NS
+LEAP_NS = 400 * DAY_NS
+"""Past every deadline that is drawn."""
 PENDING_MAX = 4
 BODY = ChunkMap(
     0,
@@ -82,6 +85,12 @@ def _grafts(model: Model) -> list[int]:
     """Any session will do, as long as there is a view."""
     alive = [s.number for s in model.state.sessions.values() if not s.died]
     return alive if len(model.state.live_views()) > 1 else []
+
+
+def _discarders(model: Model) -> list[int]:
+    """Any session will do, as long as something is in a trash."""
+    alive = [s.number for s in model.state.sessions.values() if not s.died]
+    return alive if model.state.trash else []
 
 
 Builder = Callable[[Drawing, int], c.Op]
@@ -214,7 +223,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         """Send what is queued as one entry; commit, crash, reap and compare now and then."""
         pending, self.pending = self.pending, []
         if pending:
-            step = draw.one((0, 1, 1, SECOND_NS, DAY_NS))
+            step = draw.often((0, 1, 1, SECOND_NS, DAY_NS), (LEAP_NS,))
             results = self.world.apply(
                 [command for _, command in pending], wall_step=step, cluster_step=step
             )
@@ -229,6 +238,8 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.world.apply([internal(c.Reap(draw.one((1, 2, 5, 100))))])
         if draw.chance(5):
             self.world.apply([internal(Flatten(draw.view(), draw.one((1, 2, 5, 100))))])
+        if draw.chance(8):
+            self.world.apply([internal(ExpireTrash(draw.one((1, 2, 100))))])
         if draw.chance(6):
             self.world.settle()
             self.world.compare_quiet()
@@ -299,6 +310,10 @@ class NamespaceMachine(RuleBasedStateMachine):
     clone = _command(building.clone)
     workspace_create = _command(building.workspace_create)
     rollback = _owned(building.rollback, _snapshots, building.snapshot_create)
+    trash = _command(building.trash)
+    restore_trash = _owned(building.restore_trash, _discarders, building.trash)
+    empty_trash = _owned(building.empty_trash, _discarders, building.trash)
+    keep_trash = _command(building.keep_trash)
     remove_view = _owned(building.remove_view, _grafts, building.clone)
 
     @rule(seed=SEEDS)
@@ -337,6 +352,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             c.TrimEvents(draw.one((0, self.world.model.version // 2)), draw.one((1, 100))),
             c.InitVolume(VOLUME, 8),
             ExpireSnapshots(draw.one((1, 100))),
+            ExpireTrash(draw.one((1, 100))),
             Flatten(draw.view(), draw.one((1, 3, 100))),
         )
         op = draw.one(ops)
@@ -406,6 +422,12 @@ class NamespaceMachine(RuleBasedStateMachine):
         draw = self.drawing(seed)
         self.ask(draw, "get_snapshot", GetSnapshot(draw.snapshot()))
         self.ask(draw, "get_snapshot", ListSnapshots(draw.one(("", "s", "t")), draw.one((1, 2, 9))))
+
+    @rule(seed=SEEDS)
+    def list_trash(self, seed: bytes) -> None:
+        draw = self.drawing(seed)
+        request = ListTrash(*draw.trash(), draw.one((1, 2, 100, -1)))
+        self.outcomes.note("list_trash", self.world.read(draw.caller(), request))
 
     @rule(seed=SEEDS)
     def get_session(self, seed: bytes) -> None:
