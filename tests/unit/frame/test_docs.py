@@ -264,3 +264,63 @@ def test_every_command_and_option_exists(document: str) -> None:
         assert options <= known, f"{document}: {shown}"
         seen += 1
     assert seen or document == "docs/testing.md"
+
+
+# ---------------------------------------------------------------- modules and pages
+
+PAGES = [str(name) for name in source.files() if name.suffix == ".md"]
+DESIGNS = [name for name in PAGES if name.endswith("/DESIGN.md")]
+
+
+def spans(text: str) -> list[str]:
+    """What a page shows as code, in its lines."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", plain)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_modules_that_a_page_names_exist(page: str) -> None:
+    text = read(page)
+    files = [f"/{name}" for name in source.files()]
+    named = {name for span in spans(text) for name in re.findall(r"[\w./*-]+\.(?:py|md)\b", span)}
+    plain = {name for name in named if "*" not in name}
+    missing = {name for name in plain if not any(one.endswith(f"/{name}") for one in files)}
+    assert not missing, f"{page} names {sorted(missing)}"
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (source.ROOT / page).parent.joinpath(link).exists(), f"{page} links to {link}"
+    modules = source.modules()
+    for dotted in re.findall(r"`((?:nokv|nokv_replication|nokv_model)(?:\.\w+)+)`", text):
+        assert exists(dotted, modules), f"{page} names {dotted}"
+
+
+def exists(dotted: str, modules: dict[str, Path]) -> bool:
+    """Whether a dotted name is a module, or something that one has."""
+    if dotted in modules:
+        return True
+    head, _, name = dotted.rpartition(".")
+    return bool(head) and exists(head, modules) and name in words_of(modules.get(head))
+
+
+def words_of(module: Path | None) -> set[str]:
+    return set(re.findall(r"\w+", read(str(module)))) if module is not None else set()
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_design_names_every_module_of_its_folder(design: str) -> None:
+    text = read(design)
+    folder = Path(design).parent
+    modules = {
+        name.name
+        for name in source.python_files()
+        if name.parent == folder and not name.name.startswith("__")
+    }
+    shown = [*spans(text), *re.findall(r"^    .*$", text, re.MULTILINE)]
+    words = {word for one in shown for word in re.findall(r"\w+", one)}
+    wild = {one for span in spans(text) for one in re.findall(r"\w+\*\.py", span)}
+    patterns = [re.compile(one.replace("*", r"\w*")) for one in wild]
+    missing = {
+        name
+        for name in modules
+        if name.removesuffix(".py") not in words and not any(one.match(name) for one in patterns)
+    }
+    assert not missing, f"{design} does not say what {sorted(missing)} are for"

@@ -16,7 +16,7 @@ EXEMPTION = "# long: "
 
 COMPONENTS = [
     *(f"nokv/nokv/{name}" for name in ("wire", "state", "kv", "objects", "server", "client")),
-    *(f"nokv/nokv/{name}" for name in ("agent", "cli")),
+    *(f"nokv/nokv/{name}" for name in ("types", "backup", "testing", "agent", "cli")),
     "replication/nokv_replication",
     "fuse/nokv_fuse",
     "model/nokv_model",
