@@ -127,6 +127,7 @@ class LeaderDuties:
         init_volume: Callable[[], InitVolume],
         common_format: Callable[[], int] = lambda: FIRST_STATE_FORMAT,
         disks_full: Callable[[], bool] = lambda: False,
+        disks_low: Callable[[], bool] = lambda: False,
     ) -> None:
         self._machine = machine
         self._ages = ages
@@ -138,6 +139,8 @@ class LeaderDuties:
         """The newest state format that every member applies; 0 while one was not heard."""
         self._disks_full = disks_full
         """Whether not even what frees space may enter the log."""
+        self._disks_low = disks_low
+        """Whether nothing that grows the state may enter it: flattening copies."""
         self.active = False
         self._office = 0
         """Counts terms of office: an outcome of an older one is ignored."""
@@ -206,7 +209,7 @@ class LeaderDuties:
         self._refill(now_ns)
         if self._machine.pending_work():
             self._reap()
-        if now_ns >= self._flatten_due_ns:
+        if now_ns >= self._flatten_due_ns and not self._disks_low():
             self._flatten(now_ns)
         if now_ns >= self._leases_due_ns:
             self._leases_due_ns = now_ns + LEASES_PERIOD_NS

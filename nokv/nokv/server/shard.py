@@ -187,6 +187,7 @@ class Shard:
             init_volume=self._init_volume,
             common_format=self.membership.common_format,
             disks_full=lambda: self.space.exhausted,
+            disks_low=lambda: self.space.low,
         )
         self.ages = ages
         self.space = Space(self.config.disk.reserve_bytes)

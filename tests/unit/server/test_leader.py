@@ -383,7 +383,8 @@ def test_trash_goes_after_its_retention(leader: Leader) -> None:
     assert not leader.duties.waits_for_time
 
 
-def test_deep_views_are_flattened(leader: Leader) -> None:
+def clones_of_clones(leader: Leader) -> LocalShard:
+    """Return its shard with /v0 to /v20, each a changed clone of the one before."""
     shard = leader.shard
     session = leader.open_session(3600 * S)
     shard.do(Mkdir(At(), b"v0", 0o755), session)
@@ -392,6 +393,11 @@ def test_deep_views_are_flattened(leader: Leader) -> None:
         source = At(0, 1, (b"v%d" % depth,))
         shard.do(Create(source, b"own%d" % depth, 0o644), session)
         shard.do(Clone(source, At(), b"v%d" % (depth + 1)), session)
+    return shard
+
+
+def test_deep_views_are_flattened(leader: Leader) -> None:
+    shard = clones_of_clones(leader)
     shown = shard.machine.read(Caller(), ReadDir(At(0, 1, (b"v20",))))
     assert shard.machine.flatten_due()
     leader.tick(10)
@@ -411,3 +417,22 @@ def test_deep_views_are_flattened(leader: Leader) -> None:
     assert leader.duties.flatten_steps_total == steps
     flattened = {op.view for op in leader.shard.applied if isinstance(op, Flatten)}
     assert flattened == {9, 18}, "what lies above one that is flattened is not deep"
+
+
+def test_nothing_is_copied_while_the_disks_are_low(leader: Leader) -> None:
+    low = True
+    leader.duties._disks_low = lambda: low
+    shard = clones_of_clones(leader)
+    for _ in range(30):
+        leader.tick(1)
+    assert shard.machine.flatten_due()
+    assert leader.ops(Flatten) == []
+    low = False
+    leader.tick()
+    leader.tick()
+    begun = len(leader.ops(Flatten))
+    assert begun
+    low = True
+    for _ in range(30):
+        leader.tick(1)
+    assert len(leader.ops(Flatten)) == begun
