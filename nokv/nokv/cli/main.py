@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,6 @@ EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
 TIMEOUT_S: Final = 30.0
-
-BYTES_NAME: Final = re.compile(r"\bb['\"]")
-"""In the message of an error about a name."""
 
 USAGE_CODES: Final = frozenset({100, 101, 102})
 """Codes of ConfigError, DataDirectoryError and UsageError: trying again cannot help."""
@@ -251,9 +247,6 @@ def complain(error: OSError, *, about: str = "") -> None:
 
     if isinstance(error, NokvError):
         text, hint = error.message, error.hint
-        if about and BYTES_NAME.search(text):
-            # The state machine knows bytes of a last name only; the caller knows the whole path.
-            text = os.strerror(error.errno_value).lower()
     else:
         text = error.strerror or str(error)
         hint = ""

@@ -13,6 +13,7 @@ from nokv.errors import (
     ResultTooLarge,
 )
 from nokv.state import acl
+from nokv.state.naming import told
 from nokv.types.commands import (
     TIME_NOW,
     BulkCreate,
@@ -79,7 +80,7 @@ def check_name(name: bytes) -> None:
     """Raise NameTooLong or InvalidArgument unless `name` may name a directory entry."""
     _check_component(name)
     if name in _DOTS:
-        _refuse(f"{name!r} can't name an entry")
+        _refuse(f"'{told(name)}' can't name an entry")
 
 
 def _check_component(name: bytes) -> None:
@@ -87,7 +88,7 @@ def _check_component(name: bytes) -> None:
         message = f"a name of {len(name)} bytes; the limit is {NAME_BYTES_MAX}"
         raise NameTooLong(message)
     if not name or b"/" in name or b"\0" in name:
-        _refuse(f"{name!r} is empty, or has '/' or NUL")
+        _refuse(f"'{told(name)}' is empty, or has '/' or NUL")
 
 
 def check_at(at: At) -> None:
@@ -121,9 +122,9 @@ def check_xattr_name(name: bytes) -> None:
         message = f"an attribute name of {len(name)} bytes; the limit is {NAME_BYTES_MAX}"
         raise NameTooLong(message)
     if not name or b"\0" in name:
-        _refuse(f"{name!r} can't name an attribute")
+        _refuse(f"'{told(name)}' can't name an attribute")
     if (not name.startswith(_XATTR_SPACES) or name in _XATTR_SPACES) and name not in acl.NAMES:
-        message = f"attribute {name!r}"
+        message = f"attribute {told(name)}"
         raise NotSupported(message, hint="names start with user., trusted. or security.")
 
 

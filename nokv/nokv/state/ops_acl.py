@@ -8,6 +8,7 @@ from nokv.errors import NoAttribute, NotSupported, PermissionDenied, ResultTooLa
 from nokv.state import acl
 from nokv.state.access import SET_GID, in_group, need_not_frozen, need_owner
 from nokv.state.context import S_IFMT, Context, is_directory, is_symlink
+from nokv.state.naming import told
 from nokv.state.records import Inode
 from nokv.state.resolve import Found, resolve
 from nokv.types.commands import RemoveXattr, SetXattr
@@ -67,6 +68,6 @@ def shown(inode: Inode, name: bytes) -> bytes:
     if inode.acls is not None:
         value = inode.acls.access if name == acl.ACCESS else inode.acls.default
     if not value:
-        message = f"no attribute {name!r}"
+        message = f"no attribute {told(name)}"
         raise NoAttribute(message)
     return value

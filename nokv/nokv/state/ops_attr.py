@@ -41,6 +41,7 @@ from nokv.state.context import (
 from nokv.state.drops import truncate_body
 from nokv.state.families import Family
 from nokv.state.links import home
+from nokv.state.naming import told
 from nokv.state.records import Inode
 from nokv.state.resolve import Found, resolve
 from nokv.state.tree import add_size
@@ -203,10 +204,10 @@ def set_xattr(ctx: Context, op: SetXattr) -> Done:
         return _change_list(ctx, op)
     found, present = _changeable(ctx, op)
     if present is not None and op.flags == XattrFlag.CREATE:
-        message = f"attribute {op.name!r} exists"
+        message = f"attribute {told(op.name)} exists"
         raise AlreadyExists(message)
     if present is None and op.flags == XattrFlag.REPLACE:
-        message = f"no attribute {op.name!r}"
+        message = f"no attribute {told(op.name)}"
         raise NoAttribute(message)
     more = len(op.name) + 1 if present is None else 0
     names_bytes = found.inode.xattr_bytes + acl.names_bytes(found.inode)
@@ -224,7 +225,7 @@ def remove_xattr(ctx: Context, op: RemoveXattr) -> Done:
         return _change_list(ctx, op)
     found, present = _changeable(ctx, op)
     if present is None:
-        message = f"no attribute {op.name!r}"
+        message = f"no attribute {told(op.name)}"
         raise NoAttribute(message)
     ctx.txn.delete(Family.XATTR, keys.xattr(found.view, found.ino, op.name))
     _write_back(ctx, found, -len(op.name) - 1)

@@ -81,7 +81,8 @@ def create_backup(ctx: Context, op: CreateBackup) -> Done:
         message = f"the volume has {BACKUPS_MAX} backups"
         raise ResultTooLarge(message, hint="delete some: nokv backup delete")
     if any(one.name == op.name and not one.ended_cluster_ns for _, one in found):
-        raise AlreadyExists(f"a backup {op.name} exists")
+        message = f"a backup {op.name} exists"
+        raise AlreadyExists(message, hint="choose another name, or delete it: nokv backup delete")
     made = (one for _, one in found if one.complete or not one.ended_cluster_ns)
     if op.slot and any(one.slot >= op.slot and one.cluster == op.cluster for one in made):
         raise AlreadyExists(f"the scheduled backup of slot {op.slot} was made")

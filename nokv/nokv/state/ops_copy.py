@@ -38,6 +38,7 @@ from nokv.state.extents import EMPTY, clipped, overlay, raised, replaced
 from nokv.state.families import Family
 from nokv.state.holds import share
 from nokv.state.links import home
+from nokv.state.naming import told_at
 from nokv.state.ops_publish import MERGED_INLINE_BYTES_MAX, mint_body
 from nokv.state.pinned import PinnedSource, Source
 from nokv.state.records import Dentry, Inode, body_of, decode_chunk
@@ -155,7 +156,7 @@ def copy(ctx: Context, op: Copy) -> Published:
     if dentry is None:
         return _make(ctx, op, body, parent)
     if op.copy_mode == CopyMode.CREATE:
-        message = f"{op.name!r} exists"
+        message = f"{told_at(op.parent, op.name)}: file exists"
         raise AlreadyExists(message)
     view, ino = enter(parent.view, dentry)
     inode = need_inode(ctx.txn, view, ino)

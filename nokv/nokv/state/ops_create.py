@@ -24,6 +24,7 @@ from nokv.state.context import (
 )
 from nokv.state.families import Family
 from nokv.state.links import home
+from nokv.state.naming import told_at
 from nokv.state.records import Dentry, Inode
 from nokv.state.resolve import Found, resolve, resolve_parent
 from nokv.state.tree import add_name, announce, touch_directory
@@ -44,16 +45,16 @@ def place(ctx: Context, at: At, name: bytes) -> Found:
     """Return the directory in which the free `name` may be made."""
     parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, at)
     need(parent.inode, ctx.caller, X)
-    need_free(ctx, parent, name)
+    need_free(ctx, parent, at, name)
     may_create(parent.inode, ctx.caller)
     return parent
 
 
-def need_free(ctx: Context, parent: Found, name: bytes) -> None:
-    """Raise AlreadyExists if the directory has the name."""
+def need_free(ctx: Context, parent: Found, at: At, name: bytes) -> None:
+    """Raise AlreadyExists if the directory, which the command called `at`, has the name."""
     key = keys.pack2(parent.view, parent.ino) + name
     if ctx.txn.get(_DENTRY, key) is not None:
-        message = f"{name!r} exists"
+        message = f"{told_at(at, name)}: file exists"
         raise AlreadyExists(message)
 
 
@@ -130,7 +131,7 @@ def bulk_create(ctx: Context, op: BulkCreate) -> MadeMany:
     need(parent.inode, caller, X)
     if parent.inode.children:
         for name in names:
-            need_free(ctx, parent, name)
+            need_free(ctx, parent, op.parent, name)
     may_create(parent.inode, caller)
     view, now, count = parent.view, ctx.wall_ns, len(names)
     mode, gid = inherit(parent.inode, caller, REGULAR | op.mode)
@@ -158,7 +159,7 @@ def link(ctx: Context, op: Link) -> Made:
     parent = resolve_parent(txn, caller, ctx.session_id, op.parent)
     view, ino, inode = source.view, source.ino, source.inode
     need(parent.inode, caller, X)
-    need_free(ctx, parent, op.name)
+    need_free(ctx, parent, op.parent, op.name)
     root = chain(txn, parent.view, parent.ino)[-1]
     if parent.view != view or home(txn, view, ino, inode, root)[1] != root:
         message = "the file and its new name lie in different views or staged trees"

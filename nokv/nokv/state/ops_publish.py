@@ -34,6 +34,7 @@ from nokv.state.drops import drop_body, load_chunk, write_chunk
 from nokv.state.extents import from_publish, move, overlay
 from nokv.state.families import Family
 from nokv.state.links import home
+from nokv.state.naming import told_at
 from nokv.state.ops_session import check_upload, consume_upload, need_session
 from nokv.state.publish_arguments import check_publish
 from nokv.state.records import Dentry, Inode
@@ -69,7 +70,7 @@ def publish(ctx: Context, op: Publish) -> Published:
             result = _make(ctx, op, parent.view, parent.ino, parent.inode)
         else:
             if op.publish_mode == PublishMode.CREATE:
-                message = f"{op.name!r} exists"
+                message = f"{told_at(op.parent, op.name)}: file exists"
                 raise AlreadyExists(message)
             view, ino = enter(parent.view, dentry)
             inode = need_inode(ctx.txn, view, ino)
@@ -81,10 +82,11 @@ def publish(ctx: Context, op: Publish) -> Published:
 
 def _make(ctx: Context, op: Publish, view: int, directory: int, parent: Inode) -> Published:
     if op.publish_mode in _KEEPS_BODY:
-        message = f"no file {op.name!r} to patch or append to"
+        message = f"{told_at(op.parent, op.name)}: no such file or directory"
         raise NotFound(message)
     if op.publish_mode == PublishMode.REPLACE_GENERATION and op.if_generation:
-        message = f"{op.name!r} does not exist; generation {op.if_generation} was expected"
+        path = told_at(op.parent, op.name)
+        message = f"{path} does not exist; generation {op.if_generation} was expected"
         raise GenerationMismatch(message)
     access.may_create(parent, ctx.caller)
     mode, gid = access.inherit(parent, ctx.caller, REGULAR | op.mode)

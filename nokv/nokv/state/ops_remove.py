@@ -60,7 +60,7 @@ def rmdir(ctx: Context, op: Rmdir) -> Done:
     parent, view, ino, inode = deletable(ctx, op)
     _need_directory(inode, op)
     if inode.children:
-        message = f"{told_at(op.parent, op.name)} has {inode.children} entries"
+        message = f"{told_at(op.parent, op.name)}: directory not empty"
         raise NotEmpty(message)
     _take_directory(ctx, parent, op.name)
     ctx.add_usage(parent.view, parent.ino, -1, 0, -int(view != parent.view))

@@ -30,6 +30,7 @@ from nokv.state.context import (
     load_dentry,
     need_inode,
 )
+from nokv.state.naming import told, told_at
 from nokv.state.ops_remove import end_empty
 from nokv.state.records import Dentry, Inode, Usage
 from nokv.state.resolve import Found, resolve_parent
@@ -79,15 +80,15 @@ def rename(ctx: Context, op: Rename) -> Done:
     need(to_parent.inode, caller, X)
     source = _look_up(ctx, parent, up, op.source_name)
     if source is None:
-        message = f"no entry {op.source_name!r}"
+        message = f"{told_at(op.source, op.source_name)}: no such file or directory"
         raise NotFound(message)
     exchange = op.flags == RenameFlag.EXCHANGE
     target = _look_up(ctx, to_parent, to_up, op.target_name)
     if target is None and exchange:
-        message = f"no entry {op.target_name!r}"
+        message = f"{told_at(op.target, op.target_name)}: no such file or directory"
         raise NotFound(message)
     if target is not None and op.flags == RenameFlag.NOREPLACE:
-        message = f"{op.target_name!r} exists"
+        message = f"{told_at(op.target, op.target_name)}: file exists"
         raise AlreadyExists(message)
     if target is not None and target.node == source.node:
         return Done()
@@ -159,13 +160,13 @@ def _check_access(
 
 def _check_replace(source: _End, target: _End) -> None:
     if is_directory(source.inode) and not is_directory(target.inode):
-        message = f"{target.name!r} is not a directory"
+        message = f"{told(target.name)} is not a directory"
         raise NotADirectory(message)
     if is_directory(target.inode) and not is_directory(source.inode):
-        message = f"{target.name!r} is a directory"
+        message = f"{told(target.name)} is a directory"
         raise IsADirectory(message)
     if target.inode.children:
-        message = f"{target.name!r} has {target.inode.children} entries"
+        message = f"{told(target.name)}: directory not empty"
         raise NotEmpty(message)
 
 

@@ -33,6 +33,7 @@ from nokv.state.arguments import check_at, check_name, check_xattr_name
 from nokv.state.branches import PRESENT, page_at
 from nokv.state.context import enter, is_symlink, load_attr, load_usage, make_attr
 from nokv.state.families import Family
+from nokv.state.naming import told, told_at
 from nokv.state.ops_quota import get_quota
 from nokv.state.pinned import PinnedSource, Source, shard_of
 from nokv.state.records import (
@@ -128,7 +129,7 @@ def _lookup(source: Source, caller: Caller, request: Lookup) -> AttrReply:
     view = parent.view
     value = source.get(_DENTRY, keys.dentry(view, parent.ino, request.name))
     if value is None:
-        message = f"no entry {request.name!r}"
+        message = f"{told_at(request.parent, request.name)}: no such file or directory"
         raise NotFound(message)
     return AttrReply(_named(source, view, decode_dentry(body_of(value))))
 
@@ -217,7 +218,7 @@ def _get_xattr(source: Source, caller: Caller, request: GetXattr) -> BytesReply:
     if _shown(caller, request.name):
         value = source.get(Family.XATTR, keys.xattr(found.view, found.ino, request.name))
     if value is None:
-        message = f"no attribute {request.name!r}"
+        message = f"no attribute {told(request.name)}"
         raise NoAttribute(message)
     return BytesReply(decode_value(body_of(value)))
 
