@@ -11,6 +11,7 @@ from nokv.errors import AlreadyExists, InvalidArgument, NotFound, NotPermitted, 
 from nokv.state import keys
 from nokv.state.context import JOB_UNPIN, Context
 from nokv.state.families import Family
+from nokv.state.naming import told
 from nokv.state.pinned import Source
 from nokv.state.records import Nested, Pin, Snapshot, decode_count, decode_snapshot
 from nokv.state.views import add_pin
@@ -57,7 +58,7 @@ def check_lease(ttl_ns: int, *, may_hold: bool) -> None:
 def check_path(path: bytes) -> None:
     """Raise InvalidArgument for what is no absolute path."""
     if not path.startswith(b"/") or len(path) > PATH_BYTES_MAX:
-        message = f"{path[:120]!r} is no absolute path of at most {PATH_BYTES_MAX} bytes"
+        message = f"'{told(path)}' is no absolute path of at most {PATH_BYTES_MAX} bytes"
         raise InvalidArgument(message)
 
 
@@ -142,7 +143,8 @@ def hold(
     """
     if stored(ctx.txn, name) is not None:
         message = f"a snapshot {name!r} exists"
-        raise AlreadyExists(message)
+        hint = "choose another name, or delete that one: nokv snapshot delete"
+        raise AlreadyExists(message, hint=hint)
     if ctx.counters.snapshots >= SNAPSHOTS_MAX:
         message = f"the volume has {SNAPSHOTS_MAX} snapshots"
         raise ResultTooLarge(message, hint="delete some: nokv snapshot delete")
