@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.conftest import Nokv
 
 import nokv
-from nokv.testing.cluster import LocalCluster
+from nokv.testing.cluster import LocalCluster, probe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("quiet")]
 
@@ -71,6 +71,24 @@ def test_the_readme(nokv: Nokv, nokv_cluster: LocalCluster) -> None:
 
 def test_the_reference_of_the_sdk(nokv_cluster: LocalCluster) -> None:
     asyncio.run(run_python((ROOT / "docs" / "sdk.md").read_text(), nokv_cluster))
+
+
+def test_the_metrics_that_operators_are_told_to_watch(nokv_cluster: LocalCluster) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    told = set(re.findall(r"`(nokv_[a-z_]*[a-z]|_[a-z_]+)(?:\{\w+\})?`", text))
+    told -= {"nokv_cluster", "nokv_tls_expires_seconds"}  # a fixture; shown with TLS alone
+    shown: set[str] = set()
+    for member in nokv_cluster.members:
+        status, page = probe(member.http_address, "/metrics")
+        assert status == 200
+        shown |= set(re.findall(r"^# TYPE (\w+)", page.decode(), re.MULTILINE))
+    missing = {
+        name
+        for name in told
+        if name not in shown and not (name[0] == "_" and any(one.endswith(name) for one in shown))
+    }
+    assert len(told) > 30
+    assert not missing
 
 
 async def run_python(text: str, cluster: LocalCluster) -> None:

@@ -266,6 +266,14 @@ def test_every_command_and_option_exists(document: str) -> None:
     assert seen or document == "docs/testing.md"
 
 
+def test_make_targets_that_the_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for page in PAGES:
+        shown = [*spans(read(page)), *re.findall(r"^    .*$", read(page), re.MULTILINE)]
+        named = {one for text in shown for one in re.findall(r"\bmake ([a-z-]+)", text)}
+        assert named <= targets, page
+
+
 # ---------------------------------------------------------------- modules and pages
 
 PAGES = [str(name) for name in source.files() if name.suffix == ".md"]
