@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import inspect
 import re
 import shlex
@@ -231,14 +232,20 @@ def actions(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParse
     return {}
 
 
+@functools.cache
+def parser_of(command: str) -> argparse.ArgumentParser:
+    known = actions(main._parser(command))
+    assert command in known, f"nokv has no {command!r}"
+    return known[command]
+
+
 def parsers_of(words: list[str]) -> list[argparse.ArgumentParser]:
     """The parsers of a command line: `member list | add` has two."""
     command, *rest = words
-    known = actions(main._parser(command))
-    assert command in known, f"nokv has no {command!r}"
-    below = actions(known[command])
+    parser = parser_of(command)
+    below = actions(parser)
     if not below or not rest:
-        return [known[command]]
+        return [parser]
     found = []
     while rest:
         assert rest[0] in below, f"nokv {command} has no {rest[0]!r}"
