@@ -409,9 +409,12 @@ class LmdbKV:
             if puts:
                 self._cursors[family].putmulti(puts)
             if deletes:
-                delete, db = self._txn.delete, self._dbs[family]
+                # A cursor looks at its own page first: neighbours go without a way from the root.
+                cursor = self._cursors[family]
+                seek, delete = cursor.set_key, cursor.delete
                 for key in deletes:
-                    delete(key, db=db)
+                    if seek(key):
+                        delete()
         except lmdb.Error as error:
             self._fail("write", error)
 

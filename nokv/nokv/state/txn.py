@@ -346,6 +346,11 @@ class Txn:
             born = self.version if death is None else death
             self._end_in_branch(family, key, born, hide=death is None or family is _INODE)
 
+    def delete_unpinned(self, family: Family, gone: list[bytes]) -> None:
+        """Delete records of the live tree, as `delete` would, while it has no pin."""
+        assert ROOT_VIEW not in self._pins, "what a pin shows goes to history"
+        self._own[family].update(dict.fromkeys(gone))
+
     def forget(self, family: Family, key: bytes, *, death: int) -> None:
         """Take a record away from a view that died at `death`: nothing looks for it there now."""
         self._retire(family, key, death, touch=False)

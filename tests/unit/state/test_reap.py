@@ -12,12 +12,23 @@ from tests.unit.state.test_session_any_command import run
 
 from nokv.errors import InvalidArgument
 from nokv.kv.lmdb_store import LmdbKV
+from nokv.state import reap
 from nokv.state.families import Family
 from nokv.state.machine import StateMachine
 from nokv.state.memory import MemoryKV
 from nokv.state.port import KV
-from nokv.types.commands import Link, PinView, Reap, RemoveTree, SetXattr, UnpinView
+from nokv.types.commands import (
+    Link,
+    Mknod,
+    PinView,
+    Reap,
+    RemoveTree,
+    SetXattr,
+    Symlink,
+    UnpinView,
+)
 from nokv.types.results import Pinned, Reaped
+from nokv.types.views import WorkspaceCreate
 
 
 def rows(kv: KV) -> dict[Family, list[tuple[bytes, bytes]]]:
@@ -60,6 +71,49 @@ def test_small_steps_do_what_one_does(limit: int) -> None:
             assert one[family] == other[family], family.name
     assert len(one[Family.DROP]) == len(other[Family.DROP])
     assert small.quiesce() == large.quiesce()
+
+
+def mixed() -> Files:
+    """Return a shard with a removed tree of all sorts, and no pin."""
+    files = Files()
+    for name in ("keep", "d", "d/e"):
+        files.mkdir(name)
+    for directory in ("d", "d/e"):
+        files.publish(f"{directory}/body", stored(10))
+        files.publish(f"{directory}/linked", stored(20))
+        files.publish(f"{directory}/twice", stored(30))
+        files.publish(f"{directory}/named", stored(40))
+        for name in ("empty", "void"):
+            files.create(f"{directory}/{name}")
+        files.do(SetXattr(at(f"{directory}/named"), b"user.a", b"v"))
+        files.do(Symlink(at(directory), b"symbolic", b"to/somewhere"))
+        files.do(Mknod(at(directory), b"fifo", 0o010644))
+        files.do(Link(at(f"{directory}/linked"), at("keep"), directory.encode()[-1:]))
+        files.do(Link(at(f"{directory}/twice"), at(directory), b"again"))
+        files.do(WorkspaceCreate(at(directory), b"view", 0o755))
+    files.do(RemoveTree(at(), b"d"))
+    return files
+
+
+@pytest.mark.parametrize("limit", [3, 5, 1000])
+def test_plain_files_end_at_once_as_they_do_one_by_one(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, slow = mixed(), mixed()
+    fast.reap(limit)
+    monkeypatch.setattr(reap, "_end_plain", lambda _ctx, rows, _death: rows)
+    slow.reap(limit)
+    for files in (fast, slow):
+        files.check()
+        assert files.usage() == (3, 40)
+    one, other = rows(fast.kv), rows(slow.kv)
+    drops = [sorted(value for _, value in each.pop(Family.DROP)) for each in (one, other)]
+    assert drops[0] == drops[1]
+    assert len(drops[0]) >= 6
+    for each in (one, other):  # the fingerprint is of results, whose steps are the same
+        assert len(each.pop(Family.META)) > 1
+    assert one == other
+    assert fast.quiesce() == slow.quiesce()
 
 
 def test_each_step_keeps_every_invariant() -> None:
