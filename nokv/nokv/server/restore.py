@@ -5,8 +5,8 @@ by the log alone, every further member takes an image. What makes it a restored 
 state from the start: until an operator adopts the volume nothing of the bucket is deleted.
 
 The identity is drawn and written first, under another name, and renamed last: a restore that was
-cut short serves nothing, and one that is repeated is the same cluster, with the same mark in the
-bucket.
+cut short serves nothing, and one that is repeated is the same cluster. Its mark in the bucket comes
+right before that, so a cluster that never was keeps no backup from being deleted.
 """
 
 from __future__ import annotations
@@ -88,16 +88,22 @@ async def mark(store: ObjectStore, head: Head, cluster: str, lineage: Iterable[s
     """Leave the mark of a restored cluster, and see that the backup is still kept.
 
     In this order: whoever ends the backup deletes its manifest first and looks for marks then, so
-    one of both sees the other. Raises BackupGone.
+    one of both sees the other. What was looked at before is there, then: nothing was let go of.
+    Raises BackupGone; no mark is left.
     """
     places = [place(head), *lineage]
     for where in places:
         await store.put(f"{where}{MARK}{cluster}.json", b'{"format":1}')
     try:
-        found: Manifest = await read_manifest(store, place(head))
+        await check_held(store, head)
     except BackupGone:
         await store.delete([f"{where}{MARK}{cluster}.json" for where in places])
         raise
+
+
+async def check_held(store: ObjectStore, head: Head) -> None:
+    """Return if a backup is kept. Raises BackupGone, and BackupDamaged for another's manifest."""
+    found: Manifest = await read_manifest(store, place(head))
     if found.head != head:
         raise BackupDamaged(f"{place(head)}{MANIFEST} is another backup's")
 
@@ -142,7 +148,7 @@ async def restore(
     try:
         lineage = _lineage(kv)
         if held:
-            await mark(store, head, identity.cluster.cluster, [where for _, where in lineage])
+            await check_held(store, head)
         position = _rewrite(kv, head, identity, lineage, silence_ns)
         missing, files = await fsck(kv, store, head.volume.volume, made.with_name("fsck"))
     except StoreFailed as error:
@@ -151,6 +157,8 @@ async def restore(
         kv.close()
     _found_log(data_dir, config, identity, position)
     _rename(made, state_path(data_dir))
+    if held:
+        await mark(store, head, identity.cluster.cluster, [where for _, where in lineage])
     if join_file is not None:
         write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
     _rename(data_dir / RESTORING_FILE, data_dir / IDENTITY_FILE)
