@@ -22,6 +22,7 @@ from nokv_model import access
 from nokv_model.state import Discarded, State
 from nokv_model.step import Step
 from nokv_model.tree import NOBODY, ROOT, Forest, Inode, file_type
+from nokv_model.views import require_room
 
 PRIVATE = FileType.DIRECTORY << 12 | 0o700
 
@@ -84,6 +85,8 @@ def restore(step: Step, op: RestoreTrash) -> Made:
         message = "the entry lies in the trash of another view"
         raise CrossesView(message)
     access.require_unstaged(step.forest, parent)
+    taken = len(step.forest.views_below(inode)) if inode.is_directory else 1
+    require_room(step, parent, taken - int(inode.view == op.view))
     _take(step, op.view, op.trash)
     step.attach(parent, name, inode)
     step.touch(inode)

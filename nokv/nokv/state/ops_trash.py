@@ -46,6 +46,7 @@ from nokv.state.trash import (
     weight,
 )
 from nokv.state.tree import announce, touch_directory
+from nokv.state.views import need_room
 from nokv.types.commands import RemoveTree
 from nokv.types.events import EventKind
 from nokv.types.limits import NESTED_VIEWS_MAX
@@ -144,12 +145,13 @@ def restore(ctx: Context, op: RestoreTrash) -> Made:
     _need_own(ctx, entry)
     name = op.name or entry.record.name
     parent = _target(ctx, op, entry, name)
+    more = weight(ctx.txn, entry.node, entry.inode, is_graft=entry.is_graft)
+    need_room(ctx, parent.view, parent.ino, more.grafts)
     hidden = take_entry(ctx, entry)
     lost = int(is_directory(entry.inode))
     ctx.put_dentry(parent.view, parent.ino, name, entry.dentry)
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=1, nlink=lost)
     move(ctx, entry.view, entry.dentry, entry.inode, hidden, (parent.ino, name))
-    more = weight(ctx.txn, entry.node, entry.inode, is_graft=entry.is_graft)
     ctx.add_usage(parent.view, parent.ino, more.entries, more.size_bytes, more.grafts)
     end_empty(ctx, entry.view)
     ino, view = entry.node[1], entry.dentry.view

@@ -33,7 +33,16 @@ from nokv.state.records import Inode, Snapshot, View
 from nokv.state.resolve import Found, resolve, resolve_parent
 from nokv.state.snapshots import Subject, need_snapshot
 from nokv.state.tree import touch_directory
-from nokv.state.views import Shown, identity_of, make_copy, nested_below, plan_copy, put_graft
+from nokv.state.views import (
+    Shown,
+    identity_of,
+    make_copy,
+    need_room,
+    need_room_in_itself,
+    nested_below,
+    plan_copy,
+    put_graft,
+)
 from nokv.types.events import EventKind
 from nokv.types.results import Done, Reaped
 from nokv.types.values import At
@@ -172,12 +181,16 @@ def clone(ctx: Context, op: Clone) -> ViewMade:
         shown = _shown(need_snapshot(ctx.txn, op.snapshot, ctx.cluster_ns))
         then = PinnedSource(ctx.txn, shown.version)
         need(need_inode(then, shown.view, shown.ino), ctx.caller, R | X)
+        _need_reachable(ctx, parent)
     else:
         source = _readable(ctx, op.source, session=ctx.session_id)
         _need_reachable(ctx, source)
+        _need_reachable(ctx, parent)
         nested = nested_below(ctx, source.view, source.ino)
         shown = Shown(source.view, source.ino, ctx.version - 1, nested)
-    _need_reachable(ctx, parent)
+    more = 1 + len(shown.nested)
+    need_room(ctx, parent.view, parent.ino, more)
+    need_room_in_itself(ctx, (shown.view, shown.ino), parent.view, parent.ino, more)
     copy = plan_copy(ctx, shown, (parent.view, parent.ino, op.name))
     make_copy(ctx, copy)
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=1, nlink=1)
@@ -202,6 +215,7 @@ def workspace_create(ctx: Context, op: WorkspaceCreate) -> ViewMade:
     """Make an empty directory that is a view of its own."""
     parent = place(ctx, op.parent, op.name)
     _need_reachable(ctx, parent)
+    need_room(ctx, parent.view, parent.ino, 1)
     mode, gid = inherit(parent.inode, ctx.caller, DIRECTORY | op.mode)
     mode, acls = inherited(parent.inode, mode, 0)
     now, number, ino = ctx.wall_ns, ctx.new_view(), ctx.new_inode()
@@ -261,6 +275,8 @@ def rollback(ctx: Context, op: Rollback) -> RolledBack:
     subject = _subject(ctx, before)
     kept = snapshots.hold(ctx, name, op.path, subject, op.keep_ns, automatic=True)
     replaced = before.view if before.view != parent.view else None
+    more = int(replaced is None) + len(snapshot.nested) - len(subject.nested)
+    need_room(ctx, parent.view, parent.ino, more)
     holder = (parent.view, parent.ino, op.name)
     copy = plan_copy(ctx, _shown(snapshot), holder, identity=identity, replaces=replaced)
     was = ctx.usage(before.view, before.ino)

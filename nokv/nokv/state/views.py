@@ -18,6 +18,7 @@ from nokv.state.context import (
     JOB_UNPIN,
     JOB_VIEW,
     Context,
+    above,
     chain,
     need_inode,
     root_of,
@@ -84,6 +85,47 @@ def nested_below(ctx: Context, view: int, ino: int) -> tuple[Nested, ...]:
     _collect(ctx, view, ino, found)
     assert len(found) == count, f"{len(found)} views below {view}:{ino}, which counts {count}"
     return tuple(found)
+
+
+def need_room(ctx: Context, view: int, directory: int, more: int) -> None:
+    """Raise ResultTooLarge where something that ends as a whole would get too many views in it.
+
+    That is a view above the directory, or the entry of a trash that it lies in. A plain directory
+    may hold any number, as what is in it can go one by one.
+    """
+    for number, up in _upwards(ctx, view, directory) if more > 0 else ():
+        if up[-1] == root_of(ctx.txn, number):
+            if number:
+                _need_room_in(ctx, number, up[-1], more)
+        elif up[-1] == view_of(ctx.txn, number).trash and len(up) > 1:
+            _need_room_in(ctx, number, up[-2], more)
+
+
+def need_room_in_itself(
+    ctx: Context, source: tuple[int, int], view: int, directory: int, more: int
+) -> None:
+    """Raise ResultTooLarge where a directory would get too many views by copies into itself."""
+    places = _upwards(ctx, view, directory)
+    if any(number == source[0] and source[1] in up for number, up in places):
+        _need_room_in(ctx, *source, more)
+
+
+def _upwards(ctx: Context, view: int, directory: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield (view, chain) of a directory, and of those that hold the views above, while shown."""
+    place: tuple[int, int] | None = (view, directory)
+    while place is not None:
+        number, up = place[0], chain(ctx.txn, *place)
+        yield number, up
+        holder = above(ctx.txn, number)
+        inside = holder is not None and up[-1] == root_of(ctx.txn, number)
+        place = holder[:2] if holder is not None and inside else None
+
+
+def _need_room_in(ctx: Context, view: int, ino: int, more: int) -> None:
+    count = ctx.usage(view, ino).grafts + more
+    if count > NESTED_VIEWS_MAX:
+        message = f"{count} views below directory {view}:{ino}; the limit is {NESTED_VIEWS_MAX}"
+        raise ResultTooLarge(message, hint="make it elsewhere, or remove some of them")
 
 
 def _collect(ctx: Context, view: int, ino: int, found: list[Nested]) -> None:

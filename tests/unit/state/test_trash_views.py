@@ -10,8 +10,6 @@ from nokv.state import ops_trash, views
 from nokv.types.commands import Mkdir
 from nokv.types.results import Reaped
 from nokv.types.trash import ExpireTrash, KeepTrash, Trash
-from nokv.types.values import At
-from nokv.types.views import WorkspaceCreate
 
 
 def trash(shard: Views, path: str) -> None:
@@ -44,24 +42,6 @@ def test_a_view_whose_own_trash_is_full_of_views_keeps_nothing_else_from_going(
     assert not shard.machine.has_trash()
     shard.settle()
     assert not shard.views()
-    shard.check()
-
-
-def test_an_entry_that_got_too_many_views_by_a_handle_waits_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(views, "NESTED_VIEWS_MAX", 2)
-    shard = tree()
-    made = shard.workspace("w")
-    trash(shard, "w")
-    trash(shard, "a/x")
-    for number in range(3):
-        shard.do(WorkspaceCreate(At(made.view, made.inode), b"%d" % number, 0o755))
-    over(shard)
-    assert shard.internal(ExpireTrash(10)) == Reaped(1, more=False)
-    assert shard.internal(ExpireTrash(10)) == Reaped(0, more=False)
-    monkeypatch.undo()
-    assert shard.internal(ExpireTrash(10)) == Reaped(1, more=False)
     shard.check()
 
 
