@@ -170,7 +170,9 @@ async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
             continue
         age_h = max(0, time.time_ns() - row.created_wall_ns) / 3.6e12
         size = output.size(row.size_bytes)
-        print(f"{row.name}  {state}  version {row.version}  {size}  {age_h:.1f} h  {row.where}")
+        print(
+            f"{row.name}  {state}  version {row.version}  {size}  {age_h:.1f} h  {output.shown(row.where)}"
+        )
     return 0
 
 
@@ -200,7 +202,7 @@ async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
         await core.propose(EndBackup(row.backup), (), options.timeout)
         await clear(store, where, gone=gone)
         if row.where.startswith("file:"):
-            print(f"its bytes stay where they were stored: {row.where}")
+            print(f"its bytes stay where they were stored: {output.shown(row.where)}")
     print(f"backup {options.name} is deleted; what it held goes after the collector's grace")
     return 0
 

@@ -69,7 +69,7 @@ async def _show(
             text += f" -> {output.shown(await fs.readlink(path))}"
         print(output.long_line(attr, text))
     else:
-        print(output.shown(name))
+        print(output.bare(name))
 
 
 # ---------------------------------------------------------------- stat

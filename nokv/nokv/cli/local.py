@@ -322,11 +322,20 @@ def _down(options: argparse.Namespace) -> int:
 
     folder = ClusterFolder(options.dir or default_folder())
     stopped = folder.stop()
-    print(f"stopped {len(stopped)} of {len(folder.members)} nodes in {folder.path}")
+    print(_stopped(len(stopped), len(folder.members), folder.path))
     if options.remove:
         remove(folder)
         print(f"removed {folder.path}")
     return 0
+
+
+def _stopped(stopped: int, nodes: int, path: Path) -> str:
+    """Return what is said of the nodes of a cluster after they were told to stop."""
+    if not stopped:
+        return f"no node was running in {path}"
+    idle = nodes - stopped
+    rest = f"; {output.plural(idle, 'was', 'were')} not running" if idle else ""
+    return f"stopped {output.plural(stopped, 'node')} in {path}{rest}"
 
 
 def remove(folder: ClusterFolder) -> None:

@@ -67,10 +67,24 @@ def attr_fields(attr: Attr) -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """Return a name as it is written: as it is, but on a terminal without control characters."""
-    if not sys.stdout.isatty():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    """Return a name as lines show it: control characters and what is not UTF-8 as `\\n`, `\\xff`.
+
+    So a name can't make a line of its own, or write to the terminal; JSON has it as it is.
+    """
+    return name if name.isprintable() else "".join(map(_escaped, name))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte, by surrogateescape
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def bare(name: str) -> str:
+    """Return a name that is a line by itself: for other programs as it is, as ls(1) does."""
+    return shown(name) if sys.stdout.isatty() else name
 
 
 def long_line(attr: Attr, name: str) -> str:

@@ -5,7 +5,6 @@ What they mean is said in docs/namespace.md (Views).
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from nokv.client.arguments import checked_methods
@@ -17,7 +16,7 @@ from nokv.client.readonly import SnapshotView
 from nokv.client.reads import ReadHandle, shown_path
 from nokv.errors import InvalidArgument, NotFound, PredicateFailed
 from nokv.types.commands import RemoveTree, VersionIs
-from nokv.types.limits import PAGE_MAX
+from nokv.types.limits import PAGE_MAX, SNAPSHOT_TTL_NS_MAX, SNAPSHOT_TTL_NS_MIN
 from nokv.types.reads import PRESENT, BodiesReply, ListBodies
 from nokv.types.values import At, Attr
 from nokv.types.views import (
@@ -64,9 +63,10 @@ def lease_ns(ttl_s: float | None, *, hold: bool) -> int:
             raise InvalidArgument(message)
         return HELD
     ttl_s = LEASE_S if ttl_s is None else ttl_s
-    if not math.isfinite(ttl_s) or not 1 <= ttl_s <= 1e10:
+    if not SNAPSHOT_TTL_NS_MIN <= ttl_s * 1e9 <= SNAPSHOT_TTL_NS_MAX:
         message = f"a lease of {ttl_s} s"
-        raise InvalidArgument(message, hint="at least a second; hold=True: until it is deleted")
+        hint = f"1 to {SNAPSHOT_TTL_NS_MAX // 10**9} s, a hundred years; or hold it: --hold"
+        raise InvalidArgument(message, hint=hint)
     return int(ttl_s * 1e9)
 
 

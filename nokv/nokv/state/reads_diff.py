@@ -46,7 +46,7 @@ _DIRECTORY = FileType.DIRECTORY
 def diff(txn: Txn, caller: Caller, request: Diff) -> DiffReply:
     """Answer `Diff`.
 
-    Raises InvalidArgument for sides that are no two versions of one directory, VersionNotPinned,
+    Raises InvalidArgument for sides that are no states of one directory, VersionNotPinned,
     and what resolving the sides raises.
     """
     check_at(request.at)
@@ -59,8 +59,9 @@ def diff(txn: Txn, caller: Caller, request: Diff) -> DiffReply:
     left = Side(shard, caller, request.at, request.at_version)
     right = Side(shard, caller, request.to, request.to_version)
     if left.root != right.root:
-        message = f"inodes {left.root} and {right.root} are no two versions of one"
-        raise InvalidArgument(message, hint="compare the directories that hold them")
+        message = "the two are no states of one directory"
+        hint = "compare a directory with a snapshot or a clone of it, or the ones that hold them"
+        raise InvalidArgument(message, hint=hint)
     pages = _Page(left, right)
     left_over, after, present = request.limit * _SKIPS, request.after, txn.counters.version
     for cursor, examine in pages.candidates(*start):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nokv.cli import output
 from nokv.cli.client import basename, join
 from nokv.cli.debug import decode, plain, unfolded
-from nokv.cli.local import default_folder, parse_store
+from nokv.cli.local import _stopped, default_folder, parse_store
 from nokv.cli.main import one_line
 from nokv.cli.names import octal
 from nokv.cli.status import table
@@ -52,14 +52,24 @@ def test_an_error_stays_on_its_line(data: bytes) -> None:
     shown.encode()
 
 
-def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_one_line_by_itself_only_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    assert output.shown("a\x1b[2J") == "a\x1b[2J"
+    odd, told = "a\x1b[2J\n\udcff\u202e", "a\\x1b[2J\\n\\xff\\u202e"
+    assert (output.shown(odd), output.bare(odd)) == (told, odd)
     monkeypatch.setattr(sys, "stdout", Terminal())
-    assert output.shown("a\x1b[2J\udcff") == "a\\x1b[2J\\udcff"
+    assert (output.shown(odd), output.bare(odd)) == (told, told)
+    assert output.shown("plain") == "plain"
+
+
+def test_what_stopping_a_cluster_says() -> None:
+    path = Path("/c")
+    assert _stopped(3, 3, path) == "stopped 3 nodes in /c"
+    assert _stopped(2, 3, path) == "stopped 2 nodes in /c; 1 was not running"
+    assert _stopped(1, 3, path) == "stopped 1 node in /c; 2 were not running"
+    assert _stopped(0, 3, path) == "no node was running in /c"
 
 
 def test_attributes() -> None:

@@ -207,7 +207,7 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(InvalidArgument):
             page(shard, version, after=after)
-    with pytest.raises(InvalidArgument, match="no two versions"):
+    with pytest.raises(InvalidArgument, match="no states of one directory"):
         shard.read(Diff(at("a"), at("b"), version))
     with pytest.raises(NotFound):
         shard.read(Diff(at("a"), at("none"), version))
