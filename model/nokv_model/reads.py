@@ -27,7 +27,7 @@ from nokv_model.attributes import list_names
 from nokv_model.body import Content, window
 from nokv_model.sessions import Session
 from nokv_model.state import Snapshot, State, View
-from nokv_model.tree import Forest, Inode, file_type
+from nokv_model.tree import ROOT, Forest, Inode, file_type
 
 
 def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Read) -> r.ReadValue:
@@ -36,6 +36,7 @@ def run(state: State, version: int, cluster_ns: int, caller: Caller, read: r.Rea
         case r.StatFs():
             return r.StatFsReply(*state.forest.totals())
         case r.ReadEvents():
+            access.require(caller, state.forest.inodes[ROOT], R)
             return _events(state, version, read)
         case r.GetSession():
             return _session(state, read.session).reply()

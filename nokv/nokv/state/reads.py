@@ -31,7 +31,14 @@ from nokv.state import (
 from nokv.state.access import R, X, need
 from nokv.state.arguments import check_at, check_name, check_xattr_name
 from nokv.state.branches import PRESENT, page_at
-from nokv.state.context import enter, is_symlink, load_attr, load_usage, make_attr
+from nokv.state.context import (
+    enter,
+    is_symlink,
+    load_attr,
+    load_usage,
+    make_attr,
+    need_inode,
+)
 from nokv.state.families import Family
 from nokv.state.naming import told, told_at
 from nokv.state.ops_quota import get_quota
@@ -74,7 +81,7 @@ from nokv.types.reads import (
     UsageReply,
     VolumeReply,
 )
-from nokv.types.values import Attr, Caller, Volume
+from nokv.types.values import ROOT_INODE, Attr, Caller, Volume
 
 EVENTS_BYTES_MAX = 2 * 1024 * 1024
 """Rough size of one reply of events; what does not fit comes with the next cursor."""
@@ -261,8 +268,12 @@ def _get_volume(txn: Txn, _caller: Caller, _request: GetVolume) -> VolumeReply:
     )
 
 
-def _read_events(txn: Txn, _caller: Caller, request: ReadEvents) -> EventsReply:
-    """Answer events above the cursor: whole records, but the last one may be cut by size."""
+def _read_events(txn: Txn, caller: Caller, request: ReadEvents) -> EventsReply:
+    """Answer events above the cursor: whole records, but the last one may be cut by size.
+
+    They tell the names of the whole tree, so its root asks for what a watch of it asks for.
+    """
+    need(need_inode(txn.present, 0, ROOT_INODE), caller, R)
     present, cursor = txn.counters.version, request.cursor
     if cursor < txn.counters.first_event:
         raise too_old(cursor, txn.counters.first_event)

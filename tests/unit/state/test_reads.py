@@ -246,6 +246,14 @@ def events(shard: Shard, cursor: int, limit: int = 256) -> EventsReply:
     return reply
 
 
+def test_the_feed_is_for_those_who_may_list_the_root() -> None:
+    shard = Shard()
+    shard.do(SetAttr(at(), mode=0o711))
+    events(shard, 0)
+    with pytest.raises(PermissionDenied):
+        shard.machine.read(ALICE, ReadEvents(0))
+
+
 def test_a_cursor_gives_every_event_above_it_once() -> None:
     shard = Shard()
     start = shard.machine.version
