@@ -170,9 +170,8 @@ async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
             continue
         age_h = max(0, time.time_ns() - row.created_wall_ns) / 3.6e12
         size = output.size(row.size_bytes)
-        print(
-            f"{row.name}  {state}  version {row.version}  {size}  {age_h:.1f} h  {output.shown(row.where)}"
-        )
+        what = f"{row.name}  {state}  version {row.version}"
+        print(f"{what}  {size}  {age_h:.1f} h  {output.shown(row.where)}")
     return 0
 
 
