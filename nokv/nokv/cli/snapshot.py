@@ -98,6 +98,7 @@ def _fields(row: SnapshotReply) -> dict[str, object]:
         "views": row.views,
         "clones": row.clones,
         "backups": row.backups,
+        **_holders(row),
         "alone_bytes": row.alone_bytes,
         "view": row.view,
         "inode": row.inode,
@@ -110,20 +111,33 @@ def _path(row: SnapshotReply) -> str:
     return decode_name(row.path)
 
 
+def _holders(row: SnapshotReply) -> dict[str, list[str]]:
+    """Return who holds what a snapshot shows; a clone that was removed has no path."""
+    from nokv.client.paths import decode_name
+
+    clones = [decode_name(path) for path in row.clone_paths if path]
+    return {"clone_paths": clones, "backup_names": list(row.backup_names)}
+
+
+def _named(count: str, names: list[str]) -> str:
+    return f"{count} ({', '.join(map(output.shown, names))})" if names else count
+
+
 def _line(row: SnapshotReply) -> str:
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created_wall_ns / 1e9))
     ends = "held" if row.left_s is None else f"{output.duration(row.left_s)} left"
     marks = [ends, f"by uid {row.maker}"]
+    holders = _holders(row)
     if row.clones:
-        marks.append(output.plural(row.clones, "clone"))
+        marks.append(_named(output.plural(row.clones, "clone"), holders["clone_paths"]))
     if row.backups:
-        marks.append(output.plural(row.backups, "backup"))
+        marks.append(_named(output.plural(row.backups, "backup"), holders["backup_names"]))
     if row.views > 1:
         marks.append(f"{output.plural(row.views - 1, 'view')} inside")
     if row.automatic:
         marks.append("automatic")
     if row.alone_bytes:
-        marks.append(f"keeps {output.size(row.alone_bytes)} alone")
+        marks.append(f"alone shows {output.size(row.alone_bytes)}")
     path = output.shown(_path(row))
     return f"{row.name}  {path}  version {row.version}  {made}  {', '.join(marks)}"
 

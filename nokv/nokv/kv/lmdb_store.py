@@ -409,12 +409,9 @@ class LmdbKV:
             if puts:
                 self._cursors[family].putmulti(puts)
             if deletes:
-                # A cursor looks at its own page first: neighbours go without a way from the root.
                 cursor = self._cursors[family]
-                seek, delete = cursor.set_key, cursor.delete
-                for key in deletes:
-                    if seek(key):
-                        delete()
+                for _ in filter(cursor.set_key, deletes):  # it looks at its own page first
+                    cursor.delete()
         except lmdb.Error as error:
             self._fail("write", error)
 

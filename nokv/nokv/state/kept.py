@@ -4,6 +4,10 @@ A hold [born, death) waits for the pins in it, which are neighbours: from the fi
 birth to the newest below its death. A row of META counts the holds of a view by that pair, as it
 was when they ended. Pins arise later only above every death, or where one is, and they go: so the
 pair that counts today is found from the stored one and the pins of today, and no row moves.
+
+It counts holds, each in full, by the contents that they show. Whether another hold, live or kept by
+another pin, has the same objects is not asked: that would take all references of each object of
+each body, and an answer would be old with the next copy.
 """
 
 from __future__ import annotations

@@ -145,6 +145,10 @@ class ListViews(Strict, frozen=True, tag=41):
     limit: int = 256
 
 
+HOLDERS_MAX = 16
+"""Clones, and backups, that a row of a snapshot names; its counts have all."""
+
+
 class SnapshotReply(Lenient, frozen=True, tag=17):
     """A snapshot as it stands."""
 
@@ -166,11 +170,17 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     cluster_ns: int
     """Of the reply: until_cluster_ns counts in it."""
     alone_bytes: int = 0
-    """Of bodies that went or were replaced since: nothing but this keeps them."""
+    """Of contents that went or were replaced since and that no other snapshot, clone or backup
+    shows. What copies share counts once for each, also where another keeps it: so this is at most
+    what the deletion frees, and exactly that where nothing was copied."""
     backups: int = 0
     """Backups that hold the same version."""
     maker: int = 0
     """uid of who made it."""
+    clone_paths: tuple[bytes, ...] = ()
+    """Where those clones are, at most HOLDERS_MAX; of one that was removed and still holds: empty."""
+    backup_names: tuple[str, ...] = ()
+    """Of those backups, at most HOLDERS_MAX."""
 
     @property
     def left_s(self) -> float | None:
@@ -212,6 +222,8 @@ class ViewReply(Lenient, frozen=True):
     """Of all it shows (usage of its root)."""
     path: bytes = b""
     """Where it is, from the root of the live tree; empty where nothing leads to it."""
+    origin_path: bytes = b""
+    """Where that which it was copied from is now; empty where nothing leads there any more."""
 
 
 class ViewsReply(Lenient, frozen=True, tag=19):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from tests.unit.state.bodies import Files, stored
 from tests.unit.state.namespace_programs import NAMES
 from tests.unit.state.shard import Shard, at
 from tests.unit.state.test_diff_views import Program
@@ -22,6 +23,7 @@ from nokv.types.commands import (
     SessionMarks,
     Unlink,
 )
+from nokv.types.copies import Copy, CopyMode
 from nokv.types.reads import DropsReply, GetDrops
 from nokv.types.values import At, ChunkMap, Extent, Marks
 from nokv.types.views import (
@@ -128,6 +130,65 @@ def test_what_two_snapshots_keep_neither_keeps_alone() -> None:
     assert kept(shard, "one") == 5
     shard.do(Clone(at("d"), at(), b"copy", "one"))
     assert kept(shard, "one") == 0
+
+
+def copied(source: str, name: str, mode: int = CopyMode.CREATE, **rest: int) -> Copy:
+    return Copy(at(f"d/{source}"), at("d"), name.encode(), mode, 0o640, **rest)
+
+
+def with_file() -> Files:
+    files = Files()
+    files.mkdir("d")
+    files.publish("d/f", stored(10))
+    return files
+
+
+def test_copies_inside_a_snapshot_count_once_each() -> None:
+    files = with_file()
+    files.do(copied("f", "g"))
+    snapshot(files, "d", "s")
+    files.do(Unlink(at("d"), b"f"))
+    assert kept(files, "s") == 10  # g still keeps the object: it is what s alone shows
+    files.do(Unlink(at("d"), b"g"))
+    assert kept(files, "s") == 20
+    files.do(SnapshotDelete("s"))
+    assert len(files.quiesce()) == 1, "the object of both"
+
+
+def test_a_copy_that_lives_keeps_what_a_snapshot_alone_shows() -> None:
+    files = with_file()
+    snapshot(files, "d", "s")
+    files.do(copied("f", "g"))
+    files.do(Unlink(at("d"), b"f"))
+    assert kept(files, "s") == 10
+    files.do(SnapshotDelete("s"))
+    assert files.quiesce() == set(), "the copy has the object"
+
+
+def test_what_was_reverted_to_is_shown_by_the_snapshot_too() -> None:
+    files = with_file()
+    snapshot(files, "d", "s")
+    version = files.machine.version - 1
+    files.publish("d/f", stored(7))
+    assert kept(files, "s") == 10
+    files.do(copied("f", "f", CopyMode.REPLACE, at_version=version))
+    assert kept(files, "s") == 10
+    files.do(SnapshotDelete("s"))
+    assert len(files.quiesce()) == 1, "what was published in between"
+    assert files.stat("d/f").size == 10
+
+
+def test_copies_across_snapshots_count_for_what_each_alone_shows() -> None:
+    files = with_file()
+    snapshot(files, "d", "one")
+    files.do(copied("f", "g"))
+    snapshot(files, "d", "two")
+    files.do(Unlink(at("d"), b"f"))
+    files.do(Unlink(at("d"), b"g"))
+    assert (kept(files, "one"), kept(files, "two")) == (0, 10)
+    files.do(SnapshotDelete("one"))
+    assert kept(files, "two") == 20
+    files.check()
 
 
 def test_what_came_after_a_snapshot_is_the_next_ones() -> None:
