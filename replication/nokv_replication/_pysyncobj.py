@@ -19,11 +19,11 @@ Names used, all of `SyncObj`, each here and nowhere else:
   `__noopIDx`, `__raftNextIndex`, `__raftMatchIndex`, `__raftElectionDeadline`,
   `__newAppendEntriesTime`;
 - attributes written: `__otherNodes` (peers that count), `__readonlyNodes` (peers that are sent to
-  and do not count), `__raftMatchIndex`, `__lastResponseTime` (of members that come and go: the
-  quorum check looks at it), `__raftLeader` (a newer term was learnt), `__raftNextIndex` (repairs),
-  `__raftLastApplied` (it logs by it), `__newAppendEntriesTime` (send now),
-  `__transferInProgress` and `__raftElectionDeadline` (a request to stand is over), `__serializer`
-  (replaced), `_poller` (replaced);
+  and do not count), `__raftMatchIndex` (also of a peer that connects anew), `__lastResponseTime`
+  (of members that come and go: the quorum check looks at it), `__raftLeader` (a newer term was
+  learnt), `__raftNextIndex` (repairs), `__raftLastApplied` (it logs by it),
+  `__newAppendEntriesTime` (send now), `__transferInProgress` and `__raftElectionDeadline` (a
+  request to stand is over), `__serializer` (replaced), `_poller` (replaced);
 - module globals replaced: `createJournal`, `monotonicTime`, `random`.
 """
 
@@ -422,6 +422,12 @@ class Core(library.SyncObj):  # type: ignore[misc]
         """Largest index a peer acknowledged in this term."""
         index: int = self._SyncObj__raftMatchIndex.get(peer, 0)
         return index
+
+    def forget_match(self, peer: int) -> None:
+        """Count nothing that a peer acknowledged until it acknowledges it again."""
+        node = self._node(peer)
+        assert node in self._SyncObj__raftMatchIndex
+        self._SyncObj__raftMatchIndex[node] = 0
 
     def election_deadline_ns(self) -> int:
         """When the election timer fires."""

@@ -95,6 +95,8 @@ class Driver:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the promises are at stake
             self._fail(error)
             return
+        while self._group.warnings:
+            log.warning("%s", self._group.warnings.popleft())
         self._arm()
 
     def _fail(self, error: BaseException) -> None:

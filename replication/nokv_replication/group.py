@@ -94,6 +94,8 @@ class Group(Membership):
         self._zero_ns = clock.monotonic_ns()
         self._now_ns = 0
         self.counters = Counters()
+        self.warnings: deque[str] = deque(maxlen=16)
+        """What an operator must hear of; the owner logs and takes it. The latest few."""
         self._log = Log.open(disk, config, identity, rng)
         skips = Skips(disk, identity.cluster)
         self._configurations = Configurations(identity, skips)
@@ -138,6 +140,7 @@ class Group(Membership):
         identity, config, clock = self._identity, self._config, self._clock
         core, log, counters = self._core, self._log, self.counters
         self._peers = Peers(core, log, config, counters)
+        self._peers.warn = self.warnings.append
         self._pre_votes = PreVotes(core, log, config, counters)
         self._reads = Reads(config, counters, self._send)
         self._changes = Changes(identity.node, self._configurations, core, log, self._peers, config)

@@ -91,9 +91,8 @@ class Outbox:
     def _flush(self, frames: list[tuple[Peer, Body]]) -> None:
         for peer, body in frames:
             if peer.epoch:
-                peer.sent_sequence += 1
                 self._counters.frames_sent += 1
-                frame = Frame(self._node, peer.epoch, peer.sent_sequence, body)
+                frame = Frame(self._node, peer.epoch, peer.number(body), body)
                 self._network.send(peer.node, encode(frame))
         frames.clear()
 

@@ -1,12 +1,13 @@
 """The leader's side of replication: what is on its way to each peer, and which answers count."""
 
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
 from nokv_replication._pysyncobj import Core
 from nokv_replication.configurations import Configurations
-from nokv_replication.frames import ENTRIES_MAX, ENTRIES_MAX_BYTES, Ack, Append
+from nokv_replication.frames import ENTRIES_MAX, ENTRIES_MAX_BYTES, Ack, Append, Body
 from nokv_replication.log import Log
 from nokv_replication.types import Counters, GroupConfig
 
@@ -51,11 +52,34 @@ class Peer(msgspec.Struct):
     """How long its log syncs took of late."""
     vote_term: int = 0
     """Term of the vote counted last; a duplicate must not count twice."""
+    owed_index: int = 0
+    """Largest index acknowledged in this term before it connected anew, until it is once more."""
+    owed_sequence: int = 0
+    """First append on the connection in use that it can't refuse if it still has that entry."""
+    lost_index: int = 0
+    """Largest index that it acknowledged and came back without, 0 for none: never falls."""
+
+    def number(self, body: Body) -> int:
+        """Return the sequence number of a frame that leaves now."""
+        self.sent_sequence += 1
+        seeks = self.owed_index and not self.owed_sequence
+        if seeks and isinstance(body, Append) and body.prev_index <= self.owed_index:
+            self.owed_sequence = self.sent_sequence
+        return self.sent_sequence
 
     def forget_inflight(self) -> None:
         """Drop the window: the frames are lost, or a newer answer makes them moot."""
         self.inflight.clear()
         self.inflight_bytes = 0
+
+
+def set_back(node: int, index: int) -> str:
+    """Return what to tell an operator of a peer that has lost what it acknowledged."""
+    return (
+        f"node {node} came back without entries up to {index} that it had acknowledged: its data"
+        " directory is an older copy, and has forgotten votes too. Add a new node, and remove node"
+        f" {node}: it can't be trusted under this number (docs/operations.md: A lost node)"
+    )
 
 
 class Peers:
@@ -68,6 +92,8 @@ class Peers:
         self._counters = counters
         self.all: dict[int, Peer] = {}
         """Members, connected or not, and connected visitors."""
+        self.warn: Callable[[str], None] = lambda _text: None
+        """Told of what an operator must hear of."""
         self.tell_due_ns = NEVER_NS
         """When members are told of a commit that no entry behind it has told them of."""
         self._told_index = 0
@@ -140,16 +166,30 @@ class Peers:
             peer.held_index = 0
             peer.progress_ns = now_ns
             peer.heard_ns = now_ns - self._config.election_max_ns
+            peer.owed_index = peer.owed_sequence = 0
 
     def reconnected(self, peer: Peer, now_ns: int) -> None:
-        """Send again what the broken connection may have lost."""
+        """Send again what the broken connection may have lost.
+
+        What the peer acknowledged counts again once it acknowledged it again: it may have been
+        started over an older copy of its directory.
+        """
         peer.forget_inflight()
         peer.commit_sent = 0
         peer.base_tried = -1
         peer.progress_ns = now_ns
-        match = self._core.match_index(peer.node)
-        if self._core.is_leader() and match > 0:
-            self._core.set_next_index(peer.node, match + 1)
+        peer.owed_sequence = 0
+        if not self._core.is_leader() or not peer.member:
+            peer.owed_index = 0
+            return
+        peer.owed_index = self._acknowledged(peer)
+        if peer.owed_index:
+            self._core.forget_match(peer.node)
+            self._core.set_next_index(peer.node, peer.owed_index + 1)
+
+    def _acknowledged(self, peer: Peer) -> int:
+        """Return the largest index a peer acknowledged in this term, before it came back too."""
+        return max(self._core.match_index(peer.node), peer.owed_index)
 
     # ------------------------------------------------------------------ sending
 
@@ -176,7 +216,7 @@ class Peers:
             self._counters.window_full += 1
             peer.held_index = self._resume_index(peer, entries[0][1], now_ns)
             core.set_next_index(peer.node, log.last_index + 1)
-            match = max(core.match_index(peer.node), log.base_index)
+            match = max(self._acknowledged(peer), log.base_index)
             prev, entries = (match, log.term_at(match)), []
         if entries:
             entries = self._fit(entries)
@@ -199,7 +239,7 @@ class Peers:
         # Nothing came back for so long that what is on its way is taken for lost.
         peer.forget_inflight()
         peer.progress_ns = now_ns
-        match = self._core.match_index(peer.node)
+        match = self._acknowledged(peer)
         return match + 1 if match > 0 else next_index
 
     @staticmethod
@@ -245,6 +285,8 @@ class Peers:
         if ack.next_index > log.last_index + 1 and ack.success:
             self._counters.acks_stale += 1
             return
+        if ack.reset and peer.owed_sequence and ack.sequence == peer.owed_sequence:
+            self._set_back(peer)
         reset = ack.reset
         if reset and ack.sequence <= peer.reset_at:
             # It answers a frame sent before the last reset was obeyed: what it complains of has
@@ -258,6 +300,8 @@ class Peers:
         if ack.success:
             peer.base_tried = -1
             self._shrink_window(peer, ack.next_index - 1, now_ns)
+            if ack.next_index > peer.owed_index:
+                peer.owed_index = peer.owed_sequence = 0
         elif reset and next_index <= log.base_index and peer.base_tried != log.base_index:
             # The peer is certain only of entries that are dropped here, but may hold more: try
             # this log's base once, before it is told that it is too far behind.
@@ -276,6 +320,17 @@ class Peers:
         if ack.success and not reset and core.next_index(peer.node) < before:
             # The library goes back to the acknowledged index and sends again what is on its way.
             core.set_next_index(peer.node, before)
+
+    def _set_back(self, peer: Peer) -> None:
+        """Note that a peer refused what follows an entry that it had acknowledged in this term.
+
+        A leader's entries are never replaced in its term, and what is acknowledged is synced: so
+        the peer runs over an older copy of its log, and has forgotten votes as well, perhaps.
+        """
+        peer.lost_index = max(peer.lost_index, peer.owed_index)
+        peer.owed_index = peer.owed_sequence = 0
+        self._counters.peers_set_back += 1
+        self.warn(set_back(peer.node, peer.lost_index))
 
     @staticmethod
     def _shrink_window(peer: Peer, match_index: int, now_ns: int) -> None:

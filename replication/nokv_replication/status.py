@@ -9,7 +9,7 @@ from nokv_replication.images import Images
 from nokv_replication.leadership import Leadership
 from nokv_replication.log import Log
 from nokv_replication.outbox import Outbox
-from nokv_replication.peers import Peers
+from nokv_replication.peers import Peers, set_back
 from nokv_replication.ports import Clock
 from nokv_replication.receiver import Receiver
 from nokv_replication.roster import Roster
@@ -126,6 +126,7 @@ class Picture:
             wall_skew_ns=skew_ns if leads else 0,
             machine_format=self._roster.machine_format(node),
             sync_ns=peer.sync_ns if leads else 0,
+            lost_index=peer.lost_index,
         )
 
     def problem(self, role: Role, now_ns: int) -> str:
@@ -155,7 +156,14 @@ class Picture:
             )
         if role == Role.LEADER and self._leadership.timekeeper.clamped_now:
             return "this node's clock is more than 10 s from its peers': check time synchronisation"
-        return refusal or self._slow_disk()
+        return self._set_back() or refusal or self._slow_disk()
+
+    def _set_back(self) -> str:
+        """Return a sentence on a member that lost what it acknowledged, "" without one."""
+        for node, peer in sorted(self._peers.all.items()):
+            if peer.member and peer.lost_index:
+                return set_back(node, peer.lost_index)
+        return ""
 
     def _slow_disk(self) -> str:
         sync_ns = self._outbox.recent_sync_ns()

@@ -156,6 +156,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """As its last handshake said; 0 before one."""
     sync_ns: int
     """Its recent log syncs, as its acknowledgements say."""
+    lost_index: int = 0
+    """Largest index that it acknowledged to this process, as leader, and came back without."""
 
 
 class DurationHistogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +203,8 @@ class Counters(msgspec.Struct, kw_only=True):
     resets_ignored: int = 0
     reset_hints: int = 0
     next_index_repairs: int = 0
+    peers_set_back: int = 0
+    """Members that came back without entries they had acknowledged to this leader."""
     window_full: int = 0
     machine_commits: int = 0
     log_syncs: int = 0

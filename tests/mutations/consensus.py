@@ -14,6 +14,7 @@ from tests.mutations.guard import (
     REPLICATION,
     RESTART,
     SCENARIOS,
+    SET_BACK,
     SLOW,
     THESIS,
     VALUES,
@@ -117,6 +118,22 @@ ACKS = {
         DIRECTED,
         GROUP,
     ),
+    "ack: counts though its sender came back without it": off(
+        "peers.py", "self._core.forget_match(peer.node)", "pass", SET_BACK
+    ),
+    "ack: any refusal is taken for a loss": off(
+        "peers.py",
+        "if ack.reset and peer.owed_sequence and ack.sequence == peer.owed_sequence:",
+        "if ack.reset and peer.owed_index:",
+        SET_BACK,
+    ),
+    "ack: a loss is not noticed": off("peers.py", "self._set_back(peer)", "pass", SET_BACK),
+    "ack: what a newer leader replaced is taken for lost": off(
+        "peers.py",
+        "election_max_ns\n            peer.owed_index = peer.owed_sequence = 0",
+        "election_max_ns",
+        SET_BACK,
+    ),
     "window: unbounded": off(
         "peers.py",
         "if entries and peer.inflight_bytes >= self._config.inflight_bytes:",
@@ -125,8 +142,8 @@ ACKS = {
     ),
     "window: what was lost is not sent again": off(
         "peers.py",
-        "self._core.is_leader() and match > 0:",
-        "False:",
+        "self._core.set_next_index(peer.node, peer.owed_index + 1)",
+        "pass",
         GOLDEN,
     ),
 }

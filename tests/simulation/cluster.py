@@ -368,6 +368,10 @@ class Simulation:
 
     def _check(self, node: Node, group: Group, *, died: bool = False) -> None:
         self._look(node, group, died=died)
+        if group.counters.peers_set_back:
+            # No disk goes back in a simulation: what was acknowledged is there.
+            message = f"node {node.node} says of another: {list(group.warnings)}"
+            raise Violation(message)
         node.founded = not group._roster.founding
         applier = group._applier
         if applier.between_entries:

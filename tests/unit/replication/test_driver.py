@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
 import random
+import shutil
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -415,6 +417,39 @@ def test_a_wiped_node_is_told_why_it_is_refused(tmp_path: Path) -> None:
         assert cluster.machines[victim].items == []
 
     run(scenario, tmp_path)
+
+
+@pytest.mark.allow_logs("came back without entries")
+def test_an_older_copy_of_a_directory_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def round_trip(cluster: Nodes, number: int) -> None:
+        """Put node 3's directory back to what it was before it acknowledged another entry."""
+        await cluster.drivers[3].close()
+        folder, older = tmp_path / "3-103", tmp_path / f"older-{number}"
+        shutil.copytree(folder, older)
+        storage = copy.deepcopy(cluster.storages[3])
+        await cluster.start(3)
+        await propose(cluster, b"%d" % number)
+        await cluster.until(lambda: b"%d" % number in cluster.machines[3].items)
+        await cluster.drivers[3].close()
+        shutil.rmtree(folder)
+        older.rename(folder)
+        cluster.storages[3] = storage
+        await cluster.start(3)
+        await cluster.until(lambda: b"%d" % number in cluster.machines[3].items)
+
+    async def scenario(cluster: Nodes) -> None:
+        number = 0
+        # A leader of another term than that of the acknowledgement can't know.
+        while not any(cluster.groups[n].counters.peers_set_back for n in (1, 2)):
+            await round_trip(cluster, number)
+            number += 1
+
+    run(scenario, tmp_path)
+    assert [r.levelname for r in caplog.records if "node 3 came back" in r.message][:1] == [
+        "WARNING"
+    ]
 
 
 @pytest.mark.allow_logs("replication stops this process")
