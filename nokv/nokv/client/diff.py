@@ -329,7 +329,8 @@ def _seen(attr: Attr) -> Seen:
 def _both(known: Showing, row: Showing) -> Showing:
     """Return one row for a generation that two show. It is read where not just a lease keeps it."""
     leased = all(holder.kind == HolderKind.LEASE for holder in known.holders)
-    return structs.replace(row if leased else known, holders=known.holders + row.holders)
+    holders = dict.fromkeys(known.holders + row.holders)  # a backup holds every view
+    return structs.replace(row if leased else known, holders=tuple(holders))
 
 
 def _generation(row: Showing) -> Generation:

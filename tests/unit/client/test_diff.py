@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from msgspec import structs
 from tests.unit.client.loopback import client
 
 from nokv.client import AsyncClient, Difference
@@ -17,7 +18,7 @@ from nokv.errors import (
     ReadOnly,
     ResultTooLarge,
 )
-from nokv.types.diffs import Changed, HolderKind
+from nokv.types.diffs import Changed, Holder, HolderKind, Showing
 from nokv.types.values import FileType
 
 
@@ -263,3 +264,10 @@ def test_a_revert_does_not_lose_a_publish_in_between(monkeypatch: pytest.MonkeyP
         assert await fs.read_bytes("/run/a/f") == b"not seen"
 
     run(test)
+
+
+def test_who_keeps_a_generation_in_several_views_is_told_once() -> None:
+    backup, clone = Holder(HolderKind.BACKUP), Holder(HolderKind.CLONE, "", 2)
+    one = Showing(0, 2, 5, 9, 10, 0, 0, 0, 0, b"", 0, (backup,))
+    both = module._both(one, structs.replace(one, view=2, holders=(backup, clone)))
+    assert both.holders == (backup, clone)
