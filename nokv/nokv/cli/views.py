@@ -111,19 +111,18 @@ async def _create(fs: AsyncClient, options: argparse.Namespace) -> int:
 
 async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
     rows = await fs.workspaces.list()
-    paths = {row.view: _path(row) for row in rows}
-    paths[0] = "/"
     for row in rows:
         if row.dead:
             continue
-        fields = _fields(row, paths)
+        fields = _fields(row)
         if options.own:
             fields["own_bytes"] = await fs.workspaces.own_bytes(row.view)
         if options.json:
             output.line(fields)
             continue
         age = output.duration(max(0.0, time.time() - row.created_wall_ns / 1e9))
-        lineage = f"of {output.shown(fields['origin_path'])}" if row.origin >= 0 else "of nothing"
+        origin = output.shown(fields["origin_path"] or f"what was in view {row.origin}")
+        lineage = f"of {origin}" if row.origin >= 0 else "of nothing"
         if row.depth > 1:
             lineage += f", {row.depth} deep"
         kind = "rolled back" if row.replaces >= 0 else "copy" if row.origin >= 0 else "workspace"
@@ -140,8 +139,10 @@ def _path(row: ViewReply) -> str:
     return decode_name(row.path)
 
 
-def _fields(row: ViewReply, paths: dict[int, str]) -> dict[str, Any]:
-    origin = None if row.origin < 0 else paths.get(row.origin) or f"view {row.origin}"
+def _fields(row: ViewReply) -> dict[str, Any]:
+    from nokv.client.paths import decode_name
+
+    origin = output.named("origin_path", decode_name(row.origin_path))
     return {
         **output.named("path", _path(row)),
         "view": row.view,
@@ -149,7 +150,7 @@ def _fields(row: ViewReply, paths: dict[int, str]) -> dict[str, Any]:
         "version": row.created,
         "created_ns": row.created_wall_ns,
         "origin": None if row.origin < 0 else row.origin,
-        "origin_path": origin,
+        **(origin if row.origin_path else {"origin_path": None}),
         "origin_version": None if row.origin < 0 else row.origin_version,
         "depth": row.depth,
         "replaces": None if row.replaces < 0 else row.replaces,
@@ -168,6 +169,10 @@ async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
 
 def add_rollback(parser: argparse.ArgumentParser) -> None:
     """Describe `nokv rollback`."""
+    parser.epilog = (
+        "The directory keeps its present quota. Directories below it have again what the snapshot"
+        " shows, quotas too: where these changed since, set them anew (nokv quota set)."
+    )
     parser.add_argument("path", metavar="PATH", help="a directory")
     parser.add_argument("snapshot", metavar="SNAPSHOT", help="a snapshot of that very directory")
     parser.add_argument(

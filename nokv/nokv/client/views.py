@@ -268,7 +268,8 @@ class ViewHandle(ChangeHandle):
         """Make a directory again what a snapshot of it shows: one change, of any size.
 
         What was there before stays readable, and can be rolled back to, as an automatic snapshot.
-        Handles of files in the replaced tree become Stale.
+        Handles of files in the replaced tree become Stale. The directory keeps its present quota;
+        those below are the snapshot's again.
 
         Args:
             path: of the directory; not the root.

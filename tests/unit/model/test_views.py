@@ -8,6 +8,7 @@ from tests.unit.model.test_model import ALICE, BOB, HOUR_NS, ROOT, SESSION, Shar
 from nokv import errors
 from nokv.types import commands as c
 from nokv.types import reads as r
+from nokv.types.copies import GetQuota, SetQuota
 from nokv.types.events import EventKind
 from nokv.types.values import At, Lease, Marks
 from nokv.types.views import (
@@ -236,6 +237,17 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     shard.do(WorkspaceCreate(At(), b"w", 0o777))
     shard.do(WorkspaceCreate(at(b"w"), b"w", 0o777))
     assert shard.error(Clone(At(), At(), b"b")) is errors.ResultTooLarge
+
+
+def test_a_rollback_leaves_the_quota_of_its_directory_alone() -> None:
+    shard = populated()
+    shard.do(SetQuota(at(b"a", b"d"), 5, 0))
+    snap(shard, at(b"a"))
+    shard.do(SetQuota(at(b"a", b"d"), 9, 0))
+    shard.do(SetQuota(at(b"a"), 7, 0))
+    shard.do(Rollback(At(), b"a", "s", b"/a", SECOND_NS))
+    replies = [shard.model.read(ROOT, GetQuota(at(*path))) for path in ((b"a",), (b"a", b"d"))]
+    assert [reply.entries_max for reply in replies] == [7, 5]  # type: ignore[union-attr]
 
 
 def test_a_maker_has_a_share_and_says_over_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,29 @@ from nokv.types.copies import GetQuota, QuotaReply, SetQuota
 from nokv.types.views import HELD, Rollback, SnapshotCreate
 
 
+def test_below_it_the_quotas_are_those_of_the_snapshot() -> None:
+    shard = tree()
+    shard.mkdir("mine")
+    for name in ("lower", "raised", "gone", "late"):
+        shard.mkdir(f"mine/{name}")
+    shard.workspace("mine/view")
+    for name, limit in (("lower", 5), ("raised", 5), ("gone", 5), ("view", 5)):
+        shard.do(SetQuota(at(f"mine/{name}"), limit, 0))
+    shard.do(SnapshotCreate(at("mine"), "s", b"/mine", HELD))
+    for name, limit in (("lower", 1), ("raised", 9), ("gone", 0), ("late", 3), ("view", 1)):
+        shard.do(SetQuota(at(f"mine/{name}"), limit, 0))
+    shard.do(SetQuota(at("mine"), 6, 0))
+    for _ in range(2):
+        shard.do(Rollback(at(), b"mine", "s", b"/mine", SECOND_NS))
+        for name, limit in (("lower", 5), ("raised", 5), ("gone", 5), ("late", 0), ("view", 5)):
+            assert shard.read(GetQuota(at(f"mine/{name}"))) == QuotaReply(0, 0, limit, 0), name
+        assert shard.read(GetQuota(at("mine"))) == QuotaReply(5, 0, 6, 0)
+    shard.do(Create(at("mine/raised"), b"f", 0o644))
+    assert shard.fails(Create(at("mine/raised"), b"g", 0o644)) is QuotaExceeded, "by that above"
+    shard.check()
+    shard.settle()
+
+
 def test_a_directory_that_is_rolled_back_keeps_its_quota() -> None:
     shard = tree()
     shard.do(SetAttr(at(), mode=0o777))
