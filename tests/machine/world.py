@@ -393,13 +393,15 @@ def _differing(want: Any, have: Any) -> str:
 
 def _plain_snapshot(reply: SnapshotReply) -> SnapshotReply:
     """Without what is open: what still depends on it, after others were flattened or skipped."""
-    return msgspec.structs.replace(reply, clones=0, alone_bytes=0)
+    return msgspec.structs.replace(reply, clones=0, clone_paths=(), alone_bytes=0)
 
 
 def _plain_view(row: ViewReply) -> ViewReply:
     """Without what is open: where a lookup goes on that finds nothing in the view itself."""
     last = row.path.rsplit(b"/", 1)[-1]  # what stands before it is cut where it lies too deep
-    return msgspec.structs.replace(row, origin=0, origin_version=0, depth=0, path=last)
+    return msgspec.structs.replace(
+        row, origin=0, origin_version=0, depth=0, path=last, origin_path=b""
+    )
 
 
 def content_of(reply: r.BodyMapReply) -> Content:

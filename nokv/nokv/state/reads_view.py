@@ -11,7 +11,8 @@ from nokv.state.collect import counters_of
 from nokv.state.context import load_usage
 from nokv.state.families import Family
 from nokv.state.kept import alone
-from nokv.state.paths import path_of
+from nokv.state.ops_backup import need_backup
+from nokv.state.paths import UNKNOWN, path_of
 from nokv.state.pinned import Shard
 from nokv.state.records import Snapshot, View, decode_pin, decode_view
 from nokv.state.snapshots import is_over, need_snapshot, snapshots_of
@@ -19,6 +20,7 @@ from nokv.state.views import depth_of, origin_at
 from nokv.types.limits import PAGE_MAX
 from nokv.types.values import Caller
 from nokv.types.views import (
+    HOLDERS_MAX,
     GetSnapshot,
     ListSnapshots,
     ListViews,
@@ -54,6 +56,7 @@ def list_snapshots(source: Shard, _caller: Caller, request: ListSnapshots) -> Sn
 
 
 def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> SnapshotReply:
+    clones, backups = _clones(source, s), _backups(source, s)
     return SnapshotReply(
         s.snapshot,
         name,
@@ -65,29 +68,44 @@ def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> S
         s.until_cluster_ns,
         s.automatic,
         1 + len(s.nested),
-        _clones(source, s),
+        len(clones),
         cluster_ns,
         alone(source, s).size_bytes,
-        _backups(source, s),
+        len(backups),
         s.maker,
+        tuple(_path_of_view(source, number) for number in clones[:HOLDERS_MAX]),
+        tuple(need_backup(source, number).name for number in backups[:HOLDERS_MAX]),
     )
 
 
-def _clones(source: Shard, snapshot: Snapshot) -> int:
-    """Return how many views have what the snapshot shows as their origin."""
+def _clones(source: Shard, snapshot: Snapshot) -> list[int]:
+    """Return the views that have what the snapshot shows as their origin."""
     prefix = keys.pack2(*origin_at(source, snapshot.view, snapshot.version))
     rows = source.scan(Family.PIN, prefix, keys.after_prefix(prefix))
-    clones = [decode_pin(value).clone for _, value in rows]
-    return sum(1 for number in clones if number)
+    return [number for _, value in rows if (number := decode_pin(value).clone)]
 
 
-def _backups(source: Shard, snapshot: Snapshot) -> int:
-    """Return how many backups pin the version of a snapshot too."""
+def _backups(source: Shard, snapshot: Snapshot) -> list[int]:
+    """Return the backups that pin the version of a snapshot too."""
     prefix = keys.pack2(snapshot.view, snapshot.version)
-    pins = [
-        decode_pin(row) for _, row in source.scan(Family.PIN, prefix, keys.after_prefix(prefix))
-    ]
-    return sum(1 for pin in pins if not (pin.session or pin.snapshot or pin.clone))
+    found: list[int] = []
+    for key, row in source.scan(Family.PIN, prefix, keys.after_prefix(prefix)):
+        pin = decode_pin(row)
+        if not (pin.session or pin.snapshot or pin.clone):
+            found.append(keys.pin_parts(key)[2])
+    return found
+
+
+def _path_of_view(source: Shard, number: int) -> bytes:
+    """Return where a view is now; empty where nothing leads to it."""
+    record = source.view(number)
+    gone = record is None or record.holder is None or record.dead
+    return b"" if record is None or gone else _path(source, number, record.root)
+
+
+def _path(source: Shard, view: int, directory: int) -> bytes:
+    path = path_of(source, view, directory)
+    return b"" if path.startswith(UNKNOWN) else path
 
 
 def list_views(source: Shard, _caller: Caller, request: ListViews) -> ViewsReply:
@@ -122,6 +140,7 @@ def _view_reply(source: Shard, number: int, v: View) -> ViewReply:
         usage.entries,
         usage.size_bytes,
         path_of(source, number, v.root) if entered else b"",
+        b"" if v.origin is None else _path(source, v.origin, v.root),
     )
 
 

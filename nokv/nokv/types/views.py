@@ -178,7 +178,7 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     maker: int = 0
     """uid of who made it."""
     clone_paths: tuple[bytes, ...] = ()
-    """Where those clones are, at most HOLDERS_MAX; of one that was removed and still holds: empty."""
+    """Where those clones are, at most HOLDERS_MAX; empty: of a removed one that holds it still."""
     backup_names: tuple[str, ...] = ()
     """Of those backups, at most HOLDERS_MAX."""
 

@@ -156,18 +156,29 @@ def test_clones_and_workspaces(shell: Shell) -> None:
         assert said == ["/ws/a is a copy of /runs/8, view 4"]
         rows = await shell(fs, views._list, parsed(workspace, "list"))
         assert [row.split("  ")[:3] for row in rows] == [
-            ["/runs/8", "view 1", "copy of /"],
-            ["/runs/9", "view 2", "copy of /"],
+            ["/runs/8", "view 1", "copy of /runs/7"],
+            ["/runs/9", "view 2", "copy of /runs/7"],
             ["/ws", "view 3", "workspace of nothing"],
-            ["/ws/a", "view 4", "copy of /"],  # of /runs/8, which changed nothing of its own
+            ["/ws/a", "view 4", "copy of /runs/7"],  # of /runs/8, which changed nothing of its own
         ]
         row = json.loads((await shell(fs, views._list, parsed(workspace, "list", "--json")))[0])
         assert (row["path"], row["origin"], row["origin_path"], row["entries"]) == (
             "/runs/8",
             0,
-            "/",
+            "/runs/7",
             3,
         )
+        await fs.rename("/runs/7", "/seven\n")
+        rows = await shell(fs, views._list, parsed(workspace, "list"))
+        assert rows[0].split("  ")[2] == "copy of /seven\\n"
+        await fs.rename("/seven\n", "/runs/7")
+        held = parsed(snapshot.add_snapshot, "list")
+        [row] = await shell(fs, snapshot._list, held)
+        assert row.endswith(", 2 clones (/runs/8, /ws/a)")
+        held.json = True
+        fields = json.loads((await shell(fs, snapshot._list, held))[0])
+        assert (fields["clones"], fields["backup_names"]) == (2, [])
+        assert fields["clone_paths"] == ["/runs/8", "/ws/a"]
         await fs.write_bytes("/runs/9/big", bytes(100_000))
         rows = await shell(fs, views._list, parsed(workspace, "list", "--own"))
         assert [row.rsplit(", ", 1)[1] for row in rows] == [
