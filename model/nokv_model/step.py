@@ -112,7 +112,7 @@ class Step:
         Raises ResultTooLarge for too many views below it.
         """
         entry = self.forest.inodes[parent.entries[name]]
-        self.require_few_views(entry, graft=entry.view != parent.view)
+        self.require_few_views(entry)
         self.let_go(self.detach(parent, name))
 
     def detach(self, parent: Inode, name: bytes) -> Inode:
@@ -129,18 +129,11 @@ class Step:
         else:
             self.drop(inode)
 
-    def require_few_views(self, inode: Inode, *, graft: bool) -> None:
-        """Raise ResultTooLarge if too many views are below it, or in the trash of one that ends."""
-        if not inode.is_directory:
-            return
-        tops = [inode]
-        for top in tops:  # it grows meanwhile
-            below = self.forest.views_below(top)
-            if len(below) - 1 > NESTED_VIEWS_MAX:
-                message = "too many views below the directory"
-                raise ResultTooLarge(message)
-            ending = below if graft and top is inode else below[1:]
-            tops += [hidden for view in ending if (hidden := self.forest.hidden(view)) is not None]
+    def require_few_views(self, inode: Inode) -> None:
+        """Raise ResultTooLarge if too many views are below an inode that ends."""
+        if inode.is_directory and len(self.forest.views_below(inode)) - 1 > NESTED_VIEWS_MAX:
+            message = "too many views below the directory"
+            raise ResultTooLarge(message)
 
     def drop(self, inode: Inode) -> None:
         """Let an inode without names go, and all below it; views end whose roots go."""

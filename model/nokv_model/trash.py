@@ -149,7 +149,6 @@ def empty(step: Step, op: EmptyTrash) -> Reaped:
 
 def _end(step: Step, view: int, trash: int) -> None:
     inode = shown(step.state, view, trash)
-    step.require_few_views(inode, graft=inode.view != view)
     _take(step, view, trash)
     step.let_go(inode)
 
@@ -164,7 +163,7 @@ def keep(step: Step, op: KeepTrash) -> Done:
 
 
 def expire(step: Step, op: ExpireTrash) -> Reaped:
-    """Remove what was kept for long enough, but what takes too many views along."""
+    """Remove what was kept for long enough."""
     removed = 0
     for view, trash in sorted(step.state.trash):
         entry = step.state.trash.get((view, trash))
@@ -172,10 +171,7 @@ def expire(step: Step, op: ExpireTrash) -> Reaped:
             continue
         if removed == op.limit:
             return Reaped(removed, more=True)
-        try:
-            _end(step, view, trash)
-        except ResultTooLarge:
-            continue
+        _end(step, view, trash)
         removed += 1
     return Reaped(removed, more=False)
 

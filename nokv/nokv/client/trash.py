@@ -94,7 +94,10 @@ class TrashCan(Part):
         removed = 0
         for first in range(0, len(ids), TRASH_EMPTY_MAX):
             op = EmptyTrash(tuple(ids[first : first + TRASH_EMPTY_MAX]))
-            removed += expect((await self._do(op)).value, Reaped).removed
+            more = True
+            while more:  # a command ends so many views at most
+                reply = expect((await self._do(op)).value, Reaped)
+                removed, more = removed + reply.removed, reply.more
         return removed
 
     async def keep(self, keep_s: float) -> None:

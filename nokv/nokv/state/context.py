@@ -343,7 +343,7 @@ def root_of(source: Source, view: int) -> int:
     if record is None:
         message = f"no view {view}"
         raise Stale(message)
-    if record.dead and source.at_version == PRESENT:
+    if source.at_version == PRESENT and ended_at(source, view):
         message = f"view {view} was removed"
         raise Stale(message)
     return record.root
@@ -358,10 +358,23 @@ def view_of(source: Source, view: int) -> View:
     return record
 
 
+def ended_at(source: Source, view: int) -> int:
+    """Return the version at which a view was removed, or one that holds it; 0 while it lives.
+
+    What lies in the trash of a view that ends is marked dead by a later step (`reap_view`).
+    """
+    while view:
+        record = source.view(view)
+        assert record is not None, f"view {view} holds others and does not exist"
+        if record.dead:
+            return record.dead
+        view = 0 if record.holder is None else record.holder[0]
+    return 0
+
+
 def is_alive(source: Source, view: int) -> bool:
     """Whether the view exists and was not removed."""
-    record = source.view(view)
-    return record is not None and not record.dead
+    return source.view(view) is not None and not ended_at(source, view)
 
 
 def above(source: Source, view: int) -> tuple[int, int, bytes] | None:

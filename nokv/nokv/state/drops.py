@@ -53,14 +53,14 @@ def drop_body(ctx: Context, view: int, ino: int, inode: Inode, *, death: int | N
 
 
 def drop_view(ctx: Context, number: int, view: View) -> None:
-    """Queue all that a view shows, as it is marked dead by this command.
+    """Queue all that a view shows, as it is marked dead.
 
     Its readers may still read what it has of its origin, so its hold of that may not go before the
     row: it counts in `view.drops` as any other. The view's record is written.
     """
-    assert view.dead == ctx.version, "a view is queued when it dies"
+    assert 0 < view.dead <= ctx.version, "a view is queued when it dies"
     ctx.store_view(number, view)
-    ctx.add_drop(Drop(number, view.root, 0, view.created, ctx.version, ctx.cluster_ns))
+    ctx.add_drop(Drop(number, view.root, 0, view.created, view.dead, ctx.cluster_ns))
 
 
 def load_chunk(ctx: Context, key: bytes) -> StoredChunk:

@@ -14,6 +14,7 @@ from nokv.state.context import (
     JOB_ORPHAN,
     JOB_UNPIN,
     JOB_VIEW,
+    ended_at,
     enter,
     is_directory,
     load_usage,
@@ -105,7 +106,7 @@ def _check_shown(shard: _Shard) -> set[int]:
     trashes = {(number, view.trash): None for number, view in shard.views.items() if view.trash}
     assert shard.counters.trashes == len(trashes), f"{shard.counters.trashes} trashes: {trashes}"
     above.update(trashes)
-    live = {number for number, view in shard.views.items() if not view.dead}
+    live = {number for number in shard.views if not ended_at(shard.present, number)}
     above = {node: None for node in above if node[0] in live}
     todo = list(above)
     totals: dict[Node, list[int]] = {}
@@ -196,14 +197,18 @@ def _check_names(shard: _Shard, node: Node, directories: list[int]) -> None:
 
 def _check_grafts(shard: _Shard, reached: set[int]) -> None:
     """The index of grafts has all living views, each of them reachable."""
-    alive = {number: view for number, view in shard.views.items() if not view.dead}
-    assert set(alive) | {ROOT_VIEW} == reached, f"views {set(alive) ^ reached} are unreachable"
+    alive = {number for number in shard.views if not ended_at(shard.present, number)}
+    assert alive | {ROOT_VIEW} == reached, f"views {alive ^ reached} are unreachable"
     end = keys.after_prefix(keys.GRAFT_PREFIX)
     rows = {
         keys.graft_parts(key): int.from_bytes(value, "big")
         for key, value in shard.present.own_scan(Family.META, keys.GRAFT_PREFIX, end)
     }
-    wanted = {view.holder: number for number, view in alive.items() if view.holder is not None}
+    wanted = {
+        view.holder: number
+        for number, view in shard.views.items()
+        if view.holder is not None and not view.dead
+    }
     assert rows == wanted, f"the index of grafts: {rows}, not {wanted}"
 
 
@@ -313,7 +318,12 @@ def _check_dead(shard: _Shard) -> None:
     queued = {job.view for job in shard.jobs if job.kind in (JOB_UNPIN, JOB_VIEW)}
     pinned = {keys.pin_parts(key)[0] for key, _ in shard.present.own_scan(Family.PIN, b"", _LAST)}
     for number, view in shard.views.items():
-        if not view.dead or number in queued or number in pinned or view.drops:
+        if not view.dead:
+            holder = shard.views[view.holder[0]] if view.holder is not None else view
+            ends = not holder.dead or view.holder is None or view.holder[0] in queued
+            assert ends, f"view {number} is held by a dead one, of which no job is left"
+            continue
+        if number in queued or number in pinned or view.drops:
             continue
         families = (Family.HISTORY, *VERSIONED)
         kept = [family.name for family in families if shard.own(family, number)]

@@ -17,7 +17,7 @@ import msgspec
 
 from nokv.errors import AlreadyExists, InvalidArgument, NotFound, NotPermitted, ResultTooLarge
 from nokv.state import keys
-from nokv.state.context import JOB_UNPIN, Context
+from nokv.state.context import JOB_UNPIN, Context, is_alive
 from nokv.state.effects import BackupReached
 from nokv.state.families import Family
 from nokv.state.pinned import Rows, Source
@@ -28,7 +28,6 @@ from nokv.state.records import (
     decode_backup,
     decode_origin,
     decode_session,
-    decode_view,
 )
 from nokv.state.txn import Txn
 from nokv.types.commands import (
@@ -114,9 +113,10 @@ def seal(txn: Txn, number: int) -> None:
     version = txn.counters.version
     _save(txn, number, msgspec.structs.replace(decode_backup(value), version=version))
     held = {keys.pin_parts(key)[:2] for key, _ in txn.scan(Family.PIN, b"", b"\xff" * 9)}
-    for key, row in txn.scan(Family.VIEW, b"", b"\xff" * 9):
-        if not decode_view(row).dead:
-            held.add((int.from_bytes(key, "big"), version))
+    for key, _ in txn.scan(Family.VIEW, b"", b"\xff" * 9):
+        view = int.from_bytes(key, "big")
+        if is_alive(txn, view):
+            held.add((view, version))
     for view, at in sorted(held):
         txn.put_pin(view, at, number, Pin(0))
 

@@ -103,8 +103,7 @@ def stage_begin(ctx: Context, op: StageBegin) -> Made:
 
 def _lives(ctx: Context, view: int) -> bool:
     """Whether a view lives: what was staged in it has ended with it."""
-    record = ctx.txn.view(view)
-    return not view or (record is not None and not record.dead)
+    return is_alive(ctx.txn, view)
 
 
 def _limit(ctx: Context, op: StageBegin, ino: int, parent: Found) -> None:

@@ -25,6 +25,7 @@ from nokv.state.context import (
     root_of,
 )
 from nokv.state.families import Family
+from nokv.state.naming import told, told_at
 from nokv.state.ops_create import place
 from nokv.state.ops_remove import deletable
 from nokv.state.paths import path_of
@@ -67,7 +68,7 @@ STEP_MAX = 65_536
 """Entries that one `ExpireTrash` may be asked to remove."""
 
 VIEWS_A_STEP = 4096
-"""It stops after the entry with which it has ended so many views."""
+"""It stops after the entry with which it has ended so many views, as `EmptyTrash` does."""
 
 
 # ---------------------------------------------------------------- arguments
@@ -121,10 +122,11 @@ def trash(ctx: Context, op: Trash) -> Trashed:
     assert dentry is not None, "an entry that may be deleted"
     less = weight(ctx.txn, (view, ino), inode, is_graft=dentry.view is not None)
     if less.grafts > NESTED_VIEWS_MAX:
-        message = f"{less.grafts} views below {op.name!r}; the limit is {NESTED_VIEWS_MAX}"
+        path = told_at(op.parent, op.name)
+        message = f"{less.grafts} views below {path}; the limit is {NESTED_VIEWS_MAX}"
         raise ResultTooLarge(message, hint="remove its subdirectories one by one")
-    path = path_of(ctx.txn, parent.view, parent.ino).rstrip(b"/") + b"/" + op.name
-    record = TrashEntry(path, parent.ino, op.name, ctx.caller.uid, ctx.wall_ns, ctx.cluster_ns)
+    was = path_of(ctx.txn, parent.view, parent.ino).rstrip(b"/") + b"/" + op.name
+    record = TrashEntry(was, parent.ino, op.name, ctx.caller.uid, ctx.wall_ns, ctx.cluster_ns)
     announce(ctx, EventKind.REMOVE, parent, op.name, ino, inode, inode_view=dentry.view)
     ctx.delete_dentry(parent.view, parent.ino, op.name)
     lost = int(is_directory(inode))
@@ -169,7 +171,7 @@ def _target(ctx: Context, op: RestoreTrash, entry: Entry, name: bytes) -> Found:
         try:
             parent = place(ctx, At(entry.view, entry.record.directory), name)
         except Stale:
-            message = f"the directory of {entry.record.path!r} is gone"
+            message = f"the directory of {told(entry.record.path)} is gone"
             raise NotFound(message, hint="say where to restore it to") from None
     if parent.view != entry.view:
         message = "the entry lies in the trash of another view"
@@ -190,14 +192,18 @@ def is_own(uid: int, entry: Entry) -> bool:
 
 
 def empty(ctx: Context, op: EmptyTrash) -> Reaped:
-    """Remove entries for good."""
-    removed = 0
+    """Remove entries for good, until about VIEWS_A_STEP views have ended with them."""
+    removed = ended = 0
     for view, number in op.entries:
         entry = load_entry(ctx.txn, view, number)
-        if entry is not None:
-            _need_own(ctx, entry)
-            remove_entry(ctx, entry)
-            removed += 1
+        if entry is None:
+            continue
+        if ended >= VIEWS_A_STEP:
+            return Reaped(removed, more=True)
+        _need_own(ctx, entry)
+        ended += views_ending(ctx, entry)
+        remove_entry(ctx, entry)
+        removed += 1
     return Reaped(removed, more=False)
 
 
@@ -214,11 +220,7 @@ def keep(ctx: Context, op: KeepTrash) -> Done:
 
 
 def expire(ctx: Context, op: ExpireTrash) -> Reaped:
-    """Remove up to `limit` entries whose retention is over, and about VIEWS_A_STEP views of them.
-
-    One with too many views to go at once waits: those in its own trash go by themselves, and
-    whoever made others can remove them. It keeps nothing else from going.
-    """
+    """Remove up to `limit` entries whose retention is over, with about VIEWS_A_STEP views."""
     due = ctx.cluster_ns - keep_ns(ctx.txn)
     removed = ended = 0
     for view in list(trashes_of(ctx.txn)):
@@ -227,11 +229,9 @@ def expire(ctx: Context, op: ExpireTrash) -> Reaped:
                 break
             if removed == op.limit or ended >= VIEWS_A_STEP:
                 return Reaped(removed, more=True)
-            views = views_ending(ctx, entry)
-            if views < 0:
-                continue
+            ended += views_ending(ctx, entry)
             remove_entry(ctx, entry)
-            removed, ended = removed + 1, ended + views
+            removed += 1
     return Reaped(removed, more=False)
 
 

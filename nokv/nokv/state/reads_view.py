@@ -8,7 +8,7 @@ from typing import Any
 
 from nokv.state import keys
 from nokv.state.collect import counters_of
-from nokv.state.context import load_usage
+from nokv.state.context import ended_at, load_usage
 from nokv.state.families import Family
 from nokv.state.kept import alone
 from nokv.state.ops_backup import need_backup
@@ -122,7 +122,8 @@ def list_views(source: Shard, _caller: Caller, request: ListViews) -> ViewsReply
 
 def _view_reply(source: Shard, number: int, v: View) -> ViewReply:
     usage = load_usage(source, number, v.root)
-    entered = v.holder is not None and not v.dead
+    ended = ended_at(source, number)
+    entered = v.holder is not None and not ended
     parent_view, parent, name = v.holder if v.holder is not None and entered else (-1, 0, b"")
     return ViewReply(
         number,
@@ -135,7 +136,7 @@ def _view_reply(source: Shard, number: int, v: View) -> ViewReply:
         parent,
         name,
         -1 if v.replaces is None else v.replaces,
-        v.dead,
+        ended,
         depth_of(source, number),
         usage.entries,
         usage.size_bytes,

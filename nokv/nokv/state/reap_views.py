@@ -29,7 +29,7 @@ from nokv.state.records import (
     is_whiteout,
 )
 from nokv.state.tree import destroy
-from nokv.state.views import end_view
+from nokv.state.views import end_view, kill_held
 
 _OWN = (Family.DENTRY, Family.XATTR, Family.USAGE, Family.BACKLINK)
 """Families whose records of a dead view go as they are. Chunks go with their bodies."""
@@ -157,7 +157,7 @@ def reap_view(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
     death = view_of(ctx.txn, number).dead
     assert death == job.a, f"view {number} died at {death}, not at {job.a}"
     start, end = keys.pack(number), keys.pack(number + 1)
-    done = 0
+    done = kill_held(ctx, number, limit)
     for family in _OWN:
         for key, _ in list(islice(ctx.txn.own_scan(family, start, end), limit - done)):
             ctx.txn.forget(family, key, death=death)

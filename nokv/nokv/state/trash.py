@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
-from nokv.errors import NotFound, ResultTooLarge
+from nokv.errors import NotFound
 from nokv.state import keys
 from nokv.state.context import (
     DIRECTORY,
     Context,
+    ended_at,
     enter,
     is_directory,
     load_dentry,
@@ -38,7 +39,7 @@ from nokv.state.records import (
     decode_trash_entry,
 )
 from nokv.state.tree import destroy, drop_name, move_name, touch_directory
-from nokv.state.views import move_graft, nested_below
+from nokv.state.views import move_graft
 from nokv.types.trash import TRASH_KEEP_NS_DEFAULT
 
 _NAME_BYTES = 17
@@ -82,7 +83,7 @@ def trashes_of(source: Source, first: int = 0) -> Iterator[int]:
     """Yield the views from `first` on that have something in their trash, in order."""
     for key, _ in source.scan(Family.VIEW, keys.pack(first), b"\xff" * 9):
         number = int.from_bytes(key, "big")
-        if view_of(source, number).trash:
+        if view_of(source, number).trash and not ended_at(source, number):
             yield number
 
 
@@ -98,7 +99,7 @@ def entries_of(source: Source, view: int, after: int = 0) -> Iterator[Entry]:
 def load_entry(source: Source, view: int, trash: int) -> Entry | None:
     """Return an entry by its id; None for one that is not there."""
     record = source.view(view) if 0 <= view < 2**64 else None
-    if record is None or record.dead or not record.trash or not 0 < trash < 2**64:
+    if record is None or not record.trash or not 0 < trash < 2**64 or ended_at(source, view):
         return None
     name = name_of(trash)
     dentry = load_dentry(source, view, record.trash, name)
@@ -189,7 +190,7 @@ def take_entry(ctx: Context, entry: Entry) -> int:
 
 
 def remove_entry(ctx: Context, entry: Entry) -> None:
-    """Remove an entry for good. Raises ResultTooLarge for too many views below it."""
+    """Remove an entry for good."""
     hidden = take_entry(ctx, entry)
     if is_directory(entry.inode):
         detach(ctx, entry.view, *entry.node, entry.inode)
@@ -199,21 +200,8 @@ def remove_entry(ctx: Context, entry: Entry) -> None:
 
 
 def views_ending(ctx: Context, entry: Entry) -> int:
-    """Return how many views end with an entry; -1: it has too many to be removed as it is."""
-    if not is_directory(entry.inode):
-        return 0
-    view, ino = entry.node
-    try:
-        ending = [one.view for one in nested_below(ctx, view, ino)]
-        if entry.is_graft:
-            ending.append(view)
-        for number in ending:  # it grows meanwhile
-            trash = view_of(ctx.txn, number).trash
-            if trash:
-                ending += [one.view for one in nested_below(ctx, number, trash)]
-    except ResultTooLarge:
-        return -1
-    return len(ending)
+    """Return how many views end with an entry at once."""
+    return weight(ctx.txn, entry.node, entry.inode, is_graft=entry.is_graft).grafts
 
 
 def end_empty(ctx: Context, view: int) -> None:

@@ -8,6 +8,7 @@ pays for the views in it, never for its entries.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
@@ -286,12 +287,12 @@ def make_copy(ctx: Context, copy: Copy) -> None:
 def kill(ctx: Context, number: int) -> None:
     """Mark a view dead, with all nested in it. The entry that led into it is the caller's.
 
-    Raises ResultTooLarge for more views than one command takes along.
+    What is in their trashes ends a step later (`kill_held`), and is shown by nothing until then.
     """
     record = view_of(ctx.txn, number)
     for one in nested_below(ctx, number, record.root):
-        _kill_one(ctx, one.view)
-    _kill_one(ctx, number)
+        _kill_one(ctx, one.view, ctx.version)
+    _kill_one(ctx, number, ctx.version)
 
 
 def kill_below(ctx: Context, view: int, ino: int) -> None:
@@ -300,21 +301,29 @@ def kill_below(ctx: Context, view: int, ino: int) -> None:
     Raises ResultTooLarge for more than one command takes along.
     """
     for one in nested_below(ctx, view, ino):
-        _kill_one(ctx, one.view)
+        _kill_one(ctx, one.view, ctx.version)
 
 
-def _kill_one(ctx: Context, number: int) -> None:
+def kill_held(ctx: Context, number: int, limit: int) -> int:
+    """Mark up to `limit` views dead that a dead one still holds, as of its end; return how many.
+
+    They lay in its trash. What they hold themselves, their own jobs end.
+    """
+    death = view_of(ctx.txn, number).dead
+    held = [view for _, _, view in islice(grafts_of(ctx.txn, number), limit)]
+    for view in held:
+        _kill_one(ctx, view, death)
+    return len(held)
+
+
+def _kill_one(ctx: Context, number: int, death: int) -> None:
     record = view_of(ctx.txn, number)
     assert number, "the live tree does not end"
     assert not record.dead, f"view {number} died at {record.dead}"
-    if record.trash:
-        for one in nested_below(ctx, number, record.trash):
-            _kill_one(ctx, one.view)
-        ctx.counters.trashes -= 1
-        record = view_of(ctx.txn, number)
+    ctx.counters.trashes -= int(record.trash > 0)
     _forget_graft(ctx, number, record)
-    drop_view(ctx, number, msgspec.structs.replace(record, dead=ctx.version, trash=0))
-    ctx.add_job(JOB_VIEW, number, ctx.version)
+    drop_view(ctx, number, msgspec.structs.replace(record, dead=death, trash=0))
+    ctx.add_job(JOB_VIEW, number, death)
 
 
 def end_view(ctx: Context, number: int) -> None:
