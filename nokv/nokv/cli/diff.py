@@ -169,6 +169,8 @@ async def _history(fs: AsyncClient, options: argparse.Namespace) -> int:
             who = f"{one.uid:>5}  session {one.session:x}" if one.session else f"{one.uid:>5}"
             names = ["now"] if one.live else []
             names += [_holder(holder) for holder in one.holders]
+            if not one.revertible:
+                names.append("can't be reverted to")
             print(f"{one.generation:>8}  {when}  {one.size:>12}  {who}  {', '.join(names)}")
     return 0
 
@@ -199,6 +201,7 @@ def _generation_fields(one: Generation) -> dict[str, Any]:
         "session": f"{one.session:x}" if one.session else "",
         "sha256": one.sha256.hex(),
         "held_by": [_holder(holder) for holder in one.holders],
+        "revertible": one.revertible,
     }
 
 

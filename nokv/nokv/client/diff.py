@@ -19,6 +19,7 @@ from nokv.errors import (
     InvalidArgument,
     NotADirectory,
     NotFound,
+    NotSupported,
     PermissionDenied,
     ResultTooLarge,
     Stale,
@@ -98,6 +99,14 @@ class Generation(NamedTuple):
     """The snapshots, clones, sessions and backups that keep it."""
     where: tuple[int, int, int]
     """(view, inode, version) to read it at; version 0: the present."""
+
+    @property
+    def revertible(self) -> bool:
+        """Whether `revert` can make it current: it is, or something that can be copied shows it.
+
+        What only a session has open (a lease) is read through that session alone, and goes with it.
+        """
+        return self.live or any(holder.kind != HolderKind.LEASE for holder in self.holders)
 
 
 class _Side(NamedTuple):
@@ -236,8 +245,9 @@ class DiffHandle(ViewHandle):
     async def history(self, path: AnyPath) -> list[Generation]:
         """Return the generations of a file that can still be read, the newest first.
 
-        Those are the one that is there, and what snapshots, clones, backups and pins keep. What
-        only waits to be collected is not among them.
+        Those are the one that is there, and what snapshots, clones, backups, pins and open files
+        keep; `Generation.revertible` says which `revert` takes. What only waits to be collected is
+        not among them.
 
         Raises:
             NotFound: nothing is there now. Read a snapshot instead.
@@ -262,6 +272,7 @@ class DiffHandle(ViewHandle):
 
         Raises:
             NotFound: nothing shows that generation any more.
+            NotSupported: only a file that a session has open shows it.
             GenerationMismatch: the file changed meanwhile; nothing was done.
             CopyTooLarge: the body is too large for one command; copy it with `copy`.
         """
@@ -274,6 +285,10 @@ class DiffHandle(ViewHandle):
             raise NotFound(message, hint="see what there is: nokv history PATH")
         if wanted.live:
             return await self.stat(path)
+        if not wanted.revertible:
+            name = decode_name(join(components(path)))
+            message = f"generation {generation} of {name} is shown by an open file alone"
+            raise NotSupported(message, hint="copy it out of there while it is open")
         view, inode, version = wanted.where
         parent, last = split(path)
         op = Copy(At(view, inode), At(0, 1, parent), last, CopyMode.REPLACE, 0o644, version)
