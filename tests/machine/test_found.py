@@ -15,6 +15,7 @@ from nokv.types import commands as c
 from nokv.types.copies import SetQuota
 from nokv.types.locks import SetLock
 from nokv.types.results import Made, Result
+from nokv.types.trash import Trash
 from nokv.types.values import At, Caller
 from nokv.types.views import Clone, Flatten, SnapshotCreate, WorkspaceCreate
 
@@ -148,5 +149,14 @@ def test_a_rename_of_a_name_to_itself_in_a_directory_that_lies_too_deep() -> Non
         shard.do(c.Rename(At(), b"d", at(b"a", b"b", b"c"), b"d"))
         buried = At(inode=made.attr.inode)
         assert shard.send(c.Rename(buried, b"f", buried, b"f")).code == NameTooLong.code
+        shard.world.compare()
+        shard.world.finish()
+
+
+def test_a_view_with_as_many_below_as_there_may_be_goes_to_the_trash() -> None:
+    with small_limits():
+        shard = Shard()
+        shard.do(WorkspaceCreate(At(), b"w", 0o777), WorkspaceCreate(at(b"w"), b"x", 0o777))
+        shard.do(WorkspaceCreate(at(b"w"), b"y", 0o777), Trash(At(), b"w"))
         shard.world.compare()
         shard.world.finish()

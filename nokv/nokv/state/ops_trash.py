@@ -121,9 +121,10 @@ def trash(ctx: Context, op: Trash) -> Trashed:
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, op.name)
     assert dentry is not None, "an entry that may be deleted"
     less = weight(ctx.txn, (view, ino), inode, is_graft=dentry.view is not None)
-    if less.grafts > NESTED_VIEWS_MAX:
+    below = less.grafts - int(dentry.view is not None)
+    if below > NESTED_VIEWS_MAX:
         path = told_at(op.parent, op.name)
-        message = f"{less.grafts} views below {path}; the limit is {NESTED_VIEWS_MAX}"
+        message = f"{below} views below {path}; the limit is {NESTED_VIEWS_MAX}"
         raise ResultTooLarge(message, hint="remove its subdirectories one by one")
     was = path_of(ctx.txn, parent.view, parent.ino).rstrip(b"/") + b"/" + op.name
     record = TrashEntry(was, parent.ino, op.name, ctx.caller.uid, ctx.wall_ns, ctx.cluster_ns)

@@ -7,8 +7,8 @@ from tests.unit.state.shard import at
 from tests.unit.state.viewing import Views, tree
 
 from nokv.errors import ResultTooLarge
-from nokv.state import views
-from nokv.types.commands import Mkdir, RemoveTree
+from nokv.state import ops_trash, views
+from nokv.types.commands import Mkdir, RemoveTree, Rename
 from nokv.types.trash import RestoreTrash, Trash, Trashed
 from nokv.types.values import At
 from nokv.types.views import Clone, Rollback, WorkspaceCreate
@@ -49,6 +49,19 @@ def full() -> Views:
     for path in ("w", "w/one", "w/two", "w/two/three"):
         shard.workspace(path)
     return shard
+
+
+def test_a_view_with_as_many_as_it_may_have_goes_to_the_trash_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ops_trash, "NESTED_VIEWS_MAX", 3)
+    shard = full()
+    trashed = shard.do(Trash(at(), b"w"))
+    assert isinstance(trashed, Trashed)
+    shard.do(RestoreTrash(trashed.view, trashed.trash))
+    shard.workspace("a/w")
+    shard.do(Rename(at(), b"w", at("a"), b"v"))
+    assert shard.fails(Trash(at(), b"a")) is ResultTooLarge
 
 
 def test_no_view_above_gets_more() -> None:
