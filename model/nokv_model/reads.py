@@ -323,6 +323,7 @@ def _snapshot_reply(state: State, cluster_ns: int, snapshot: Snapshot) -> v.Snap
         clones=sum(kept in view.origins for view in state.live_views()),
         cluster_ns=cluster_ns,
         maker=snapshot.maker,
+        identity=snapshot.identity,
     )
 
 
@@ -363,6 +364,7 @@ def _view_reply(state: State, view: View) -> v.ViewReply:
         entries=entries,
         size_bytes=size,
         path=_path(state, root),
+        identity=view.identity,
     )
 
 

@@ -247,7 +247,9 @@ class ViewHandle(ChangeHandle):
         Args:
             source: a directory.
             target: a path that is free.
-            at: a snapshot of `source`: copy what that shows instead of what is there now.
+            at: a snapshot of `source`: copy what that shows instead of what is there now. It is
+                one by the path that it was made of, or of the directory that is there now,
+                wherever that was then.
 
         Raises:
             AlreadyExists: the target's name is taken.
@@ -258,11 +260,25 @@ class ViewHandle(ChangeHandle):
         op = Clone(address(source), At(0, 1, parent), name)
         if at is not None:
             shown = await find_snapshot(self._core, self._options, at)
-            if plain_path(source) != shown.path:
+            if plain_path(source) != shown.path and not await self._is_of(shown, source):
                 message = f"snapshot {at!r} is not of {shown_path(source)}"
                 raise NotFound(message, hint=f"it is of {shown_path(shown.path)}")
             op = Clone(At(shown.view, shown.inode), At(0, 1, parent), name, at)
         return expect((await self._do(op)).value, ViewMade)
+
+    async def _is_of(self, snapshot: SnapshotReply, path: AnyPath) -> bool:
+        """Return whether a snapshot is of the directory that a path shows now."""
+        try:
+            attr = await self.stat(path)
+        except NotFound:
+            return False
+        identity = attr.view, attr.inode
+        if attr.view:
+            _, value = await query(self._core, self._options, ListViews(attr.view - 1, 1))
+            rows = expect(value, ViewsReply).rows
+            if rows and (rows[0].view, rows[0].root) == identity:
+                identity = rows[0].identity
+        return snapshot.identity == identity
 
     async def rollback(self, path: AnyPath, snapshot: str, *, keep_s: float = LEASE_S) -> str:
         """Make a directory again what a snapshot of it shows: one change, of any size.

@@ -16,7 +16,7 @@ from nokv.state.paths import UNKNOWN, path_of
 from nokv.state.pinned import Shard
 from nokv.state.records import Snapshot, View, decode_pin, decode_view
 from nokv.state.snapshots import is_over, need_snapshot, snapshots_of
-from nokv.state.views import depth_of, origin_at
+from nokv.state.views import depth_of, identity_of, origin_at
 from nokv.types.limits import PAGE_MAX
 from nokv.types.values import Caller
 from nokv.types.views import (
@@ -75,6 +75,7 @@ def _snapshot_reply(source: Shard, name: str, s: Snapshot, cluster_ns: int) -> S
         s.maker,
         tuple(_path_of_view(source, number) for number in clones[:HOLDERS_MAX]),
         tuple(need_backup(source, number).name for number in backups[:HOLDERS_MAX]),
+        s.identity,
     )
 
 
@@ -99,7 +100,7 @@ def _backups(source: Shard, snapshot: Snapshot) -> list[int]:
 def _path_of_view(source: Shard, number: int) -> bytes:
     """Return where a view is now; empty where nothing leads to it."""
     record = source.view(number)
-    gone = record is None or record.holder is None or record.dead
+    gone = record is None or record.holder is None or ended_at(source, number)
     return b"" if record is None or gone else _path(source, number, record.root)
 
 
@@ -142,6 +143,7 @@ def _view_reply(source: Shard, number: int, v: View) -> ViewReply:
         usage.size_bytes,
         path_of(source, number, v.root) if entered else b"",
         b"" if v.origin is None else _path(source, v.origin, v.root),
+        identity_of(source, number, v.root),
     )
 
 

@@ -181,6 +181,9 @@ class SnapshotReply(Lenient, frozen=True, tag=17):
     """Where those clones are, at most HOLDERS_MAX; empty: of a removed one that holds it still."""
     backup_names: tuple[str, ...] = ()
     """Of those backups, at most HOLDERS_MAX."""
+    identity: tuple[int, int] = (0, 0)
+    """(view, inode) of the directory: the same of all its snapshots, whatever it was rolled back to
+    and wherever it was moved."""
 
     @property
     def left_s(self) -> float | None:
@@ -224,6 +227,8 @@ class ViewReply(Lenient, frozen=True):
     """Where it is, from the root of the live tree; empty where nothing leads to it."""
     origin_path: bytes = b""
     """Where that which it was copied from is now; empty where nothing leads there any more."""
+    identity: tuple[int, int] = (0, 0)
+    """Of its root, as of snapshots: its own, or after rollbacks that of the directory before."""
 
 
 class ViewsReply(Lenient, frozen=True, tag=19):

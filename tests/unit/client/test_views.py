@@ -315,6 +315,33 @@ def test_clone() -> None:
     run(test)
 
 
+def test_a_clone_at_a_snapshot_goes_by_the_directory() -> None:
+    """Wherever it was moved, through a link, and after rollbacks; another one is refused."""
+
+    async def test(fs: AsyncClient, _: Cluster) -> None:
+        await populate(fs)
+        await fs.snapshots.create("/runs/7", "s")
+        await fs.symlink("/runs/7", "/link")
+        await fs.clone("/link", "/by-link", at="s")
+        await fs.rename("/runs/7", "/moved")
+        await fs.clone("/moved", "/by-move", at="s")
+        await fs.clone("/runs/7", "/by-path", at="s")  # nothing is there any more
+        await fs.write_bytes("/moved/small", b"new")
+        await fs.rollback("/moved", "s")
+        await fs.rename("/moved", "/again")
+        await fs.snapshots.create("/again", "t")
+        for snapshot in ("s", "t"):
+            await fs.clone("/again", f"/rolled-{snapshot}", at=snapshot)
+        for path in ("/by-link", "/by-move", "/by-path", "/rolled-s", "/rolled-t"):
+            assert await fs.read(f"{path}/small") == b"old"
+        for other in ("/again/sub", "/by-link", "/runs"):
+            with pytest.raises(NotFound, match="snapshot 's' is not of") as caught:
+                await fs.clone(other, "/x", at="s")
+            assert caught.value.hint == "it is of /runs/7"
+
+    run(test)
+
+
 def test_workspaces() -> None:
     async def test(fs: AsyncClient, _: Cluster) -> None:
         await fs.mkdir("/agents/plain", parents=True)
