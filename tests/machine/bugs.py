@@ -28,9 +28,12 @@ from nokv.state import (
     ops_remove,
     ops_rename,
     ops_session,
+    ops_trash,
     ops_view,
     reap,
     reap_views,
+    resolve,
+    trash,
     txn,
     views,
 )
@@ -267,7 +270,7 @@ def floors_hold_nothing(original: Any, drop: Any, guards: Any, grace_ns: int) ->
 
 @plant("history", "the collector does not look at leases", (collect, "is_safe"))
 def leases_hold_nothing(original: Any, drop: Any, guards: Any, grace_ns: int) -> Any:
-    return original(drop, msgspec.structs.replace(guards, leases=()), grace_ns)
+    return original(drop, msgspec.structs.replace(guards, leases={}), grace_ns)
 
 
 # ---------------------------------------------------------------- views
@@ -340,6 +343,31 @@ def patch(original: Any, ctx: Any, key: bytes) -> StoredChunk:
 def born(original: Any, old: Any, new: Any, created: int) -> Any:
     latest = max((extent.born for extent in old.extents), default=0)
     return [(obj, latest) for obj, _ in original(old, new, created)]
+
+
+# ---------------------------------------------------------------- trash
+
+
+@plant("trash", "what goes from the trash goes with all its names", (trash, "drop_name"))
+def all_names(original: Any, ctx: Any, view: int, ino: int, inode: Any, *rest: Any) -> Any:
+    return original(ctx, view, ino, msgspec.structs.replace(inode, nlink=1), *rest)
+
+
+@plant("trash", "the trash is kept for half of its time", (ops_trash, "keep_ns"))
+def kept_for_less(original: Any, source: Any) -> Any:
+    return original(source) // 2
+
+
+@plant("trash", "everybody has all that is in the trash", (ops_trash, "is_own"))
+def anybody(original: Any, uid: int, entry: Any) -> bool:
+    del original, uid, entry
+    return True
+
+
+@plant("trash", "the way up from a view leads into the trash", (resolve, "_is_shown"))
+def into_the_trash(original: Any, *arguments: Any) -> bool:
+    del original, arguments
+    return True
 
 
 # ---------------------------------------------------------------- locks and access lists

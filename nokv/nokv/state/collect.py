@@ -67,7 +67,8 @@ class Guards(msgspec.Struct, frozen=True):
     pins: dict[int, tuple[int, ...]]
     floor: int
     """The lowest of all live sessions; 2^63 - 1 without any."""
-    leases: tuple[Lease, ...]
+    leases: dict[tuple[int, ...], tuple[int, ...]]
+    """The leased versions of each `leased` key, ascending."""
     cluster_ns: int
     foreign: int = -1
     """In a restored volume that is not adopted: its backup's version, else -1. Holds born up to it
@@ -110,16 +111,29 @@ def read_guards(source: Source) -> Guards:
         view, version, _ = keys.pin_parts(key)
         pins.setdefault(view, []).append(version)
     floor = 2**63 - 1
-    leases: list[Lease] = []
+    leases: dict[tuple[int, ...], list[int]] = {}
     for _, session in live_sessions_of(source):
         floor = min(floor, session.floor)
-        leases.extend(session.leases)
+        for lease in session.leases:
+            for key in leased(lease):
+                leases.setdefault(key, []).append(lease.version)
     ordered = {view: tuple(versions) for view, versions in pins.items()}
     origin = source.get(Family.META, keys.ORIGIN)
     foreign = -1
     if origin is not None and not (found := decode_origin(origin)).adopted:
         foreign = found.version
-    return Guards(ordered, floor, tuple(leases), counters_of(source).cluster_ns, foreign)
+    versions = {key: tuple(sorted(found)) for key, found in leases.items()}
+    return Guards(ordered, floor, versions, counters_of(source).cluster_ns, foreign)
+
+
+def leased(lease: Lease) -> tuple[tuple[int, ...], ...]:
+    """Return what a lease keeps, as `leases_of` asks for it: a body, and its view."""
+    return (lease.view,), (lease.view, lease.inode, lease.body)
+
+
+def leases_of(drop: Drop) -> tuple[int, ...]:
+    """Return whose leases keep a row: a body's, or without one all of the view."""
+    return (drop.view, drop.inode, drop.body) if drop.body else (drop.view,)
 
 
 def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
@@ -129,16 +143,15 @@ def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
     if guards.cluster_ns - drop.cluster_ns <= grace_ns:
         return False
     if not drop.flat:  # else the view itself has all that its pins show
-        pins = guards.pins.get(drop.view, ())
-        at = bisect_left(pins, drop.born)
-        if at < len(pins) and pins[at] < drop.death:
+        if _any_within(guards.pins.get(drop.view, ()), drop):
             return False
-    return not any(
-        lease.view == drop.view
-        and (not drop.body or (lease.inode, lease.body) == (drop.inode, drop.body))
-        and drop.born <= lease.version < drop.death
-        for lease in guards.leases
-    )
+    return not _any_within(guards.leases.get(leases_of(drop), ()), drop)
+
+
+def _any_within(versions: tuple[int, ...], drop: Drop) -> bool:
+    """Whether one of these ascending versions lies in the hold."""
+    at = bisect_left(versions, drop.born)
+    return at < len(versions) and versions[at] < drop.death
 
 
 def get_drops(source: Shard, _caller: Caller, request: GetDrops) -> DropsReply:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nokv.errors import NameTooLong, Stale, VersionNotPinned
+from nokv.errors import NameTooLong, ResultTooLarge, Stale, VersionNotPinned
 from nokv.state import keys
 from nokv.state.access import R, X, may, need
 from nokv.state.branches import PRESENT
@@ -27,6 +27,9 @@ from nokv.types.values import At, Caller
 
 Slot = tuple[int, bytes]
 """A name: (directory, name)."""
+
+SEARCH_ROWS_MAX = 131_072
+"""Entries that one side of a page looks through for the names of files with several."""
 
 Place = tuple[bytes, bool]
 """(Path below the side's root, whether the caller may read and search all directories on it)."""
@@ -57,6 +60,7 @@ class Side:
         self._places: dict[int, Place | None] = {self.root: (b"", True)}
         self._looks: dict[int, Look | None] = {}
         self._searched: dict[int, dict[int, list[bytes]]] = {}
+        self._search_left = SEARCH_ROWS_MAX
         self._grafts: dict[Slot, int] | None = None
 
     # ------------------------------------------------------------------ inodes and their names
@@ -83,7 +87,10 @@ class Side:
         return Look(inode, slots) if slots else None
 
     def _names(self, ino: int, inode: Inode) -> list[Slot]:
-        """Return every name of an inode. Directories are searched for those of a hard link."""
+        """Return every name of an inode. Directories are searched for those of a hard link.
+
+        Raises ResultTooLarge where that would be more than the page has room for.
+        """
         if inode.name:
             return [(inode.parent, inode.name)]
         if not inode.parent:
@@ -95,15 +102,22 @@ class Side:
 
     def _search(self, directory: int) -> dict[int, list[bytes]]:
         """Return the names of a directory by what they show, grafts apart."""
-        found = self._searched.get(directory)
-        if found is None:
-            found = self._searched[directory] = {}
-            prefix = keys.inode(self.view, directory)
-            rows = self.source.scan(Family.DENTRY, prefix, keys.after_prefix(prefix))
-            for key, value in rows:
-                dentry = decode_dentry(body_of(value))
-                if dentry.view is None:
-                    found.setdefault(dentry.inode, []).append(key[len(prefix) :])
+        known = self._searched.get(directory)
+        if known is not None:
+            return known
+        inode = self.inode(directory)
+        self._search_left -= inode.children if inode is not None else 0
+        if self._search_left < 0:
+            message = f"the names of a file are searched for in over {SEARCH_ROWS_MAX} entries"
+            raise ResultTooLarge(message, hint="compare a directory below, without that file")
+        found: dict[int, list[bytes]] = {}
+        prefix = keys.inode(self.view, directory)
+        rows = self.source.scan(Family.DENTRY, prefix, keys.after_prefix(prefix))
+        for key, value in rows:
+            dentry = decode_dentry(body_of(value))
+            if dentry.view is None:
+                found.setdefault(dentry.inode, []).append(key[len(prefix) :])
+        self._searched[directory] = found
         return found
 
     def entry(self, slot: Slot) -> Dentry | None:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from nokv.errors import InvalidArgument, NokvError, VersionNotPinned
+from nokv.errors import InvalidArgument, NokvError, ResultTooLarge, VersionNotPinned
 from nokv.state import keys
 from nokv.state.arguments import check_at
 from nokv.state.branches import PRESENT
@@ -47,6 +47,7 @@ def diff(txn: Txn, caller: Caller, request: Diff) -> DiffReply:
     """Answer `Diff`.
 
     Raises InvalidArgument for sides that are no states of one directory, VersionNotPinned,
+    ResultTooLarge where one file's names are searched for in too many entries (SEARCH_ROWS_MAX),
     and what resolving the sides raises.
     """
     check_at(request.at)
@@ -67,8 +68,15 @@ def diff(txn: Txn, caller: Caller, request: Diff) -> DiffReply:
     for cursor, examine in pages.candidates(*start):
         if left_over <= 0:
             return DiffReply(tuple(pages.rows), more=True, after=after, version=present)
-        if examine is not None:
-            examine()
+        rows = len(pages.rows)
+        try:
+            if examine is not None:
+                examine()
+        except ResultTooLarge:
+            if after == request.after:  # a page of its own has no room for it
+                raise
+            del pages.rows[rows:]
+            return DiffReply(tuple(pages.rows), more=True, after=after, version=present)
         left_over -= 1 if examine is None else _SKIPS
         after = cursor
     return DiffReply(tuple(pages.rows), more=False, after=b"", version=present)

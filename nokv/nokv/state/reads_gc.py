@@ -20,6 +20,8 @@ from nokv.state.collect import (
     PAGE_COST_MAX,
     Guards,
     counters_of,
+    leased,
+    leases_of,
     live_sessions_of,
     read_guards,
     sessions_of,
@@ -59,7 +61,7 @@ from nokv.types.gc import (
     WhySession,
 )
 from nokv.types.limits import CHUNKS_MAX, PAGE_MAX
-from nokv.types.values import Caller, Lease, StoredObject
+from nokv.types.values import Caller, StoredObject
 
 REASONS_MAX = 32
 """Reasons told of one row: who knows these knows enough."""
@@ -78,8 +80,8 @@ class _Holders(msgspec.Struct, frozen=True):
     """By view, ascending by version."""
     floors: tuple[tuple[int, int], ...]
     """(floor, session) of live sessions, ascending."""
-    leases: tuple[tuple[int, Lease], ...]
-    """(session, lease)."""
+    leases: dict[tuple[int, ...], list[tuple[int, int]]]
+    """(version, session) of the leases of each `leased` key, ascending."""
     snapshots: dict[int, str]
     backups: dict[int, str]
 
@@ -90,11 +92,18 @@ def _holders(source: Source) -> _Holders:
         view, version, pin_id = keys.pin_parts(key)
         pins[view].append((version, pin_id, decode_pin(value)))
     live = list(live_sessions_of(source))
+    leases: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+    for number, session in live:
+        for lease in session.leases:
+            for kept in leased(lease):
+                leases[kept].append((lease.version, number))
+    for found in leases.values():
+        found.sort()
     return _Holders(
         read_guards(source),
         pins,
         tuple(sorted((s.floor, number) for number, s in live)),
-        tuple((number, lease) for number, s in live for lease in s.leases),
+        leases,
         {one.snapshot: name for name, one in snapshots_of(source)},
         {number: one.name for number, one in backups_of(source)},
     )
@@ -182,10 +191,11 @@ def _reasons(drop: Drop, holders: _Holders, grace_ns: int) -> Iterator[Reason]:
             if version >= drop.death:
                 break
             yield _pin_reason(version, pin_id, pin, holders)
-    for session, lease in holders.leases:
-        of_body = not drop.body or (lease.inode, lease.body) == (drop.inode, drop.body)
-        if lease.view == drop.view and of_body and drop.born <= lease.version < drop.death:
-            yield Reason(Why.LEASE, by=session, at=lease.version)
+    leases = holders.leases.get(leases_of(drop), [])
+    for version, session in leases[bisect_left(leases, (drop.born, 0)) :]:
+        if version >= drop.death:
+            break
+        yield Reason(Why.LEASE, by=session, at=version)
     for floor, session in holders.floors:
         if floor >= drop.death:
             break

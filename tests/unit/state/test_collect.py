@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from tests.unit.state.bodies import GRACE_NS, Files, inline, stored
 from tests.unit.state.shard import at
 
+from nokv.state import collect
 from nokv.state.collect import CHUNKS_A_STEP, HOLDS_ONLY
 from nokv.state.families import Family
+from nokv.state.records import Drop
 from nokv.types.commands import (
     Collected,
     Link,
@@ -302,3 +306,33 @@ def test_a_removed_tree_gives_every_object_back(files: Files) -> None:
     assert files.statfs() == (1, 0)
     assert not files.named()
     assert not files.count(Family.CHUNK)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_leases_are_judged_by_their_order_as_one_by_one(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def number() -> int:
+        return rng.randrange(3)
+
+    leases = [Lease(number(), number(), number() + 1, rng.randrange(60)) for _ in range(40)]
+    keyed: dict[tuple[int, ...], list[int]] = {}
+    for lease in leases:
+        for key in collect.leased(lease):
+            keyed.setdefault(key, []).append(lease.version)
+    versions = {key: tuple(sorted(found)) for key, found in keyed.items()}
+    guards = collect.Guards({}, 2**63 - 1, versions, 10**9)
+    answers = set()
+    for _ in range(200):
+        born = rng.randrange(60)
+        drop = Drop(number(), number(), rng.randrange(4), born, born + rng.randrange(8), 0)
+        holding = [
+            lease
+            for lease in leases
+            if lease.view == drop.view
+            and (not drop.body or (lease.inode, lease.body) == (drop.inode, drop.body))
+            and drop.born <= lease.version < drop.death
+        ]
+        assert collect.is_safe(drop, guards, 0) == (not holding), (drop, holding)
+        answers.add(not holding)
+    assert answers == {True, False}

@@ -11,8 +11,14 @@ from tests.unit.state.diffing import asked, naive
 from tests.unit.state.namespace_programs import Program
 from tests.unit.state.shard import ALICE, ROOT, Shard, at
 
-from nokv.errors import InvalidArgument, NotFound, PermissionDenied, VersionNotPinned
-from nokv.state import acl
+from nokv.errors import (
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResultTooLarge,
+    VersionNotPinned,
+)
+from nokv.state import acl, diff_side
 from nokv.state.families import Family
 from nokv.state.memory import MemoryKV
 from nokv.types.commands import (
@@ -171,6 +177,40 @@ def test_every_name_of_a_file_that_changed_is_told() -> None:
     assert told(shard, version, below="b") == [("M", "link", "")]
     shard.do(Unlink(at("a"), b"f"))
     assert told(shard, version) == [("D", "a/f", ""), ("M", "b/link", "")]
+
+
+def test_a_page_looks_for_names_of_hard_links_in_so_many_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = Shard()
+    for directory in "abcdef":
+        shard.mkdir(directory)
+        for number in range(10):
+            shard.create(f"{directory}/{number}")
+        shard.do(Link(at(f"{directory}/3"), at(directory), b"link"))  # 11 entries
+    version = shard.pin()
+    for directory in "abcdef":
+        shard.do(SetAttr(at(f"{directory}/3"), size=5))
+        shard.do(Unlink(at(directory), b"7"))  # it has one name, and needs no search
+    wanted = naive(shard, (at(), version), (at(), 0))
+    assert len(wanted) == 18
+    pages = 0
+    read = shard.read
+
+    def counting(request: Any, *rest: Any) -> Any:
+        nonlocal pages
+        pages += 1
+        return read(request, *rest)
+
+    monkeypatch.setattr(shard, "read", counting)
+    for limit, expected in ((11 * 6, 1), (11 * 2, 3), (11, 6)):
+        monkeypatch.setattr(diff_side, "SEARCH_ROWS_MAX", limit)
+        pages = 0
+        assert asked(shard, (at(), version), (at(), 0)) == wanted
+        assert pages == expected
+    monkeypatch.setattr(diff_side, "SEARCH_ROWS_MAX", 10)
+    with pytest.raises(ResultTooLarge, match="in over 10 entries"):
+        asked(shard, (at(), version), (at(), 0))
 
 
 def test_below_a_directory_moves_over_its_edge_are_additions_and_deletions() -> None:
