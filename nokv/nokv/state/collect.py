@@ -115,14 +115,14 @@ def read_guards(source: Source) -> Guards:
     for _, session in live_sessions_of(source):
         floor = min(floor, session.floor)
         for lease in session.leases:
-            for key in leased(lease):
-                leases.setdefault(key, []).append(lease.version)
+            for what in leased(lease):
+                leases.setdefault(what, []).append(lease.version)
     ordered = {view: tuple(versions) for view, versions in pins.items()}
     origin = source.get(Family.META, keys.ORIGIN)
     foreign = -1
     if origin is not None and not (found := decode_origin(origin)).adopted:
         foreign = found.version
-    versions = {key: tuple(sorted(found)) for key, found in leases.items()}
+    versions = {what: tuple(sorted(found)) for what, found in leases.items()}
     return Guards(ordered, floor, versions, counters_of(source).cluster_ns, foreign)
 
 
@@ -142,9 +142,9 @@ def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
         return False
     if guards.cluster_ns - drop.cluster_ns <= grace_ns:
         return False
-    if not drop.flat:  # else the view itself has all that its pins show
-        if _any_within(guards.pins.get(drop.view, ()), drop):
-            return False
+    # When flat, the view itself has all that its pins show.
+    if not drop.flat and _any_within(guards.pins.get(drop.view, ()), drop):
+        return False
     return not _any_within(guards.leases.get(leases_of(drop), ()), drop)
 
 
