@@ -16,13 +16,16 @@ from nokv.state.records import Position
 from nokv.types.commands import COMMAND_FORMAT, Command, Create, InitVolume, Op, OpenSession
 from nokv.types.limits import SESSION_TTL_NS_DEFAULT
 from nokv.types.reads import AttrReply, GetAttr, GetSession, SessionReply
+from nokv.types.trash import KeepTrash, Trash
 from nokv.types.values import At, Caller, Volume
+from nokv.types.views import GetSnapshot, SnapshotCreate
 from nokv.wire.codec import encode_command, result_codec
 from nokv_replication import NotLeader, Times
 
 NOW_NS = 1_780_000_000 * SECOND_NS
 """A day in 2026."""
-YEAR_NS = 365 * 86_400 * SECOND_NS
+DAY_NS = 86_400 * SECOND_NS
+YEAR_NS = 365 * DAY_NS
 CLOCKS = pytest.mark.parametrize("years", [14, -1], ids=["in 2040", "set back by a year"])
 CLAMP_NS = 10 * SECOND_NS
 
@@ -50,7 +53,7 @@ def mtime_ns(machine: StateMachine, name: bytes) -> int:
 
 
 @CLOCKS
-def test_a_leader_whose_clock_is_off_ends_no_session_and_dates_no_file_there(years: int) -> None:
+def test_a_leader_whose_clock_is_off_ends_no_lease_and_dates_no_file_there(years: int) -> None:
     """Nor does its successor with a right clock have to date files back."""
     script = Script()
     script.wait(NOW_NS - script.now_ns)
@@ -65,17 +68,21 @@ def test_a_leader_whose_clock_is_off_ends_no_session_and_dates_no_file_there(yea
         script.propose(leader, command(Create(At(), name, 0o644), session, seq))
         script.settle(rounds=10)
 
-    create(1, 1, b"before")
+    script.propose(1, command(SnapshotCreate(At(), "s", b"/", DAY_NS), session, 1))
+    script.propose(1, command(KeepTrash(DAY_NS), session, 2))
+    script.propose(1, command(Create(At(), b"gone", 0o644), session, 3))
+    script.propose(1, command(Trash(At(), b"gone"), session, 4))
+    create(1, 5, b"before")
     script.clocks[1].wall_offset_ns = years * YEAR_NS
-    create(1, 2, b"while")
+    create(1, 6, b"while")
     assert "clock is more than 10 s" in script.groups[1].status().problem
     cluster_ns = script.groups[1].cluster_ns()
-    create(1, 3, b"later")
+    create(1, 7, b"later")
     assert script.groups[1].cluster_ns() - cluster_ns < SECOND_NS
     script.isolate(1)
     script.elect(2, 3)
     script.settle(2, 3, rounds=8)
-    create(2, 4, b"after")
+    create(2, 8, b"after")
     machine, kv = replay(script)
     times = [mtime_ns(machine, name) for name in (b"before", b"while", b"later", b"after")]
     assert times == sorted(times)
@@ -86,6 +93,8 @@ def test_a_leader_whose_clock_is_off_ends_no_session_and_dates_no_file_there(yea
     _, known = machine.read(Caller(), GetSession(session))
     assert isinstance(known, SessionReply)
     assert known.alive
+    machine.read(Caller(), GetSnapshot("s"))
+    assert not machine.trash_due(cluster_ns)
     assert combine(digest(replay(script)[1])) == combine(digest(kv))
 
 

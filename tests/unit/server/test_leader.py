@@ -26,13 +26,24 @@ from nokv.types.commands import (
     Reap,
     RemoveTree,
     SessionMarks,
+    StageBegin,
     TrimEvents,
 )
 from nokv.types.formats import STATE_FORMAT
+from nokv.types.limits import SESSION_TTL_NS_MAX, SNAPSHOT_TTL_NS_MAX
+from nokv.types.locks import SetLock
 from nokv.types.reads import DirPage, ReadDir
-from nokv.types.trash import ExpireTrash, KeepTrash, Trash
+from nokv.types.trash import TRASH_KEEP_NS_MAX, ExpireTrash, KeepTrash, Trash
 from nokv.types.values import At, Caller, Marks, Volume
-from nokv.types.views import Clone, ExpireSnapshots, Flatten, SnapshotCreate
+from nokv.types.views import (
+    HELD,
+    Clone,
+    ExpireSnapshots,
+    Flatten,
+    GetSnapshot,
+    SnapshotCreate,
+    SnapshotReply,
+)
 from nokv_replication import Outcome
 
 
@@ -381,6 +392,40 @@ def test_trash_goes_after_its_retention(leader: Leader) -> None:
     assert leader.duties.trash_expired_total == 20
     assert not shard.machine.has_trash()
     assert not leader.duties.waits_for_time
+
+
+def test_a_clock_that_jumps_over_every_lease_ends_what_is_over_and_nothing_else(
+    leader: Leader,
+) -> None:
+    """A session that is heard of once the clock has jumped goes on: its socket is read first."""
+    shard = leader.shard
+    silent, heard = (leader.open_session(SESSION_TTL_NS_MAX) for _ in range(2))
+    shard.do(KeepTrash(TRASH_KEEP_NS_MAX), silent)
+    for number, name in enumerate((b"live", b"gone"), shard.lease(silent, 2)):
+        shard.publish(silent, number, name)
+    shard.do(SetLock(At(0, 1, (b"live",)), 0, 1, write=True), silent)
+    for snapshot, ttl_ns in (("lease", SNAPSHOT_TTL_NS_MAX), ("held", HELD)):
+        shard.do(SnapshotCreate(At(), snapshot, b"/", ttl_ns), silent)
+    shard.do(Trash(At(), b"gone"), silent)
+    shard.do(StageBegin(0, 0o040755), silent)
+    leader.tick(max(SESSION_TTL_NS_MAX, SNAPSHOT_TTL_NS_MAX, TRASH_KEEP_NS_MAX) / S + 1)
+    assert leader.ops(ExpireSession) == []
+    assert leader.ages.renew(heard, shard.now_ns)
+    for _ in range(30):
+        leader.tick()
+    assert leader.ops(ExpireSession) == [ExpireSession(silent)]
+    assert leader.ages.live == 1
+    assert shard.machine.counters.snapshots == 1
+    assert not shard.machine.has_trash()
+    _, held = shard.machine.read(Caller(), GetSnapshot("held"))
+    assert isinstance(held, SnapshotReply)
+    for version in (0, held.version):
+        _, page = shard.machine.read(Caller(), ReadDir(At(), at_version=version))
+        assert isinstance(page, DirPage)
+        names = [entry.name for entry in page.entries]
+        assert names == [b"gone", b"live"] if version else names == [b"live"]
+    shard.do(SetLock(At(0, 1, (b"live",)), 0, 1, write=True), heard)
+    assert not shard.machine.pending_work()
 
 
 def clones_of_clones(leader: Leader) -> LocalShard:
