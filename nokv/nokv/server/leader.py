@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from nokv.errors import NokvError, from_wire
 from nokv.server.config import SessionsConfig
 from nokv.server.sessions import SessionAges
+from nokv.state.flatten import Search
 from nokv.state.records import Origin
 from nokv.types.commands import (
     COMMAND_FORMAT,
@@ -47,7 +48,7 @@ REAP_ALONE_MAX: Final = 10
 """Commands of others between two ticks that background work takes no notice of."""
 TRIM_PERIOD_NS: Final = 1_000 * MS
 FLATTEN_PERIOD_NS: Final = 10_000 * MS
-"""All views are looked at so often, while none of them has to be flattened."""
+"""All views are looked at so often, some in each tick, while none has to be flattened."""
 
 LEASES_PERIOD_NS: Final = 1_000 * MS
 """All snapshots are looked at so often, while one of them has a lease; and the trash."""
@@ -84,8 +85,8 @@ class MachineView(Protocol):
         """Return the cluster time at which the first lease of a snapshot ends; 0: none has one."""
         ...
 
-    def flatten_due(self) -> int:
-        """Return a view that a `Flatten` would bring further; 0: there is none."""
+    def flatten_due(self, search: Search | None = None) -> int:
+        """Return a view that a `Flatten` would bring further; 0: none is known to the search."""
         ...
 
     def trash_due(self, cluster_ns: int) -> bool:
@@ -150,6 +151,8 @@ class LeaderDuties:
         self._trim_due_ns = 0
         self._leases_due_ns = 0
         self._flatten_due_ns = 0
+        self._search = Search()
+        """Of a view to be flattened: all of them are looked at, some in each tick."""
         self._busy: set[str] = set()
         """Duties with a proposal in flight: one each."""
         self._expiring = 0
@@ -185,6 +188,7 @@ class LeaderDuties:
         self._leases_due_ns = now_ns
         self._flatten_due_ns = now_ns
         self._silence_end_ns = None
+        self._search = Search()
         self.start_volume()
 
     def step_down(self) -> None:
@@ -340,10 +344,13 @@ class LeaderDuties:
         """Bring a view that depends on too many others a step further, from the same share."""
         if "flatten" in self._busy or (self._reap_room <= 0 and self._shares):
             return
-        view = self._machine.flatten_due()
+        search = self._search
+        view = self._machine.flatten_due(search)
+        if search.over:
+            self._search = Search()
         if view:
             self._propose("flatten", Flatten(view, self._config.reap_limit), self._flattened)
-        else:
+        elif search.over:
             self._flatten_due_ns = now_ns + FLATTEN_PERIOD_NS
 
     def _flattened(self, result: Result) -> None:

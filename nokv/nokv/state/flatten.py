@@ -15,7 +15,7 @@ nothing any more, and notes of changed inodes; they are swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -41,6 +41,7 @@ from nokv.state.records import (
     decode_inode,
     decode_job,
     decode_pin,
+    decode_view,
     is_whiteout,
 )
 from nokv.state.views import release_origin
@@ -104,13 +105,23 @@ def end_origin(ctx: Context, number: int, view: View) -> View:
     return replace(view, origin=None, origin_version=0, whiteouts=True)
 
 
-def _is_reaping(source: Source, view: int) -> bool:
-    """Whether a tree of the view is being taken apart, with the help of its origin's records."""
+def _reaped_views(source: Source) -> frozenset[int] | None:
+    """Return the views whose trees are being taken apart, with the help of their origins' records.
+
+    None where too many jobs wait to know: any may be one of them.
+    """
     end = keys.after_prefix(keys.JOB_PREFIX)
     rows = list(islice(source.scan(_META, keys.JOB_PREFIX, end), _JOBS_LOOKED_AT))
+    if len(rows) == _JOBS_LOOKED_AT:
+        return None
     jobs = [decode_job(value) for _, value in rows]
-    found = any(job.kind == JOB_ORPHAN and job.view == view for job in jobs)
-    return found or len(rows) == _JOBS_LOOKED_AT
+    return frozenset(job.view for job in jobs if job.kind == JOB_ORPHAN)
+
+
+def _is_reaping(source: Source, view: int) -> bool:
+    """Whether a tree of the view is, or may be, one of those."""
+    views = _reaped_views(source)
+    return views is None or view in views
 
 
 def _has_todo(source: Source, view: int) -> bool:
@@ -319,33 +330,91 @@ DEPTH_DEFAULT = 8
 """A view deeper than this is flattened: each level below costs every read."""
 
 
-def due(shard: Shard, views: Iterable[int], depth: int = DEPTH_DEFAULT) -> int:
-    """Return a view that a `Flatten` would bring further; 0: there is none.
+SEARCH_MAX = 1024
+"""Records that one step of a `Search` looks at, and those of one view more."""
+
+
+class Search:
+    """A look through all views for one to be flattened, a bounded number of records at a time.
 
     One that is begun first; else the least deep of those that are too deep, as others lie above
-    it; else one whose origin is dead and there for such views alone.
+    it; else one whose origin is dead and there for such views alone. It is no part of the state.
     """
-    deep: tuple[int, int] | None = None
-    waits = 0
-    for number in views:
-        view = shard.view(number)
-        assert view is not None
-        state = load(shard, number)
-        if state is not None:
+
+    def __init__(self, depth: int = DEPTH_DEFAULT) -> None:
+        self.over = False
+        """Nothing is left to be looked at."""
+        self._limit = depth
+        self._begun = 0
+        """All flattenings of views below were looked at."""
+        self._next: int | None = None
+        """All views below were looked at; None while flattenings are."""
+        self._deep: tuple[int, int] | None = None
+        """(depth, number) of the least deep one that is too deep."""
+        self._waits = 0
+        self._kept: dict[int, bool] = {}
+        """Origins that were looked at, and whether copies alone keep them."""
+
+    def step(self, shard: Shard) -> int:
+        """Go on; return a view that a `Flatten` would bring further, 0 if none is known yet."""
+        assert not self.over, "a search that is over"
+        cost = 0
+        if self._next is None:
+            found, cost = self._look_at_begun(shard)
+            self.over = found > 0
+            if found or self._next is None:
+                return found
+        rows = shard.own_scan(Family.VIEW, keys.pack(self._next), b"\xff" * 9)
+        for key, value in rows:
+            if cost >= SEARCH_MAX:
+                return 0
+            number = int.from_bytes(key, "big")
+            cost += self._look_at(shard, number, decode_view(value))
+            self._next = number + 1
+        self.over = True
+        return self._waits if self._deep is None else self._deep[1]
+
+    def _look_at_begun(self, shard: Shard) -> tuple[int, int]:
+        """Return the first that goes on, or 0, and how many records were looked at."""
+        start, end = keys.flatten(self._begun), keys.after_prefix(keys.FLATTEN_PREFIX)
+        rows = list(islice(shard.own_scan(_META, start, end), SEARCH_MAX))
+        reaping = _reaped_views(shard) if rows else frozenset()
+        for key, value in rows:
+            number = int.from_bytes(key[len(keys.FLATTEN_PREFIX) :], "big")
+            self._begun = number + 1
+            view, state = shard.view(number), decode_flattening(value)
+            if view is None or view.dead:
+                return number, 0
             waits_for_readers = state.done and view.origin is not None
-            waits_for_reaper = (
-                state.live and not _has_todo(shard, number) and _is_reaping(shard, number)
-            )
-            if view.dead or not (waits_for_readers or waits_for_reaper):
-                return number
-            continue
-        if view.dead or view.origin is None:
-            continue
+            waits_for_reaper = state.live and (reaping is None or number in reaping)
+            if waits_for_readers or (waits_for_reaper and not _has_todo(shard, number)):
+                continue
+            return number, 0
+        if len(rows) < SEARCH_MAX:
+            self._next = 0
+        return 0, len(rows)
+
+    def _look_at(self, shard: Shard, number: int, view: View) -> int:
+        """Look at a view, and return how many records that were."""
+        if view.dead or view.origin is None or load(shard, number) is not None:
+            return 1
         below = _depth(shard, number)
-        if below > depth and (deep is None or below < deep[0]):
-            deep = below, number
-        waits = waits or number * _is_kept_by_copies(shard, view.origin)
-    return deep[1] if deep is not None else waits
+        if below > self._limit and (self._deep is None or below < self._deep[0]):
+            self._deep = below, number
+        cost = 2 + below
+        if view.origin not in self._kept:
+            self._kept[view.origin] = _is_kept_by_copies(shard, view.origin)
+            cost += shard.pin_count(view.origin)
+        self._waits = self._waits or number * self._kept[view.origin]
+        return cost
+
+
+def due(shard: Shard) -> int:
+    """Return a view that a `Flatten` would bring further; 0: there is none."""
+    search, found = Search(), 0
+    while not search.over:
+        found = search.step(shard)
+    return found
 
 
 def _depth(shard: Shard, number: int) -> int:

@@ -420,10 +420,13 @@ class StateMachine:
         """Whether an `ExpireTrash` at this time would find something to do."""
         return self._counters.trashes > 0 and is_due(self._txn.present, cluster_ns)
 
-    def flatten_due(self) -> int:
-        """Return a view that a `Flatten` would bring further; 0: there is none."""
-        txn = self._txn
-        return flatten.due(txn, sorted(txn.numbers())) if self._counters.next_view > 1 else 0
+    def flatten_due(self, search: flatten.Search | None = None) -> int:
+        """Return a view that a `Flatten` would bring further; 0: there is none.
+
+        With a search by one step of it: 0 may then mean that it is not over yet.
+        """
+        present = self._txn.present
+        return flatten.due(present) if search is None else search.step(present)
 
     def has_trash(self) -> bool:
         """Whether something in a trash waits for time."""

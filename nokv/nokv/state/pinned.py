@@ -47,6 +47,10 @@ class Shard(Levels, Source, Protocol):
         """Return the versions at which the view is pinned, ascending."""
         ...
 
+    def pin_count(self, view: int) -> int:
+        """Return how many pins the view has: one version may have several."""
+        ...
+
     def readable(self, view: int, version: int) -> bool:
         """Whether a pin that is not over holds the view at the version."""
         ...

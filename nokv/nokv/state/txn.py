@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby, islice
 from operator import itemgetter
 
@@ -499,10 +499,6 @@ class Txn:
             value = own[key]
             return None if value is None else decode_view(value)
         return self._views.get(number)
-
-    def numbers(self) -> KeysView[int]:
-        """Return the numbers of all views between two commands, dead ones too."""
-        return self._views.keys()
 
     def set_view(self, number: int, view: View) -> None:
         """Write a view's record."""

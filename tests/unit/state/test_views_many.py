@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from tests.unit.state.counting import work
 from tests.unit.state.shard import at
 from tests.unit.state.test_views_costs import CountingKV
 from tests.unit.state.viewing import Views
 
-from nokv.state import invariants
+from nokv.state import flatten, invariants
 from nokv.types.commands import Collected, Reap, RemoveTree
 from nokv.types.reads import DropsReply, GetDrops
-from nokv.types.views import Clone
+from nokv.types.views import Clone, Flatten
 
 
 def doubling(times: int) -> tuple[Views, CountingKV]:
@@ -61,3 +62,29 @@ def test_the_end_of_many_views_costs_what_each_of_them_does() -> None:
     for what in few:
         for kind in (0, 1):
             assert many[what][kind] <= 5 * few[what][kind], (what, few[what], many[what])
+
+
+def test_the_search_for_what_is_to_be_flattened_goes_on_step_by_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard, kv = doubling(6)
+    shard.mkdir("o")
+    shard.create("o/x")
+    shard.clone("o", "c")
+    shard.create("c/own")
+    for number in range(20):
+        shard.clone("c", f"k{number}")
+    shard.do(RemoveTree(at(), b"c"))
+    found = shard.machine.flatten_due()
+    assert found
+    monkeypatch.setattr(flatten, "SEARCH_MAX", 16)
+    search, steps = flatten.Search(), 0
+    while not search.over:
+        before = kv.rows
+        have = shard.machine.flatten_due(search)
+        steps += 1
+        assert kv.rows - before <= 16 + 20 + 5, "one view more, with the pins of its origin"
+    assert have == found
+    assert steps > 10
+    shard.do(Flatten(found, 1), session=0)
+    assert shard.machine.flatten_due(flatten.Search()) == found, "what is begun is found at once"
