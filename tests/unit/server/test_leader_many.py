@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.server.test_leader import Leader, S, clones_of_clones
+from tests.unit.server.local import S
+from tests.unit.server.test_leader import Leader, clones_of_clones
 
 from nokv.state import flatten
 from nokv.types.values import At
