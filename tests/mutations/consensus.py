@@ -134,6 +134,15 @@ ACKS = {
         "election_max_ns",
         SET_BACK,
     ),
+    "commit: members hear of it with the heartbeat only": off(
+        "group.py", "if leads and self._peers.must_tell(commit_index, now_ns):", "if False:", GROUP
+    ),
+    "commit: told by a frame of its own each time": off(
+        "peers.py",
+        "self.tell_due_ns = now_ns + self._config.heartbeat_ns // 10",
+        "self.tell_due_ns, self._told_index = NEVER_NS, commit_index\n            return True",
+        GROUP,
+    ),
     "window: unbounded": off(
         "peers.py",
         "if entries and peer.inflight_bytes >= self._config.inflight_bytes:",
