@@ -58,8 +58,8 @@ _DOTS = frozenset({b".", b".."})
 _XATTR_SPACES = (b"user.", b"trusted.", b"security.")
 
 
-def _refuse(message: str) -> NoReturn:
-    raise InvalidArgument(message)
+def _refuse(message: str, hint: str = "") -> NoReturn:
+    raise InvalidArgument(message, hint=hint)
 
 
 # ---------------------------------------------------------------- values
@@ -107,20 +107,20 @@ def check_at(at: At) -> None:
 
 def _check_permissions(mode: int) -> None:
     if not 0 <= mode <= PERMISSIONS:
-        _refuse(f"mode {mode:o}")
+        _refuse(f"mode {mode:o} (octal)", f"permission bits only, 0 to {PERMISSIONS:o}")
 
 
 def check_umask(umask: int) -> None:
     """Raise InvalidArgument for bits that no umask has."""
     if not 0 <= umask <= UMASK_MAX:
-        _refuse(f"umask {umask:o}")
+        _refuse(f"umask {umask:o} (octal)", f"0 to {UMASK_MAX:o}")
 
 
 def check_xattr_name(name: bytes) -> None:
     """Raise NameTooLong, InvalidArgument, or NotSupported for a foreign name space."""
     if len(name) > NAME_BYTES_MAX:
-        message = f"an attribute name of {len(name)} bytes; the limit is {NAME_BYTES_MAX}"
-        raise NameTooLong(message)
+        message = f"an attribute name of {len(name)} bytes"
+        raise NameTooLong(message, hint=f"the limit is {NAME_BYTES_MAX}")
     if not name or b"\0" in name:
         _refuse(f"'{told(name)}' can't name an attribute")
     if (not name.startswith(_XATTR_SPACES) or name in _XATTR_SPACES) and name not in acl.NAMES:
@@ -164,9 +164,12 @@ def _check_mknod(op: Mknod) -> None:
     check_at(op.parent)
     check_name(op.name)
     if op.mode >> 12 not in _NODES:
-        _refuse(f"mknod makes no mode {op.mode:o}")
+        _refuse(
+            f"mknod makes no mode {op.mode:o} (octal)",
+            "the type bits of a FIFO, socket, device or regular file, with permission bits",
+        )
     if not 0 <= op.rdev <= RDEV_MAX:
-        _refuse(f"device number {op.rdev}")
+        _refuse(f"device number {op.rdev}", f"0 to {RDEV_MAX}")
     check_umask(op.umask)
 
 
@@ -203,10 +206,10 @@ def _check_rename(op: Rename) -> None:
 def check_size(size: int) -> None:
     """Raise InvalidArgument or FileTooLarge for a size that no file can have."""
     if size < 0:
-        _refuse(f"size {size}")
+        _refuse(f"size {size}", f"0 to {FILE_BYTES_MAX}")
     if size > FILE_BYTES_MAX:
-        message = f"size {size}; the limit is {FILE_BYTES_MAX}"
-        raise FileTooLarge(message)
+        message = f"a file of {size} bytes"
+        raise FileTooLarge(message, hint=f"the limit is {FILE_BYTES_MAX}")
 
 
 def _check_set_attr(op: SetAttr) -> None:
@@ -215,14 +218,14 @@ def _check_set_attr(op: SetAttr) -> None:
         _check_permissions(op.mode)
     for number in (op.uid, op.gid):
         if number is not None and not 0 <= number <= ID_MAX:
-            _refuse(f"uid or gid {number}")
+            _refuse(f"uid or gid {number}", f"0 to {ID_MAX}")
     if op.size is not None:
         check_size(op.size)
     for time in (op.atime_ns, op.mtime_ns):
         if time is not None and not TIME_NOW <= time <= UINT63_MAX:
-            _refuse(f"time {time}")
+            _refuse(f"time {time}", "nanoseconds since 1970, in 63 bits")
     if op.flags is not None and op.flags & ~_FLAGS:
-        _refuse(f"inode flags {op.flags}")
+        _refuse(f"inode flags {op.flags}", "of nokv.types.values.InodeFlag")
     given = (op.mode, op.uid, op.gid, op.size, op.atime_ns, op.mtime_ns, op.flags)
     if all(field is None for field in given):
         _refuse("a SetAttr that sets nothing")
@@ -235,7 +238,7 @@ def _check_set_xattr(op: SetXattr) -> None:
         message = f"a value of {len(op.value)} bytes; the limit is {XATTR_VALUE_BYTES_MAX}"
         raise ResultTooLarge(message)
     if not XattrFlag.EITHER <= op.flags <= XattrFlag.REPLACE:
-        _refuse(f"attribute flags {op.flags}")
+        _refuse(f"attribute flags {op.flags}", "one of XattrFlag: EITHER, CREATE, REPLACE")
     if op.name in acl.NAMES:
         acl.parse(op.value)
 

@@ -289,7 +289,7 @@ class StateMachine:
             try:
                 dispatch.check_arguments(inner)
             except NokvError as error:
-                raise _inner_error(number, error) from None
+                raise _inner_error(number, len(op.ops), error) from None
         ctx.txn.version = first
         check_predicates(ctx, command.predicates)
         for number, inner in enumerate(op.ops):
@@ -298,7 +298,7 @@ class StateMachine:
                 value = dispatch.run(ctx, inner)
             except NokvError as error:
                 ctx.txn.version = first + len(op.ops) - 1
-                raise _inner_error(number, error) from None
+                raise _inner_error(number, len(op.ops), error) from None
             assert isinstance(value, InnerValue)
             values.append(value)
         return AtomicDone(first, tuple(values))
@@ -475,8 +475,10 @@ class StateMachine:
         return Marks(session_id, s.number, s.floor, s.watermark, s.leases)
 
 
-def _inner_error(number: int, error: NokvError) -> NokvError:
-    return type(error)(f"operation {number}: {error.message}", hint=error.hint)
+def _inner_error(number: int, count: int, error: NokvError) -> NokvError:
+    """Return the error of an operation, with its number from 0 on where there are several."""
+    which = f"operation {number}: " if count > 1 else ""
+    return type(error)(f"{which}{error.message}", hint=error.hint)
 
 
 def _damaged(error: Exception) -> StoreDamaged:

@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 from tests.unit.state.shard import Shard
 
-from nokv.errors import AlreadyExists, NotADirectory, NotEmpty, NotFound
+from nokv.errors import AlreadyExists, NokvError, NotADirectory, NotEmpty, NotFound
 from nokv.state.naming import SHOWN_BYTES, told, told_at
-from nokv.types.commands import Create, Mkdir, Rename, RenameFlag, Rmdir, Unlink
+from nokv.types.commands import (
+    Atomic,
+    Create,
+    Mkdir,
+    Mknod,
+    Rename,
+    RenameFlag,
+    Rmdir,
+    SetAttr,
+    SetXattr,
+    Unlink,
+)
 from nokv.types.reads import GetAttr
 from nokv.types.values import At
 
@@ -58,3 +69,32 @@ def test_errors_name_the_path() -> None:
         shard.do(Rmdir(root, b"d"))
     with pytest.raises(AlreadyExists, match=r"^/d: file exists"):
         shard.do(Rename(d, b"f\n", root, b"d", int(RenameFlag.NOREPLACE)))
+
+
+def test_the_number_of_an_operation_is_told_where_there_are_several() -> None:
+    shard = Shard()
+    make = Mkdir(At(0, 1), b"d", 0o755)
+    shard.do(make)
+    with pytest.raises(AlreadyExists, match=r"^/d: file exists"):
+        shard.do(Atomic((make,)))
+    with pytest.raises(AlreadyExists, match=r"^operation 1: /d: file exists"):
+        shard.do(Atomic((Mkdir(At(0, 1), b"e", 0o755), make)))
+
+
+def test_what_is_out_of_range_has_a_hint() -> None:
+    shard = Shard()
+    shard.create("f")
+    f = At(0, 1, (b"f",))
+    for op in (
+        Mkdir(At(0, 1), b"d", 0o10000),
+        Mknod(At(0, 1), b"n", 0o40755, 0),
+        SetAttr(f, uid=2**32),
+        SetAttr(f, size=2**62),
+        SetAttr(f, mtime_ns=-2),
+        SetAttr(f, flags=1 << 20),
+        SetXattr(f, b"user." + b"x" * 255, b""),
+        SetXattr(f, b"user.x", b"", 7),
+    ):
+        with pytest.raises(NokvError) as found:
+            shard.do(op)
+        assert found.value.hint
