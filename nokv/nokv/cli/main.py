@@ -252,17 +252,20 @@ def complain(error: OSError, *, about: str = "") -> None:
         hint = ""
         if error.filename is not None:
             text = f"{os.fsdecode(error.filename)}: {text[0].lower()}{text[1:]}"
+    text, about = one_line(text), one_line(about)
     if about and about not in text:
         text = f"{about}: {text}"
     sys.stdout.flush()
-    sys.stderr.write(f"nokv: {one_line(text)}\n")
+    sys.stderr.write(f"nokv: {text}\n")
     if hint:
         sys.stderr.write(f"hint: {one_line(hint)}\n")
 
 
 def one_line(text: str) -> str:
     """Return text that can't break the line or the terminal that it is written to."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    from nokv.cli.output import shown
+
+    return shown(text)
 
 
 def _chosen(arguments: Sequence[str]) -> str:

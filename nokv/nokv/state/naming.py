@@ -16,7 +16,7 @@ SHOWN_BYTES: Final = 300
 """Of a longer path the end is told: results are kept until the client has them."""
 
 _HIDDEN: Final = {
-    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    code: chr(code).encode("unicode_escape").decode()
     for code in chain(
         range(0x20),
         range(0x7F, 0xA0),

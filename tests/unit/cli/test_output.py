@@ -17,10 +17,11 @@ from nokv.cli import output
 from nokv.cli.client import basename, join
 from nokv.cli.debug import decode, plain, unfolded
 from nokv.cli.local import _stopped, default_folder, parse_store
-from nokv.cli.main import one_line
+from nokv.cli.main import complain, one_line
 from nokv.cli.names import octal
 from nokv.cli.status import table
-from nokv.errors import ConfigError, UsageError
+from nokv.errors import ConfigError, NokvError, NotFound, ResultTooLarge, UsageError
+from nokv.state.naming import told as text_of
 from nokv.testing.folder import Store
 from nokv.types.values import Attr
 
@@ -50,6 +51,23 @@ def test_an_error_stays_on_its_line(data: bytes) -> None:
     shown = one_line(data.decode("utf-8", "surrogateescape"))
     assert shown.isprintable()
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "about", "told"),
+    [
+        (NotFound("/a: no such file or directory"), "/a", "/a: no such file or directory"),
+        (NotFound(text_of(b"/a\n\xff") + ": gone"), "/a\n\udcff", "/a\\n\\xff: gone"),
+        (NotFound("no snapshot 's'"), "/a\n", "/a\\n: no snapshot 's'"),
+        (ResultTooLarge("5 views below /a; the limit is 4"), "/a",
+         "5 views below /a; the limit is 4"),
+    ],
+)  # fmt: skip
+def test_complaints_name_what_they_are_about_once(
+    error: NokvError, about: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complain(error, about=about)
+    assert capsys.readouterr().err.splitlines()[0] == f"nokv: {told}"
 
 
 def test_a_name_is_one_line_by_itself_only_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
