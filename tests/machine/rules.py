@@ -133,6 +133,8 @@ class NamespaceMachine(RuleBasedStateMachine):
     outcomes: ClassVar[Outcomes] = Outcomes()
     world: World
     """Of the class: the last example's, which after a failure is the one that failed."""
+    builders: ClassVar[tuple[Builder, ...]] = building.TRAFFIC
+    """What each command has besides, so that an example gets somewhere in few steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,9 +210,9 @@ class NamespaceMachine(RuleBasedStateMachine):
         self.queue(draw, name, command)
 
     def traffic(self, draw: Drawing, session: int) -> None:
-        """Some commands besides, so that an example gets somewhere in few steps."""
+        """Some commands besides."""
         for _ in range(draw.number(0, 3)):
-            build = draw.one(building.TRAFFIC)
+            build = draw.one(self.builders)
             self.send(draw, build.__name__, session, build(draw, session))
 
     def queue(self, draw: Drawing, name: str, command: c.Command) -> None:
