@@ -17,7 +17,7 @@ from nokv.errors import (
     Stale,
     TooManyLinks,
 )
-from nokv.types.limits import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_HOPS_MAX
+from nokv.types.limits import NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_HOPS_MAX
 from nokv.types.values import At, Caller, InodeFlag
 from nokv_model import acls
 from nokv_model.tree import ROOT, Forest, Inode
@@ -155,7 +155,7 @@ def require_unstaged(forest: Forest, directory: Inode) -> None:
 
 def require_depth(forest: Forest, directory: Inode) -> None:
     """Raise NameTooLong more than DEPTH_MAX directories below the root of the directory's tree."""
-    if len(forest.chain(directory)) > DEPTH_MAX + 1:
+    if forest.is_too_deep(directory):
         message = f"inode {directory.number} lies too deep"
         raise NameTooLong(message)
 

@@ -111,6 +111,7 @@ def link(step: Step, op: Link) -> Made:
         message = "the name is taken"
         raise AlreadyExists(message)
     access.require_same_tree(step.forest, source, parent)
+    access.require_depth(step.forest, step.forest.inodes[step.forest.parent(source) or source.key])
     access.require(step.caller, parent, W)
     access.require_flags_clear(parent, InodeFlag.IMMUTABLE)
     access.require_flags_clear(source, FROZEN)

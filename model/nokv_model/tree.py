@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from nokv.errors import VersionNotPinned
+from nokv.types.limits import DEPTH_MAX
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, Attr, FileType
 from nokv_model.acls import Acl
 from nokv_model.body import EMPTY, Content
@@ -147,12 +148,19 @@ class Forest:
         return len(inode.names)
 
     def parent(self, inode: Inode) -> Key | None:
-        """Return a directory that names the inode, if it can be none in a trash; None without."""
+        """Return a directory that names the inode, if it can be none in a trash, nor too deep."""
         directories = sorted(directory for directory, _ in inode.names)
         if len(directories) > 1:
-            shown = [d for d in directories if self.owner_session(self.inodes[d]) != NOBODY]
-            directories = shown or directories
+            directories.sort(key=lambda key: self._hardly_reached(self.inodes[key]))
         return directories[0] if directories else None
+
+    def _hardly_reached(self, directory: Inode) -> tuple[bool, bool]:
+        """Say whether a directory lies in a trash, and whether too deep."""
+        return self.owner_session(directory) == NOBODY, self.is_too_deep(directory)
+
+    def is_too_deep(self, directory: Inode) -> bool:
+        """Say whether it lies more than DEPTH_MAX directories below the root of its tree."""
+        return len(self.chain(directory)) > DEPTH_MAX + 1
 
     def hidden(self, view: int) -> Inode | None:
         """Return the trash of a view; None where nothing is in it."""

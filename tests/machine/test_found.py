@@ -160,3 +160,17 @@ def test_a_view_with_as_many_below_as_there_may_be_goes_to_the_trash() -> None:
         shard.do(WorkspaceCreate(at(b"w"), b"y", 0o777), Trash(At(), b"w"))
         shard.world.compare()
         shard.world.finish()
+
+
+def test_a_file_with_a_name_that_a_rename_buried_is_where_another_one_is() -> None:
+    with small_limits():
+        shard = Shard()
+        shard.do(c.Mkdir(At(), b"a", 0o777), c.Mkdir(at(b"a"), b"b", 0o777))
+        shard.do(c.Create(at(b"a", b"b"), b"f", 0o666), c.Mkdir(at(b"a"), b"c", 0o777))
+        shard.do(c.Link(at(b"a", b"b", b"f"), at(b"a", b"c"), b"f"))
+        shard.do(c.Mkdir(at(b"a", b"c"), b"d", 0o777))
+        shard.do(c.Rename(at(b"a"), b"b", at(b"a", b"c", b"d"), b"b"))
+        shard.do(c.Link(at(b"a", b"c", b"f"), at(b"a"), b"f"), c.SetAttr(At(0, 4), mode=0o600))
+        assert shard.send(c.SetAttr(At(0, 4), size=1)).code == NameTooLong.code
+        shard.world.compare()
+        shard.world.finish()

@@ -9,6 +9,9 @@ reachable all the same as long as another name is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from nokv.errors import NameTooLong
 from nokv.state.context import chain, is_directory, names_inside
 from nokv.state.pinned import Source
 from nokv.state.records import Inode
@@ -18,14 +21,33 @@ def home(source: Source, view: int, ino: int, inode: Inode, root: int) -> tuple[
     """Return (a directory that names the inode, the root of that directory's tree).
 
     The directory is one below `root` if there is one. A root stands for its own directory: that of
-    a clone has its origin's record, which says where the origin has it.
+    a clone has its origin's record, which says where the origin has it. Raises NameTooLong where
+    no name below `root` lies less deep than that.
     """
     if ino == root:
         return ino, root
-    directory = inode.parent or ino
-    top = chain(source, view, directory)[-1] if inode.parent else ino
-    if top != root and inode.nlink > 1 and not is_directory(inode):
-        for other, _ in names_inside(source, view, ino):
-            if chain(source, view, other)[-1] == root:
-                return other, root
-    return directory, top
+    if not inode.parent:
+        return ino, ino
+    if inode.nlink <= 1 or is_directory(inode):
+        return inode.parent, chain(source, view, inode.parent)[-1]
+    first: tuple[int, int] | None = None
+    too_deep: NameTooLong | None = None
+    for directory in _directories(source, view, ino, inode):
+        try:
+            top = chain(source, view, directory)[-1]
+        except NameTooLong as error:
+            too_deep = error
+            continue
+        if top == root:
+            return directory, root
+        first = first or (directory, top)
+    if too_deep is not None:
+        raise too_deep
+    assert first is not None, f"no directory names inode {view}:{ino}"
+    return first
+
+
+def _directories(source: Source, view: int, ino: int, inode: Inode) -> Iterator[int]:
+    """Yield the directories that name a file: first its parent, which is mostly enough."""
+    yield inode.parent
+    yield from (directory for directory, _ in names_inside(source, view, ino))
