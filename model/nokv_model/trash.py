@@ -163,16 +163,20 @@ def keep(step: Step, op: KeepTrash) -> Done:
 
 
 def expire(step: Step, op: ExpireTrash) -> Reaped:
-    """Remove what was kept for long enough."""
+    """Remove what was kept for long enough, from the trash with the oldest entry first."""
+    over = step.cluster_ns - step.state.keep_ns
     removed = 0
-    for view, trash in sorted(step.state.trash):
-        entry = step.state.trash.get((view, trash))
-        if entry is None or entry.cluster_ns + step.state.keep_ns > step.cluster_ns:
-            continue
-        if removed == op.limit:
-            return Reaped(removed, more=True)
-        _end(step, view, trash)
-        removed += 1
+    while due := [(one.cluster_ns, *key) for key, one in step.state.trash.items()]:
+        since, view, _ = min(due)
+        if since > over:
+            break
+        for cluster_ns, _, trash in sorted(entry for entry in due if entry[1] == view):
+            if cluster_ns > over:
+                break
+            if removed == op.limit:
+                return Reaped(removed, more=True)
+            _end(step, view, trash)
+            removed += 1
     return Reaped(removed, more=False)
 
 

@@ -36,6 +36,7 @@ from nokv.state.records import (
     is_whiteout,
 )
 from nokv.state.snapshots import snapshots_of
+from nokv.state.trash import entries_of
 from nokv.state.txn import Present
 from nokv.state.views import CLONE_PIN
 from nokv.types.values import ROOT_INODE, ROOT_VIEW
@@ -59,6 +60,7 @@ def check_views(present: Present) -> None:
         if view.origin is not None and not view.dead:
             _check_own_found(shard, number, view)
     _check_dead(shard)
+    _check_trashes(shard)
 
 
 class _Shard:
@@ -329,3 +331,18 @@ def _check_dead(shard: _Shard) -> None:
         kept = [family.name for family in families if shard.own(family, number)]
         assert not kept, f"dead view {number}: {kept} of which nothing says when they go"
         raise AssertionError(f"dead view {number} waits for nothing")
+
+
+def _check_trashes(shard: _Shard) -> None:
+    """The index of trashes has each of them, with the age of its oldest entry."""
+    wanted = set()
+    for number, view in shard.views.items():
+        assert bool(view.trash) == (view.trash_cluster_ns is not None), f"the trash of {number}"
+        if view.trash_cluster_ns is not None:
+            oldest = next(entries_of(shard.present, number)).record.cluster_ns
+            assert view.trash_cluster_ns == oldest, f"the oldest in the trash of view {number}"
+            wanted.add(keys.trash_of(oldest, number))
+    end = keys.after_prefix(keys.TRASH_OF_PREFIX)
+    rows = shard.present.own_scan(Family.META, keys.TRASH_OF_PREFIX, end)
+    found = {key for key, _ in rows}
+    assert found == wanted, f"the index of trashes: {found ^ wanted}"

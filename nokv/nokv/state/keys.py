@@ -29,6 +29,7 @@ ORIGIN = b"origin"
 SNAPSHOT_PREFIX = b"snapshot/"
 MAKER_PREFIX = b"maker/"
 TRASH = b"trash"
+TRASH_OF_PREFIX = b"trash-of/"
 FLATTEN_PREFIX = b"flatten/"
 FLATTEN_TODO_PREFIX = b"flatten-todo/"
 GRAFT_PREFIX = b"graft/"
@@ -182,6 +183,11 @@ def flatten(view: int) -> bytes:
 def flatten_todo(view: int, ino: int) -> bytes:
     """META: an inode whose records are still to be copied."""
     return FLATTEN_TODO_PREFIX + pack2(view, ino)
+
+
+def trash_of(cluster_ns: int, view: int) -> bytes:
+    """META: the oldest entry of a view's trash was put there at that cluster time."""
+    return TRASH_OF_PREFIX + pack2(cluster_ns, view)
 
 
 def graft(view: int, directory: int, name: bytes) -> bytes:

@@ -33,7 +33,7 @@ from nokv.state.records import TrashEntry
 from nokv.state.resolve import Found
 from nokv.state.trash import (
     Entry,
-    end_empty,
+    due_trashes,
     entries_of,
     keep_ns,
     load_entry,
@@ -41,8 +41,8 @@ from nokv.state.trash import (
     need_entry,
     put_entry,
     remove_entry,
+    settle,
     take_entry,
-    trashes_of,
     views_ending,
     weight,
 )
@@ -156,7 +156,7 @@ def restore(ctx: Context, op: RestoreTrash) -> Made:
     touch_directory(ctx, parent.view, parent.ino, parent.inode, children=1, nlink=lost)
     move(ctx, entry.view, entry.dentry, entry.inode, hidden, (parent.ino, name))
     ctx.add_usage(parent.view, parent.ino, more.entries, more.size_bytes, more.grafts)
-    end_empty(ctx, entry.view)
+    settle(ctx, entry.view)
     ino, view = entry.node[1], entry.dentry.view
     announce(ctx, EventKind.MOVE_IN, parent, name, ino, entry.inode, inode_view=view)
     attr = load_attr(ctx.txn, *entry.node)
@@ -195,17 +195,21 @@ def is_own(uid: int, entry: Entry) -> bool:
 def empty(ctx: Context, op: EmptyTrash) -> Reaped:
     """Remove entries for good, until about VIEWS_A_STEP views have ended with them."""
     removed = ended = 0
+    more = False
     for view, number in op.entries:
         entry = load_entry(ctx.txn, view, number)
         if entry is None:
             continue
         if ended >= VIEWS_A_STEP:
-            return Reaped(removed, more=True)
+            more = True
+            break
         _need_own(ctx, entry)
         ended += views_ending(ctx, entry)
         remove_entry(ctx, entry)
         removed += 1
-    return Reaped(removed, more=False)
+    for view in sorted({view for view, _ in op.entries if 0 <= view < 2**64}):
+        settle(ctx, view)
+    return Reaped(removed, more)
 
 
 def keep(ctx: Context, op: KeepTrash) -> Done:
@@ -224,15 +228,19 @@ def expire(ctx: Context, op: ExpireTrash) -> Reaped:
     """Remove up to `limit` entries whose retention is over, with about VIEWS_A_STEP views."""
     due = ctx.cluster_ns - keep_ns(ctx.txn)
     removed = ended = 0
-    for view in list(trashes_of(ctx.txn)):
+    while (view := next(due_trashes(ctx.txn, due), None)) is not None:
+        before = removed
         for entry in entries_of(ctx.txn, view):
             if entry.record.cluster_ns > due:
                 break
             if removed == op.limit or ended >= VIEWS_A_STEP:
+                settle(ctx, view)
                 return Reaped(removed, more=True)
             ended += views_ending(ctx, entry)
             remove_entry(ctx, entry)
             removed += 1
+        assert removed > before, f"the oldest entry in the trash of view {view} is younger"
+        settle(ctx, view)
     return Reaped(removed, more=False)
 
 

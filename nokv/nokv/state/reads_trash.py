@@ -8,7 +8,7 @@ from typing import Any
 from nokv.state.collect import counters_of
 from nokv.state.ops_trash import is_own
 from nokv.state.pinned import Source
-from nokv.state.trash import Entry, entries_of, keep_ns, trashes_of, weight
+from nokv.state.trash import Entry, due_trashes, entries_of, keep_ns, trashes_of, weight
 from nokv.types.limits import PAGE_MAX
 from nokv.types.trash import ListTrash, TrashPage, TrashRow
 from nokv.types.values import Caller
@@ -54,16 +54,7 @@ def _row(source: Source, entry: Entry, kept_ns: int) -> TrashRow:
 
 def is_due(source: Source, cluster_ns: int) -> bool:
     """Whether the retention of an entry is over."""
-    due = cluster_ns - keep_ns(source)
-    return any(
-        entry.record.cluster_ns <= due
-        for view in trashes_of(source)
-        for entry in _oldest(source, view)
-    )
-
-
-def _oldest(source: Source, view: int) -> list[Entry]:
-    return [next(entries_of(source, view))]
+    return next(due_trashes(source, cluster_ns - keep_ns(source)), None) is not None
 
 
 HANDLERS: dict[type, Callable[[Any, Caller, Any], Any]] = {ListTrash: list_trash}

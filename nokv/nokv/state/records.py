@@ -166,6 +166,8 @@ class View(Strict, frozen=True):
     """Its hidden trash directory; 0 while nothing lies there."""
     whiteouts: bool = False
     """It was flattened, and still has whiteouts, which hide nothing any more."""
+    trash_cluster_ns: int | None = None
+    """When the oldest of what lies in its trash was put there; None: nothing lies there."""
 
 
 class TrashEntry(Strict, frozen=True):

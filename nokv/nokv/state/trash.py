@@ -87,6 +87,15 @@ def trashes_of(source: Source, first: int = 0) -> Iterator[int]:
             yield number
 
 
+def due_trashes(source: Source, cluster_ns: int) -> Iterator[int]:
+    """Yield the views with something in their trash since `cluster_ns`, longest first."""
+    end = keys.trash_of(max(0, cluster_ns + 1), 0)
+    for key, _ in source.scan(Family.META, keys.TRASH_OF_PREFIX, end):
+        number = int.from_bytes(key[-keys.VIEW_BYTES :], "big")
+        if not ended_at(source, number):
+            yield number
+
+
 def entries_of(source: Source, view: int, after: int = 0) -> Iterator[Entry]:
     """Yield the entries of a view's trash with an id above `after`, the oldest first."""
     directory = view_of(source, view).trash
@@ -151,6 +160,8 @@ def put_entry(
     move(ctx, view, dentry, inode, directory, (hidden, name))
     more = weight(ctx.txn, enter(view, dentry), inode, is_graft=dentry.view is not None)
     ctx.add_usage(view, hidden, more.entries, more.size_bytes, more.grafts)
+    if view_of(ctx.txn, view).trash_cluster_ns is None:
+        _set_oldest(ctx, view, record.cluster_ns)
     return trash
 
 
@@ -175,7 +186,7 @@ def move(
 def take_entry(ctx: Context, entry: Entry) -> int:
     """Take an entry's name out of the hidden directory, which is returned; it is left there.
 
-    What the entry shows is the caller's, who then ends an empty directory (`end_empty`).
+    What the entry shows is the caller's, who afterwards tidies up (`settle`).
     """
     view, hidden = entry.view, view_of(ctx.txn, entry.view).trash
     less = weight(ctx.txn, entry.node, entry.inode, is_graft=entry.is_graft)
@@ -190,13 +201,12 @@ def take_entry(ctx: Context, entry: Entry) -> int:
 
 
 def remove_entry(ctx: Context, entry: Entry) -> None:
-    """Remove an entry for good."""
+    """Remove an entry for good. The caller afterwards tidies up (`settle`)."""
     hidden = take_entry(ctx, entry)
     if is_directory(entry.inode):
         detach(ctx, entry.view, *entry.node, entry.inode)
     else:
         drop_name(ctx, entry.view, entry.node[1], entry.inode, hidden)
-    end_empty(ctx, entry.view)
 
 
 def views_ending(ctx: Context, entry: Entry) -> int:
@@ -204,15 +214,31 @@ def views_ending(ctx: Context, entry: Entry) -> int:
     return weight(ctx.txn, entry.node, entry.inode, is_graft=entry.is_graft).grafts
 
 
-def end_empty(ctx: Context, view: int) -> None:
-    """Remove the hidden directory of a view when nothing is left in it."""
-    record = view_of(ctx.txn, view)
+def settle(ctx: Context, view: int) -> None:
+    """Note the oldest entry when some were taken, or remove a hidden directory without any.
+
+    Nothing to do where the view ended with what was taken.
+    """
+    record = ctx.txn.view(view)
+    if record is None or not record.trash or ended_at(ctx.txn, view):
+        return
     inode = need_inode(ctx.txn, view, record.trash)
     if inode.children:
+        _set_oldest(ctx, view, next(entries_of(ctx.txn, view)).record.cluster_ns)
         return
+    _set_oldest(ctx, view, None)
     destroy(ctx, view, record.trash, inode)
     ctx.store_view(view, replace(view_of(ctx.txn, view), trash=0))
     ctx.counters.trashes -= 1
+
+
+def _set_oldest(ctx: Context, view: int, cluster_ns: int | None) -> None:
+    record = view_of(ctx.txn, view)
+    if record.trash_cluster_ns is not None:
+        ctx.txn.delete_row(Family.META, keys.trash_of(record.trash_cluster_ns, view))
+    if cluster_ns is not None:
+        ctx.txn.set_row(Family.META, keys.trash_of(cluster_ns, view), b"")
+    ctx.store_view(view, replace(record, trash_cluster_ns=cluster_ns))
 
 
 def _hidden(ctx: Context, view: int) -> int:

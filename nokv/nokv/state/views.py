@@ -320,9 +320,12 @@ def _kill_one(ctx: Context, number: int, death: int) -> None:
     record = view_of(ctx.txn, number)
     assert number, "the live tree does not end"
     assert not record.dead, f"view {number} died at {record.dead}"
-    ctx.counters.trashes -= int(record.trash > 0)
+    if record.trash_cluster_ns is not None:
+        ctx.counters.trashes -= 1
+        ctx.txn.delete_row(Family.META, keys.trash_of(record.trash_cluster_ns, number))
     _forget_graft(ctx, number, record)
-    drop_view(ctx, number, msgspec.structs.replace(record, dead=death, trash=0))
+    ended = msgspec.structs.replace(record, dead=death, trash=0, trash_cluster_ns=None)
+    drop_view(ctx, number, ended)
     ctx.add_job(JOB_VIEW, number, death)
 
 

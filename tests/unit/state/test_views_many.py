@@ -13,6 +13,7 @@ from tests.unit.state.viewing import Views
 from nokv.state import flatten, invariants
 from nokv.types.commands import Collected, Reap, RemoveTree
 from nokv.types.reads import DropsReply, GetDrops
+from nokv.types.trash import ExpireTrash, KeepTrash, ListTrash, Trash, TrashPage
 from nokv.types.views import Clone, Flatten
 
 
@@ -88,3 +89,32 @@ def test_the_search_for_what_is_to_be_flattened_goes_on_step_by_step(
     assert steps > 10
     shard.do(Flatten(found, 1), session=0)
     assert shard.machine.flatten_due(flatten.Search()) == found, "what is begun is found at once"
+
+
+def trashed(views: int) -> tuple[Views, CountingKV]:
+    """Return a shard with so many views, something in the trash of each."""
+    kv = CountingKV()
+    shard = Views(kv)
+    for number in range(views):
+        shard.workspace(f"w{number}")
+        shard.create(f"w{number}/f")
+        shard.do(Trash(at(f"w{number}"), b"f"))
+    return shard, kv
+
+
+def test_whether_the_trash_is_due_is_a_look_at_the_oldest_one() -> None:
+    costs = []
+    for views in (3, 30):
+        shard, kv = trashed(views)
+        shard.do(KeepTrash(10**9))
+        before = kv.rows
+        assert not shard.machine.trash_due(shard.cluster_ns)
+        assert shard.machine.trash_due(shard.cluster_ns + 10**9)
+        costs.append(kv.rows - before)
+        shard.do(KeepTrash(0))
+        shard.internal(ExpireTrash(2))
+        left = shard.read(ListTrash())
+        assert isinstance(left, TrashPage)
+        assert [row.view for row in left.rows] == list(range(3, views + 1)), "the oldest go first"
+        shard.check()
+    assert costs[0] == costs[1] < 10
