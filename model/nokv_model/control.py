@@ -9,11 +9,12 @@ from nokv.errors import (
     NotFound,
     NotPermitted,
     PredicateFailed,
+    ResultTooLarge,
     Stale,
     TooLarge,
 )
 from nokv.types import commands as c
-from nokv.types.limits import PREDICATES_MAX
+from nokv.types.limits import PINS_PER_SESSION_MAX, PREDICATES_MAX
 from nokv.types.results import Checkpointed, Done, Leased, Pinned, Reaped, SessionOpened
 from nokv.types.values import ROOT_INODE, ROOT_VIEW, FileType
 from nokv_model.sessions import Session, apply_marks
@@ -102,6 +103,10 @@ def pin_view(step: Step, op: c.PinView) -> Pinned:
         message = f"no view {op.view}"
         raise Stale(message)
     require_pinnable(step.state, [op.view])
+    held = sum(owner == step.session_number for owner, _ in step.state.pins.values())
+    if held >= PINS_PER_SESSION_MAX:
+        message = "the session has too many pins"
+        raise ResultTooLarge(message)
     pin = (op.view, step.version - 1, step.version)
     step.state.pins[pin] = (step.session_number, step.forest.of_view(op.view))
     return Pinned(*pin)

@@ -52,6 +52,8 @@ JOB_TRIM = 3
 """Leftover rows of a session (results, consumed ranges) after its tombstone went."""
 JOB_VIEW = 4
 """A dead view, whose records are to go."""
+JOB_BACKUP = 5
+"""A backup that was released, whose pins are to go."""
 
 
 class Context:

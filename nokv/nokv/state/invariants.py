@@ -307,9 +307,14 @@ def _check_sessions(state: _State) -> None:
     listed = {int.from_bytes(key[len(keys.LIVE_PREFIX) :], "big") for key, _ in rows}
     living = {session_id for session_id, s in state.sessions.items() if not s.died}
     assert listed == living, f"sessions listed as alive: {sorted(listed ^ living)[:3]} differ"
+    end = keys.after_prefix(keys.SESSION_PIN_PREFIX)
+    rows = state.source.scan(Family.META, keys.SESSION_PIN_PREFIX, end)
+    at = len(keys.SESSION_PIN_PREFIX)
+    pins = Counter(int.from_bytes(key[at : at + 8], "big") for key, _ in rows)
     for session_id, session in state.sessions.items():
         kept = results[session_id]
         what = f"session {session_id:x}"
+        assert session.pins == pins[session_id], f"{what} counts {session.pins} pins"
         assert session.results == len(kept) <= RESULT_WINDOW, f"{what} keeps {len(kept)} results"
         if kept:
             assert session.acked < min(kept), f"{what} keeps what was acknowledged"

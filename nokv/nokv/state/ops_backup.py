@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from nokv.errors import AlreadyExists, InvalidArgument, NotFound, NotPermitted, ResultTooLarge
 from nokv.state import keys
-from nokv.state.context import JOB_UNPIN, Context, is_alive
+from nokv.state.context import JOB_BACKUP, JOB_UNPIN, Context, is_alive
 from nokv.state.effects import BackupReached
 from nokv.state.families import Family
 from nokv.state.pinned import Rows, Source
 from nokv.state.records import (
     Backup,
+    Job,
     Origin,
     Pin,
     decode_backup,
@@ -41,6 +43,9 @@ from nokv.types.results import Done
 
 BACKUPS_MAX = 1024
 """Backups that a volume keeps; each is a pin of every view."""
+PINS_A_BACKUP_MAX = 65_536
+"""Views, and versions at which they are pinned, that one backup holds: a row for each is written by
+the entry that makes it."""
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 WHERE_CHARACTERS_MAX = 4096
 KEEP_NS_MAX = 100 * 365 * 86_400 * 1_000_000_000
@@ -85,6 +90,9 @@ def create_backup(ctx: Context, op: CreateBackup) -> Done:
     made = (one for _, one in found if one.complete or not one.ended_cluster_ns)
     if op.slot and any(one.slot >= op.slot and one.cluster == op.cluster for one in made):
         raise AlreadyExists(f"the scheduled backup of slot {op.slot} was made")
+    if ctx.txn.versions_held() > PINS_A_BACKUP_MAX:
+        message = f"more than {PINS_A_BACKUP_MAX} views, and versions of them that are held"
+        raise ResultTooLarge(message, hint="delete snapshots and clones")
     record = Backup(
         op.name,
         op.cluster,
@@ -154,12 +162,28 @@ def end_backup(ctx: Context, op: EndBackup) -> Done:
     if not record.ended_cluster_ns:
         raise InvalidArgument(f"backup {record.name} is kept: end it first")
     ctx.txn.delete_row(Family.META, keys.backup(op.backup))
-    for key, _ in list(ctx.txn.scan(Family.PIN, b"", b"\xff" * 8)):
-        view, version, pin_id = keys.pin_parts(key)
-        if pin_id == op.backup:
+    ctx.add_job(JOB_BACKUP, 0, op.backup)
+    return Done()
+
+
+def unpin(ctx: Context, key: bytes, job: Job, limit: int) -> tuple[int, bool]:
+    """Look at `limit` pins behind those that a job has looked at; take off those of its backup.
+
+    Returns (pins looked at, finished).
+    """
+    start = keys.pin(job.view, *job.pin)
+    rows = list(islice(ctx.txn.scan(Family.PIN, start, b"\xff" * 9), limit))
+    for found, _ in rows:
+        view, version, pin_id = keys.pin_parts(found)
+        if pin_id == job.a:
             ctx.txn.delete_pin(view, version, pin_id)
             ctx.add_job(JOB_UNPIN, view, version)
-    return Done()
+    if len(rows) < limit:
+        return len(rows), True
+    view, version, pin_id = keys.pin_parts(rows[-1][0])
+    after = msgspec.structs.replace(job, view=view, pin=(version, pin_id + 1))
+    ctx.txn.set_row(Family.META, key, ctx.txn.encode(after))
+    return limit, False
 
 
 def give_up(ctx: Context, number: int, record: Backup) -> None:

@@ -37,6 +37,7 @@ from nokv.types.commands import (
 from nokv.types.limits import (
     LEASES_MAX,
     PINS_MAX,
+    PINS_PER_SESSION_MAX,
     SESSION_TTL_NS_MAX,
     SESSION_TTL_NS_MIN,
     UPLOAD_WINDOW,
@@ -121,7 +122,13 @@ def expire_session(ctx: Context, op: ExpireSession) -> Done:
     abandon_of(ctx, op.target)
     end_session_locks(ctx, op.target)
     ended = msgspec.structs.replace(
-        session, died=ctx.version, died_cluster_ns=ctx.cluster_ns, leases=(), stages=(), locks=0
+        session,
+        died=ctx.version,
+        died_cluster_ns=ctx.cluster_ns,
+        leases=(),
+        stages=(),
+        locks=0,
+        pins=0,
     )
     save_session(ctx, op.target, ended)
     ctx.txn.delete_row(Family.META, keys.live(op.target))
@@ -255,6 +262,11 @@ def pin_view(ctx: Context, op: PinView) -> Pinned:
     if ctx.txn.pin_count(op.view) >= PINS_MAX:
         message = f"view {op.view} has {PINS_MAX} pins"
         raise ResultTooLarge(message, hint="let some of them go")
+    session = need_session(ctx)
+    if session.pins >= PINS_PER_SESSION_MAX:
+        message = f"the session has {PINS_PER_SESSION_MAX} pins"
+        raise ResultTooLarge(message, hint="let some of them go")
+    ctx.session = msgspec.structs.replace(session, pins=session.pins + 1)
     version = ctx.version - 1
     ctx.txn.put_pin(op.view, version, ctx.version, Pin(ctx.session_id))
     return Pinned(op.view, version, ctx.version)
@@ -272,6 +284,8 @@ def unpin_view(ctx: Context, op: UnpinView) -> Done:
         message = f"pin {op.pin} is another session's"
         raise NotPermitted(message)
     _remove_pin(ctx, op.view, op.version, op.pin)
+    session = need_session(ctx)
+    ctx.session = msgspec.structs.replace(session, pins=session.pins - 1)
     return Done()
 
 

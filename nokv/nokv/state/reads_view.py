@@ -87,13 +87,15 @@ def _clones(source: Shard, snapshot: Snapshot) -> list[int]:
 
 
 def _backups(source: Shard, snapshot: Snapshot) -> list[int]:
-    """Return the backups that pin the version of a snapshot too."""
+    """Return the backups that pin the version of a snapshot too; not what is released already."""
     prefix = keys.pack2(snapshot.view, snapshot.version)
     found: list[int] = []
     for key, row in source.scan(Family.PIN, prefix, keys.after_prefix(prefix)):
         pin = decode_pin(row)
-        if not (pin.session or pin.snapshot or pin.clone):
-            found.append(keys.pin_parts(key)[2])
+        number = keys.pin_parts(key)[2]
+        others = pin.session or pin.snapshot or pin.clone
+        if not others and source.get(Family.META, keys.backup(number)) is not None:
+            found.append(number)
     return found
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 from nokv.state import keys
 from nokv.state.branches import LIVE, Row
 from nokv.state.context import (
+    JOB_BACKUP,
     JOB_ORPHAN,
     JOB_TRIM,
     JOB_UNPIN,
@@ -18,6 +19,7 @@ from nokv.state.context import (
 from nokv.state.detach import detach_tree
 from nokv.state.drops import drop_body
 from nokv.state.families import Family
+from nokv.state.ops_backup import unpin
 from nokv.state.reap_views import reap_inherited, reap_view
 from nokv.state.records import (
     BORN_BYTES,
@@ -46,7 +48,7 @@ def reap(ctx: Context, op: Reap) -> Reaped:
         if not jobs:
             break
         for key, job in jobs:
-            done, finished = _step(ctx, job, left)
+            done, finished = _step(ctx, key, job, left)
             assert finished or done == left, "an unfinished step used less than it was given"
             if finished:
                 ctx.txn.delete_row(Family.META, key)
@@ -65,7 +67,7 @@ def _oldest(ctx: Context, limit: int) -> list[tuple[bytes, Job]]:
     return [(key, decode_job(value)) for key, value in rows]
 
 
-def _step(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
+def _step(ctx: Context, key: bytes, job: Job, limit: int) -> tuple[int, bool]:
     """Return (records done, finished)."""
     if job.kind == JOB_ORPHAN:
         return _orphan(ctx, job, limit)
@@ -76,6 +78,8 @@ def _step(ctx: Context, job: Job, limit: int) -> tuple[int, bool]:
         return done, finished
     if job.kind == JOB_VIEW:
         return reap_view(ctx, job, limit)
+    if job.kind == JOB_BACKUP:
+        return unpin(ctx, key, job, limit)
     assert job.kind == JOB_TRIM, f"job kind {job.kind}"
     return _trim(ctx, job, limit)
 

@@ -283,6 +283,8 @@ class Session(Strict, frozen=True):
     """When the watermark last rose: the grace of abandoned uploads counts from here."""
     locks: int = 0
     """Ranges that its owners hold, and requests of theirs that wait."""
+    pins: int = 0
+    """Pins that end with it."""
 
 
 class Drop(Strict, frozen=True):
@@ -330,9 +332,12 @@ class Job(Strict, frozen=True):
     """JobKind."""
     view: int
     a: int
-    """ORPHAN: the directory or file. UNPIN: the pin's version. SESSION: the session."""
+    """ORPHAN: the directory or file. UNPIN: the pin's version. SESSION: the session. BACKUP: its
+    number."""
     b: int = 0
     """ORPHAN: the version at which it was detached. SESSION: unused."""
+    pin: tuple[int, int] = (0, 0)
+    """BACKUP: (version, id) behind the last pin of `view` that was looked at."""
 
 
 class Backup(Strict, frozen=True):

@@ -434,6 +434,10 @@ class Txn:
         at = bisect_left(pins, born)
         return at < len(pins) and pins[at] < death
 
+    def versions_held(self) -> int:
+        """Return how many views there are, and versions at which they are pinned, together."""
+        return len(self._views) + sum(map(len, self._pins.values()))
+
     def pin_count(self, view: int) -> int:
         """Return how many PIN rows the view has: one version may have several."""
         return self._pin_counts.get(view, 0)

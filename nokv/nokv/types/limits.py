@@ -88,6 +88,9 @@ LEASES_MAX = 4096
 PINS_MAX = 4096
 """Live pins of one view."""
 
+PINS_PER_SESSION_MAX = 4096
+"""Live pins of one session; they end in one command with it."""
+
 SNAPSHOTS_MAX = 4096
 """Snapshots of a volume."""
 

@@ -11,8 +11,9 @@ from nokv.errors import (
     InvalidArgument,
     NotFound,
     NotPermitted,
+    ResultTooLarge,
 )
-from nokv.state import keys
+from nokv.state import keys, ops_backup
 from nokv.state.families import Family
 from nokv.state.machine import StateMachine
 from nokv.state.records import Origin, encode
@@ -22,12 +23,13 @@ from nokv.types.commands import (
     EndBackup,
     ExpireSession,
     FinishBackup,
+    Reap,
     RestoreVolume,
     Unlink,
 )
 from nokv.types.reads import BackupRow, BackupsReply, GetOrigin, ListBackups, OriginReply
 from nokv.types.values import At, Caller
-from nokv.types.views import GetSnapshot, SnapshotCreate, SnapshotReply
+from nokv.types.views import GetSnapshot, SnapshotCreate, SnapshotReply, WorkspaceCreate
 
 DIGEST = bytes(16)
 ROOT = Caller()
@@ -73,8 +75,37 @@ def test_a_backup_holds_what_it_shows_until_it_is_released(files: Files) -> None
     files.do(EndBackup(row.backup))
     assert not files.drops().drops, "an ended backup holds until it is released"
     files.do(EndBackup(row.backup, release=True))
+    assert not files.drops().drops, "nor then, until its pins are taken off"
+    files.reap()
     assert len(files.collect()) == 1
     assert rows(files) == ()
+
+
+def test_its_pins_go_step_by_step(files: Files) -> None:
+    for number in range(7):
+        files.do(WorkspaceCreate(at(), b"w%d" % number, 0o755))
+    files.do(create("a"))
+    files.do(create("b"))
+    a, b = rows(files)
+    held = files.count(Family.PIN)
+    files.do(EndBackup(a.backup))
+    files.do(EndBackup(a.backup, release=True))
+    assert files.count(Family.PIN) == held
+    files.do(Reap(4), session=0)
+    assert files.count(Family.PIN) > held - 5
+    files.check()
+    while files.machine.pending_work():
+        files.do(Reap(4), session=0)
+    left = {keys.pin_parts(key)[2] for key, _ in files.kv.scan(Family.PIN, b"", b"\xff" * 9)}
+    assert left == {b.backup}
+
+
+def test_what_one_holds_is_bounded(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_backup, "PINS_A_BACKUP_MAX", 3)
+    files.do(create("a"))
+    files.do(WorkspaceCreate(at(), b"w", 0o755))
+    files.do(create("b"))
+    assert files.fails(create("c")) is ResultTooLarge
 
 
 def test_it_shows_the_commands_behind_it_in_its_entry(files: Files) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.state.bodies import DAY_NS, GRACE_NS, Files, inline, stored
 from tests.unit.state.shard import at
+from tests.unit.state.test_views_costs import CountingKV
 
 from nokv.errors import (
     BodyGone,
@@ -12,12 +13,14 @@ from nokv.errors import (
     NokvError,
     NotFound,
     NotPermitted,
+    ResultTooLarge,
     SequenceReused,
     SessionExpired,
     Stale,
     UnknownSession,
     WindowFull,
 )
+from nokv.state import ops_session
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
 from nokv.types.commands import (
@@ -257,6 +260,33 @@ def test_pins_end_with_their_session(files: Files) -> None:
     assert not files.count(Family.PIN)
     files.check()
     files.reap()
+
+
+def test_a_session_has_so_many_pins(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_session, "PINS_PER_SESSION_MAX", 2)
+    pinned = files.do(PinView(0))
+    assert isinstance(pinned, Pinned)
+    files.do(PinView(0))
+    assert files.fails(PinView(0)) is ResultTooLarge
+    files.do(UnpinView(0, pinned.version, pinned.pin))
+    files.do(PinView(0))
+    files.check()
+
+
+def test_the_end_of_a_session_looks_at_its_own_pins() -> None:
+    costs = []
+    for others in (1, 50):
+        kv = CountingKV()
+        files = Files(kv)
+        files.do(PinView(0))
+        mine, files.session, files.seq = files.session, files.open(b"o" * 16), 0
+        for _ in range(others):
+            files.do(PinView(0))
+        before = kv.rows
+        files.internal(ExpireSession(mine))
+        costs.append(kv.rows - before)
+        files.check()
+    assert costs[0] == costs[1]
 
 
 def test_a_refusal_of_a_full_window_is_not_stored(files: Files) -> None:
