@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
 import lmdb
-from lmdb.verify import VerifyError, verify
 
 from nokv.kv.errors import StoreBusy, StoreDamaged, StoreFailed
+from nokv.kv.reachable import missing_page
 from nokv.state.families import Family
 from nokv.state.port import KEY_BYTES_MAX
 
@@ -128,17 +128,17 @@ def check_length(env: lmdb.Environment, path: Path) -> None:
     LMDB would die of SIGBUS at the first of them. Opening an environment reads only its two meta
     pages. Nobody may write the store meanwhile. A file that is shorter than its last page is not
     damaged if nothing uses the pages that it lacks: LMDB never writes a page that was allocated and
-    freed in one transaction. In that rare case the whole tree is walked, about 200 MiB a second.
+    freed in one transaction. In that rare case all trees are walked.
     """
-    data = path / _DATA_FILE
-    if data.stat().st_size >= (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+    data, page_bytes = path / _DATA_FILE, env.stat()["psize"]
+    if data.stat().st_size >= (env.info()["last_pgno"] + 1) * page_bytes:
         return
     try:
-        problems: list[str] = verify(os.fspath(data))  # type: ignore[no-untyped-call]
-    except VerifyError as error:
-        problems = [str(error)]
-    if problems:
-        raise StoreDamaged(f"{data} was cut short, {problems[0]}")
+        missing = missing_page(data, page_bytes)
+    except ValueError as error:
+        raise StoreDamaged(f"{data} was cut short, {error}") from error
+    if missing is not None:
+        raise StoreDamaged(f"{data} was cut short, it lacks page {missing}")
 
 
 def open_environment(path: Path, *, readonly: bool) -> lmdb.Environment:

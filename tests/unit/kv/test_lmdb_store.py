@@ -16,6 +16,7 @@ from nokv.kv import lmdb_store
 from nokv.kv.digest import SCAN_END, combine, digest
 from nokv.kv.errors import StoreBusy, StoreDamaged, StoreFailed
 from nokv.kv.lmdb_store import DIRTY_BYTES_MAX, LmdbKV, open_reader
+from nokv.kv.reachable import missing_page
 from nokv.state.families import Family
 
 
@@ -156,6 +157,38 @@ def test_a_file_may_lack_pages_that_nothing_uses(path: Path) -> None:
     again = LmdbKV(path)
     assert list(again.scan(Family.INODE, b"", SCAN_END)) == rows(3_000)
     again.close()
+
+
+def test_nor_is_a_value_that_became_shorter_in_its_transaction_damage(path: Path) -> None:
+    """LMDB leaves it in the pages that the longer one had, which `lmdb.verify` takes for damage."""
+    kv = LmdbKV(path)
+    kv.write(Family.CHUNK, rows(300, 9_000))
+    kv.write(Family.CHUNK, rows(300, 21))
+    kv.commit()
+    kv.write(Family.INODE, rows(50, 100_000))
+    kv.write(Family.INODE, [(key, None) for key, _ in rows(50)])
+    kv.commit()
+    data = path / "data.mdb"
+    assert data.stat().st_size < kv.file_bytes()
+    kv.close()
+    again = LmdbKV(path)
+    assert list(again.scan(Family.CHUNK, b"", SCAN_END)) == rows(300, 21)
+    again.close()
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3])
+def test_the_last_pages_of_a_long_value_are_missed(path: Path, pages: int) -> None:
+    kv = LmdbKV(path)
+    kv.commit()
+    kv.write(Family.CHUNK, [(b"long", b"v" * 100_000)])
+    kv.commit()
+    kv.close()
+    data, page_bytes = path / "data.mdb", 4096
+    whole = data.read_bytes()
+    end = -(-(whole.rindex(b"v" * 100) + 100) // page_bytes) * page_bytes
+    assert missing_page(data, page_bytes) is None
+    data.write_bytes(whole[: end - pages * page_bytes + 1])
+    assert missing_page(data, page_bytes) is not None
 
 
 def test_a_disk_that_fills_up_within_a_write_is_told_as_such(
