@@ -26,6 +26,7 @@ from nokv.state.context import (
     view_of,
 )
 from nokv.state.detach import detach
+from nokv.state.naming import told_at
 from nokv.state.ops_create import place
 from nokv.state.ops_quota import set_limits
 from nokv.state.pinned import PinnedSource
@@ -262,7 +263,7 @@ def rollback(ctx: Context, op: Rollback) -> RolledBack:
     """Make a directory again what a snapshot of it shows; what it was stays as another snapshot."""
     parent = resolve_parent(ctx.txn, ctx.caller, ctx.session_id, op.parent)
     need(parent.inode, ctx.caller, X)
-    before = _entry(ctx, parent, op.name)
+    before = _entry(ctx, parent, op.parent, op.name)
     may_delete(parent.inode, before.inode, ctx.caller)
     may_create(parent.inode, ctx.caller)
     need_owner(before.inode, ctx.caller)
@@ -304,16 +305,16 @@ def rollback(ctx: Context, op: Rollback) -> RolledBack:
     return RolledBack(copy.number, snapshot.inode, kept.snapshot, name)
 
 
-def _entry(ctx: Context, parent: Found, name: bytes) -> Found:
+def _entry(ctx: Context, parent: Found, at: At, name: bytes) -> Found:
     """Return the directory that a name shows. Raises NotFound, NotADirectory."""
     dentry = load_dentry(ctx.txn, parent.view, parent.ino, name)
     if dentry is None:
-        message = f"no entry {name!r}"
+        message = f"{told_at(at, name)}: no such file or directory"
         raise NotFound(message)
     view, ino = enter(parent.view, dentry)
     inode = need_inode(ctx.txn, view, ino)
     if not is_directory(inode):
-        message = f"{name!r} is not a directory"
+        message = f"{told_at(at, name)} is not a directory"
         raise NotADirectory(message)
     return Found(view, ino, inode, 0)
 

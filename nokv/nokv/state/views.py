@@ -8,6 +8,7 @@ pays for the views in it, never for its entries.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain as iter_chain
 from itertools import islice
 
 import msgspec
@@ -63,10 +64,12 @@ def origin_at(source: Source, view: int, version: int) -> tuple[int, int]:
     return view, version
 
 
-def grafts_of(source: Source, view: int) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (directory, name, view) of each graft in a view, in order."""
-    prefix = keys.GRAFT_PREFIX + keys.pack(view)
-    for key, value in source.scan(Family.META, prefix, keys.after_prefix(prefix)):
+def grafts_of(
+    source: Source, view: int, first: int = 0, end: int = 2**64 - 1
+) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (directory, name, view) of each graft in the directories [first, end) of a view."""
+    low, high = keys.graft(view, first, b""), keys.graft(view, end, b"")
+    for key, value in source.scan(Family.META, low, high):
         _, directory, name = keys.graft_parts(key)
         yield directory, name, int.from_bytes(value, "big")
 
@@ -132,12 +135,30 @@ def _need_room_in(ctx: Context, view: int, ino: int, more: int) -> None:
 def _collect(ctx: Context, view: int, ino: int, found: list[Nested]) -> None:
     tops = [(view, ino)]
     for holder, top in tops:  # it grows meanwhile
-        # Above the trash, which holds views too, there is nothing: parent 0.
-        below = {0: False, root_of(ctx.txn, holder): False, top: True}
-        for directory, name, number in grafts_of(ctx.txn, holder):
-            if _is_below(ctx, holder, directory, below):
-                found.append(Nested(number, holder, directory, name))
-                tops.append((number, root_of(ctx.txn, number)))
+        inside = sorted(_grafts_below(ctx, holder, top))
+        found.extend(Nested(number, holder, directory, name) for directory, name, number in inside)
+        tops += [(number, root_of(ctx.txn, number)) for _, _, number in inside]
+
+
+def _grafts_below(ctx: Context, view: int, top: int) -> list[tuple[int, bytes, int]]:
+    """Return (directory, name, view) of the grafts of a view below one of its directories.
+
+    Looks from the directory on, as most of what lies below one is younger, and until it has all: at
+    worst at all grafts of the view.
+    """
+    found: list[tuple[int, bytes, int]] = []
+    left = ctx.usage(view, top).grafts
+    # Above the trash, which holds views too, there is nothing: parent 0.
+    below = {0: False, root_of(ctx.txn, view): False, top: True}
+    younger, older = grafts_of(ctx.txn, view, top), grafts_of(ctx.txn, view, 0, top)
+    for directory, name, number in iter_chain(younger, older):
+        if not left:
+            break
+        if _is_below(ctx, view, directory, below):
+            found.append((directory, name, number))
+            left -= 1 + ctx.usage(number, root_of(ctx.txn, number)).grafts
+    assert not left, f"{left} views below {view}:{top} are not found"
+    return found
 
 
 def _is_below(ctx: Context, view: int, directory: int, below: dict[int, bool]) -> bool:

@@ -85,3 +85,36 @@ def test_costs_grow_with_the_views_below() -> None:
     for what in ("snapshot", "clone", "rollback", "delete of a clone"):
         assert few[what] < many[what] < 40 * few[what], what
     assert many["workspace"] == few["workspace"]
+
+
+def beside(others: int) -> dict[str, int]:
+    """Return the rows that commands touch beside so many views elsewhere, older and younger."""
+    kv = CountingKV()
+    shard = Views(kv)
+    shard.mkdir("old")
+    for number in range(others):
+        shard.workspace(f"old/w{number}")
+    for path in ("a", "a/sub"):
+        shard.mkdir(path)
+        shard.workspace(f"{path}/w")
+    shard.workspace("a/w/inner")
+    shard.mkdir("young")
+    for number in range(others):
+        shard.workspace(f"young/w{number}")
+    ops: dict[str, Op] = {
+        "snapshot": SnapshotCreate(at("a"), "s", b"/a"),
+        "clone": Clone(at("a"), at(), b"b"),
+        "rollback": Rollback(at(), b"a", "s", b"/a", SECOND_NS),
+        "delete": RemoveTree(at(), b"b"),
+    }
+    found = {}
+    for what, op in ops.items():
+        before = kv.rows
+        shard.do(op)
+        found[what] = kv.rows - before
+    shard.check()
+    return found
+
+
+def test_costs_do_not_grow_with_views_elsewhere() -> None:
+    assert beside(2) == beside(50)
