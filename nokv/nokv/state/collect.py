@@ -11,7 +11,7 @@ rows go, by `Collected`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import msgspec
@@ -62,9 +62,10 @@ _Ended = list[tuple[int, list[Hold]]]
 
 
 class Guards(msgspec.Struct, frozen=True):
-    """All that can keep a hold, read once for a whole page."""
+    """All that can keep a hold; floors and leases are read once for a whole page."""
 
-    pins: dict[int, tuple[int, ...]]
+    pins: Callable[[int], tuple[int, ...]]
+    """Pinned versions of a view, ascending."""
     floor: int
     """The lowest of all live sessions; 2^63 - 1 without any."""
     leases: dict[tuple[int, ...], tuple[int, ...]]
@@ -104,12 +105,8 @@ def live_sessions_of(source: Source) -> Iterator[tuple[int, Session]]:
         yield session_id, decode_session(value)
 
 
-def read_guards(source: Source) -> Guards:
-    """Collect pins, floors and leases."""
-    pins: dict[int, list[int]] = {}
-    for key, _ in source.scan(Family.PIN, b"", b"\xff" * 8):
-        view, version, _ = keys.pin_parts(key)
-        pins.setdefault(view, []).append(version)
+def read_guards(source: Shard) -> Guards:
+    """Collect floors and leases, beside the pins."""
     floor = 2**63 - 1
     leases: dict[tuple[int, ...], list[int]] = {}
     for _, session in live_sessions_of(source):
@@ -117,13 +114,12 @@ def read_guards(source: Source) -> Guards:
         for lease in session.leases:
             for what in leased(lease):
                 leases.setdefault(what, []).append(lease.version)
-    ordered = {view: tuple(versions) for view, versions in pins.items()}
     origin = source.get(Family.META, keys.ORIGIN)
     foreign = -1
     if origin is not None and not (found := decode_origin(origin)).adopted:
         foreign = found.version
     versions = {what: tuple(sorted(found)) for what, found in leases.items()}
-    return Guards(ordered, floor, versions, counters_of(source).cluster_ns, foreign)
+    return Guards(source.pins, floor, versions, counters_of(source).cluster_ns, foreign)
 
 
 def leased(lease: Lease) -> tuple[tuple[int, ...], ...]:
@@ -143,7 +139,7 @@ def is_safe(drop: Drop, guards: Guards, grace_ns: int) -> bool:
     if guards.cluster_ns - drop.cluster_ns <= grace_ns:
         return False
     # When flat, the view itself has all that its pins show.
-    if not drop.flat and _any_within(guards.pins.get(drop.view, ()), drop):
+    if not drop.flat and _any_within(guards.pins(drop.view), drop):
         return False
     return not _any_within(guards.leases.get(leases_of(drop), ()), drop)
 

@@ -86,7 +86,7 @@ class _Holders(msgspec.Struct, frozen=True):
     backups: dict[int, str]
 
 
-def _holders(source: Source) -> _Holders:
+def _holders(source: Shard) -> _Holders:
     pins: dict[int, list[_PinRow]] = defaultdict(list)
     for key, value in source.scan(Family.PIN, b"", b"\xff" * 8):
         view, version, pin_id = keys.pin_parts(key)

@@ -321,7 +321,7 @@ def test_leases_are_judged_by_their_order_as_one_by_one(seed: int) -> None:
         for key in collect.leased(lease):
             keyed.setdefault(key, []).append(lease.version)
     versions = {key: tuple(sorted(found)) for key, found in keyed.items()}
-    guards = collect.Guards({}, 2**63 - 1, versions, 10**9)
+    guards = collect.Guards(lambda _: (), 2**63 - 1, versions, 10**9)
     answers = set()
     for _ in range(200):
         born = rng.randrange(60)

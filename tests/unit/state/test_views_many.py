@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.unit.state.bodies import stored
 from tests.unit.state.counting import work
 from tests.unit.state.shard import at
 from tests.unit.state.test_views_costs import CountingKV
 from tests.unit.state.viewing import Views
 
 from nokv.state import flatten, invariants
-from nokv.types.commands import Collected, Reap, RemoveTree
+from nokv.types.commands import Collected, Reap, RemoveTree, Unlink
 from nokv.types.reads import DropsReply, GetDrops
 from nokv.types.trash import ExpireTrash, KeepTrash, ListTrash, Trash, TrashPage
 from nokv.types.views import Clone, Flatten
@@ -118,3 +119,21 @@ def test_whether_the_trash_is_due_is_a_look_at_the_oldest_one() -> None:
         assert [row.view for row in left.rows] == list(range(3, views + 1)), "the oldest go first"
         shard.check()
     assert costs[0] == costs[1] < 10
+
+
+def test_a_page_of_the_collector_looks_at_no_pins_of_other_views() -> None:
+    costs = []
+    for pins in (3, 60):
+        shard, kv = trashed(2)
+        shard.publish("f", stored(10))
+        for number in range(pins):
+            shard.snapshot("w0", f"s{number}")
+        shard.do(Unlink(at(), b"f"))
+        shard.wait()
+        shard.raise_floor()
+        before = kv.rows
+        reply = shard.read(GetDrops(0, 512, 0))
+        costs.append(kv.rows - before)
+        assert isinstance(reply, DropsReply)
+        assert len(reply.drops) == 1
+    assert costs[0] == costs[1]
