@@ -122,7 +122,8 @@ def test_a_tree_again(nokv: Nokv, base: str, tmp_path: Path) -> None:
     assert nokv("cat", f"{base}/source/later").out == "later"
     assert not [one for one in nokv("ls", f"{base}/source").out.split() if one.startswith(".")]
     done = nokv("put", "-r", source, f"{base}/no/where")
-    assert (done.code, done.err) == (1, f"nokv: {base}/no/where: no such file or directory\n")
+    missing = f"{base}/no: no such file or directory\n"
+    assert (done.code, done.err) == (1, f"nokv: {base}/no/where: {missing}")
 
 
 def test_get_goes_on_past_a_name_in_the_way(nokv: Nokv, base: str, tmp_path: Path) -> None:
@@ -234,8 +235,8 @@ def test_names(nokv: Nokv, base: str) -> None:
     assert nokv("rm", "-r", f"{base}/a", f"{base}/x").code == 0
     assert nokv("ls", base) == (0, "", "")
     assert nokv("rm", "-r", "/").code == 1
-    missing = "no such file or directory\n"
-    assert nokv("tree", f"{base}/no").err == f"nokv: {base}/no: {missing}"
+    missing = f"{base}/no: no such file or directory\n"
+    assert nokv("tree", f"{base}/no").err == f"nokv: {missing}"
     assert nokv("mv", f"{base}/no", f"{base}/y").err == f"nokv: {base}/no to {base}/y: {missing}"
     assert nokv("ln", f"{base}/no", f"{base}/y").err == f"nokv: {base}/no to {base}/y: {missing}"
     assert nokv("ln", "-s", "none", f"{base}/x").code == 0
