@@ -74,9 +74,9 @@ def snapshot_delete(step: Step, op: SnapshotDelete) -> Done:
 
 
 def expire_snapshots(step: Step, op: ExpireSnapshots) -> Reaped:
-    """Let snapshots go whose lease is over, in the order of their names."""
+    """Let snapshots go whose lease is over, in the order of their ends and names."""
     over = [one for one in step.state.snapshots.values() if one.over(step.cluster_ns)]
-    over.sort(key=lambda one: one.name)
+    over.sort(key=lambda one: (one.until_cluster_ns, one.name))
     for snapshot in over[: op.limit]:
         del step.state.snapshots[snapshot.name]
     return Reaped(min(op.limit, len(over)), more=len(over) > op.limit)

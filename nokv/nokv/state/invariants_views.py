@@ -274,17 +274,23 @@ def _check_pins(shard: _Shard) -> None:
             key = keys.pin(view.origin, view.origin_version, CLONE_PIN | number)
             wanted[key] = (0, number, 0)
     leased = count = 0
+    leases = set()
     makers: Counter[int] = Counter()
     for name, one in snapshots_of(shard.present):
         count += 1
         makers[one.maker] += 1
-        leased += int(one.until_cluster_ns > 0)
+        if one.until_cluster_ns:
+            leased += 1
+            leases.add(keys.lease(one.until_cluster_ns, name))
         for number in (one.view, *(nested.view for nested in one.nested)):
             assert number in shard.views, f"view {number} of snapshot {name} is gone"
             key = keys.pin(number, one.version, one.snapshot)
             assert key not in wanted, f"snapshot {name} holds view {number} twice"
             wanted[key] = (one.snapshot, 0, one.until_cluster_ns)
     assert (shard.counters.snapshots, shard.counters.leased_snapshots) == (count, leased)
+    end = keys.after_prefix(keys.LEASE_PREFIX)
+    index = {key for key, _ in shard.present.own_scan(Family.META, keys.LEASE_PREFIX, end)}
+    assert index == leases, f"the index of leases: {index ^ leases}"
     end = keys.after_prefix(keys.MAKER_PREFIX)
     rows = dict(shard.present.own_scan(Family.META, keys.MAKER_PREFIX, end))
     assert {key: decode_count(value) for key, value in rows.items()} == {

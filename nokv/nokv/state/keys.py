@@ -27,6 +27,7 @@ JOB_PREFIX = b"job/"
 BACKUP_PREFIX = b"backup/"
 ORIGIN = b"origin"
 SNAPSHOT_PREFIX = b"snapshot/"
+LEASE_PREFIX = b"lease/"
 MAKER_PREFIX = b"maker/"
 TRASH = b"trash"
 TRASH_OF_PREFIX = b"trash-of/"
@@ -173,6 +174,17 @@ def snapshot(name: str) -> bytes:
 def maker(uid: int) -> bytes:
     """META: how many of the snapshots a uid made."""
     return MAKER_PREFIX + pack(uid)
+
+
+def lease(until_cluster_ns: int, name: str) -> bytes:
+    """META: the lease of a snapshot ends then."""
+    return LEASE_PREFIX + pack(until_cluster_ns) + name.encode()
+
+
+def lease_parts(key: bytes) -> tuple[int, str]:
+    """(end, name) of such a key."""
+    start = len(LEASE_PREFIX)
+    return int.from_bytes(key[start : start + 8], "big"), key[start + 8 :].decode()
 
 
 def flatten(view: int) -> bytes:

@@ -446,10 +446,7 @@ class StateMachine:
 
     def first_lease_end(self) -> int:
         """Return the cluster time at which the first lease of a snapshot ends; 0: none has one."""
-        if not self._counters.leased_snapshots:
-            return 0
-        rows = snapshots.snapshots_of(self._txn.present)
-        return min(one.until_cluster_ns for _, one in rows if one.until_cluster_ns)
+        return snapshots.first_end(self._txn.present) if self._counters.leased_snapshots else 0
 
     def origin(self) -> Origin | None:
         """Return where a restored state came from; None for all others."""

@@ -90,7 +90,7 @@ def create_backup(ctx: Context, op: CreateBackup) -> Done:
     made = (one for _, one in found if one.complete or not one.ended_cluster_ns)
     if op.slot and any(one.slot >= op.slot and one.cluster == op.cluster for one in made):
         raise AlreadyExists(f"the scheduled backup of slot {op.slot} was made")
-    if ctx.txn.versions_held() > PINS_A_BACKUP_MAX:
+    if len(ctx.txn.views()) + sum(1 for _ in ctx.txn.versions_held()) > PINS_A_BACKUP_MAX:
         message = f"more than {PINS_A_BACKUP_MAX} views, and versions of them that are held"
         raise ResultTooLarge(message, hint="delete snapshots and clones")
     record = Backup(
@@ -120,12 +120,8 @@ def seal(txn: Txn, number: int) -> None:
         return
     version = txn.counters.version
     _save(txn, number, msgspec.structs.replace(decode_backup(value), version=version))
-    held = {keys.pin_parts(key)[:2] for key, _ in txn.scan(Family.PIN, b"", b"\xff" * 9)}
-    for key, _ in txn.scan(Family.VIEW, b"", b"\xff" * 9):
-        view = int.from_bytes(key, "big")
-        if is_alive(txn, view):
-            held.add((view, version))
-    for view, at in sorted(held):
+    present = {(view, version) for view in txn.views() if is_alive(txn, view)}
+    for view, at in sorted(present.union(txn.versions_held())):
         txn.put_pin(view, at, number, Pin(0))
 
 

@@ -7,6 +7,7 @@ a pin of them, a copy a view over each of them, and what a rollback replaces end
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from nokv.errors import CrossesView, InvalidArgument, NotADirectory, NotFound
@@ -117,15 +118,12 @@ def check_expire(op: ExpireSnapshots) -> None:
 
 def expire_snapshots(ctx: Context, op: ExpireSnapshots) -> Reaped:
     """Delete snapshots whose lease is over, at most `limit` and about PINS_A_STEP pins of them."""
-    if not ctx.counters.leased_snapshots:
-        return Reaped(0, more=False)
-    found = [
-        (name, one)
-        for name, one in snapshots.snapshots_of(ctx.txn)
-        if snapshots.is_over(one, ctx.cluster_ns)
-    ]
+    found = list(islice(snapshots.over(ctx.txn, ctx.cluster_ns), op.limit + 1))
     removed = pins = 0
-    for name, one in found[: op.limit]:
+    for name in found[: op.limit]:
+        one = snapshots.stored(ctx.txn, name)
+        assert one is not None, f"the lease of snapshot {name}, which does not exist"
+        assert snapshots.is_over(one, ctx.cluster_ns), f"snapshot {name} is not over"
         pins += snapshots.let_go(ctx, name, one)
         removed += 1
         if pins >= PINS_A_STEP:

@@ -171,7 +171,7 @@ def hold(
         add_pin(ctx, view, snapshot.version, snapshot.snapshot, pin)
     _count_maker(ctx, uid, 1)
     ctx.counters.snapshots += 1
-    ctx.counters.leased_snapshots += int(snapshot.until_cluster_ns > 0)
+    _note_lease(ctx, name, snapshot, 1)
     _save(ctx, name, snapshot)
     return snapshot
 
@@ -179,13 +179,14 @@ def hold(
 def renew(ctx: Context, name: str, snapshot: Snapshot, ttl_ns: int) -> Snapshot:
     """Let a snapshot's lease begin anew."""
     until = _until(ctx, ttl_ns)
-    ctx.counters.leased_snapshots += int(until > 0) - int(snapshot.until_cluster_ns > 0)
     after = msgspec.structs.replace(snapshot, until_cluster_ns=until)
     pin = Pin(0, snapshot.snapshot, until_cluster_ns=until)
     for view in _views(snapshot):
         key = keys.pin(view, snapshot.version, snapshot.snapshot)
         assert ctx.txn.get(Family.PIN, key) is not None, f"snapshot {name} lacks a pin of {view}"
         ctx.txn.put_pin(view, snapshot.version, snapshot.snapshot, pin)
+    _note_lease(ctx, name, snapshot, -1)
+    _note_lease(ctx, name, after, 1)
     _save(ctx, name, after)
     return after
 
@@ -199,7 +200,7 @@ def let_go(ctx: Context, name: str, snapshot: Snapshot) -> int:
     ctx.txn.delete_row(Family.META, keys.snapshot(name))
     _count_maker(ctx, snapshot.maker, -1)
     ctx.counters.snapshots -= 1
-    ctx.counters.leased_snapshots -= int(snapshot.until_cluster_ns > 0)
+    _note_lease(ctx, name, snapshot, -1)
     assert 0 <= ctx.counters.leased_snapshots <= ctx.counters.snapshots, "counts of snapshots"
     return len(views)
 
@@ -217,6 +218,32 @@ def _count_maker(ctx: Context, uid: int, change: int) -> None:
         ctx.txn.set_row(Family.META, keys.maker(uid), ctx.txn.encode(count))
     else:
         ctx.txn.delete_row(Family.META, keys.maker(uid))
+
+
+def over(source: Source, cluster_ns: int) -> Iterator[str]:
+    """Yield the names of the snapshots whose lease is over, the first to end first."""
+    end = keys.lease(cluster_ns + 1, "")
+    for key, _ in source.scan(Family.META, keys.LEASE_PREFIX, end):
+        yield keys.lease_parts(key)[1]
+
+
+def first_end(source: Source) -> int:
+    """Return the cluster time at which the first lease ends; 0: no snapshot has one."""
+    end = keys.after_prefix(keys.LEASE_PREFIX)
+    row = next(iter(source.scan(Family.META, keys.LEASE_PREFIX, end)), None)
+    return 0 if row is None else keys.lease_parts(row[0])[0]
+
+
+def _note_lease(ctx: Context, name: str, snapshot: Snapshot, change: int) -> None:
+    """Count a lease that begins (1) or goes (-1), and index it by its end."""
+    until = snapshot.until_cluster_ns
+    if not until:
+        return
+    ctx.counters.leased_snapshots += change
+    if change > 0:
+        ctx.txn.set_row(Family.META, keys.lease(until, name), b"")
+    else:
+        ctx.txn.delete_row(Family.META, keys.lease(until, name))
 
 
 def _until(ctx: Context, ttl_ns: int) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from itertools import groupby, islice
 from operator import itemgetter
 
@@ -434,9 +434,9 @@ class Txn:
         at = bisect_left(pins, born)
         return at < len(pins) and pins[at] < death
 
-    def versions_held(self) -> int:
-        """Return how many views there are, and versions at which they are pinned, together."""
-        return len(self._views) + sum(map(len, self._pins.values()))
+    def versions_held(self) -> Iterator[tuple[int, int]]:
+        """Yield (view, version) of all that is pinned, each once."""
+        return ((view, version) for view, pins in self._pins.items() for version in pins)
 
     def pin_count(self, view: int) -> int:
         """Return how many PIN rows the view has: one version may have several."""
@@ -503,6 +503,10 @@ class Txn:
             value = own[key]
             return None if value is None else decode_view(value)
         return self._views.get(number)
+
+    def views(self) -> KeysView[int]:
+        """Return the numbers of all views between two commands, dead ones too."""
+        return self._views.keys()
 
     def set_view(self, number: int, view: View) -> None:
         """Write a view's record."""

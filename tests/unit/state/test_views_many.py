@@ -9,13 +9,14 @@ from tests.unit.state.bodies import stored
 from tests.unit.state.counting import work
 from tests.unit.state.shard import at
 from tests.unit.state.test_views_costs import CountingKV
-from tests.unit.state.viewing import Views
+from tests.unit.state.viewing import SECOND_NS, Views
 
 from nokv.state import flatten, invariants
 from nokv.types.commands import Collected, Reap, RemoveTree, Unlink
 from nokv.types.reads import DropsReply, GetDrops
+from nokv.types.results import Reaped
 from nokv.types.trash import ExpireTrash, KeepTrash, ListTrash, Trash, TrashPage
-from nokv.types.views import Clone, Flatten
+from nokv.types.views import Clone, ExpireSnapshots, Flatten, GetSnapshot, SnapshotReply
 
 
 def doubling(times: int) -> tuple[Views, CountingKV]:
@@ -136,4 +137,24 @@ def test_a_page_of_the_collector_looks_at_no_pins_of_other_views() -> None:
         costs.append(kv.rows - before)
         assert isinstance(reply, DropsReply)
         assert len(reply.drops) == 1
+    assert costs[0] == costs[1]
+
+
+def test_the_first_lease_to_end_is_a_look_at_one_row() -> None:
+    costs = []
+    for count in (3, 60):
+        shard, kv = trashed(1)
+        for number in range(count):
+            shard.snapshot("w0", f"s{number:02}", (100 - number) * SECOND_NS)
+        before = kv.rows
+        end = shard.machine.first_lease_end()
+        costs.append(kv.rows - before)
+        last = shard.read(GetSnapshot(f"s{count - 1:02}"))
+        assert isinstance(last, SnapshotReply)
+        assert end == last.until_cluster_ns
+        while shard.cluster_ns < end:
+            shard.wait(end - shard.cluster_ns)
+        assert shard.internal(ExpireSnapshots(1)) == Reaped(1, more=False)
+        assert shard.machine.first_lease_end() > end
+        shard.check()
     assert costs[0] == costs[1]
