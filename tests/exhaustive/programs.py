@@ -21,6 +21,13 @@ from nokv.types import commands as c
 from nokv.types.commands import PublishMode
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result
+from nokv.types.trash import (
+    TRASH_KEEP_NS_DEFAULT,
+    EmptyTrash,
+    ExpireTrash,
+    RestoreTrash,
+    Trash,
+)
 from nokv.types.values import At, ChunkMap, Extent, Marks, ObjectPart
 from nokv.types.views import (
     HELD,
@@ -111,6 +118,10 @@ class Tiny:
         size = (halves + tail) * HALF
         op = c.Publish(parent, name, int(mode), 0o666, size, self.upload, (chunk,))
         return self.send(op)
+
+    def trashed(self) -> tuple[int, int]:
+        """Return the oldest entry of a trash; one that never was if there is none."""
+        return min(self.world.model.state.trash, default=(0, 1), key=lambda entry: entry[1])
 
     def let_go(self) -> Result:
         """The client reads nothing older than the present; the grace passes."""
@@ -236,6 +247,14 @@ def further() -> dict[str, Step]:
         "stretch /a/a": _send(c.SetAttr(file, size=CHUNK_BYTES - HALF // 2)),
         "append to /a/a": lambda tiny: tiny.publish(at, name, PublishMode.APPEND),
         "cut /a/a": _send(c.SetAttr(file, size=CHUNK_BYTES)),
+        "trash /a/a": _send(Trash(at, name)),
+        "trash /a": _send(Trash(At(), b"a")),
+        "trash /b": _send(Trash(At(), b"b")),
+        "trash /b/a": _send(Trash(At(path=(b"b",)), b"a")),
+        "restore": lambda tiny: tiny.send(RestoreTrash(*tiny.trashed())),
+        "restore /c": lambda tiny: tiny.send(RestoreTrash(*tiny.trashed(), At(), b"c")),
+        "empty": lambda tiny: tiny.send(EmptyTrash((tiny.trashed(),))),
+        "expire trash": lambda tiny: tiny.node(ExpireTrash(1), TRASH_KEEP_NS_DEFAULT),
     }
 
 

@@ -9,6 +9,25 @@ from tests.exhaustive.programs import CORE, alphabet, start
 from tests.machine.bugs import BUGS
 
 DEPTH = 3
+TRASH = (
+    "trash /a/a",
+    "trash /a",
+    "restore",
+    "restore /c",
+    "empty",
+    "expire trash",
+    "reap",
+    "crash",
+)
+TRASH_AND_NAMES = (*TRASH, "link /a/a /b", "trash /b", "delete tree /a", "rename /a/a /a/b")
+TRASH_AND_VIEWS = (
+    *TRASH,
+    "snapshot /a t",
+    "rollback /a t",
+    "clone /a /b",
+    "trash /b",
+    "trash /b/a",
+)
 REFUSED_AT_FIRST = {"drop s", "drop t", "clone @s /b", "clone @t /b", "rollback /a t"}
 
 
@@ -27,6 +46,14 @@ def test_every_program_of_one_step_of_each_kind() -> None:
     reduced = Search(DEPTH, reduce=True, only=CORE).run()
     assert every.states == reduced.states
     assert every.steps > reduced.steps
+
+
+def test_every_program_of_the_trash() -> None:
+    """Beside what else holds files: other names, clones, snapshots and what a rollback replaces."""
+    for kinds in (TRASH_AND_NAMES, TRASH_AND_VIEWS):
+        explored = Search(DEPTH, reduce=True, only=kinds).run()
+        lacking = set(kinds) - set(explored.succeeded)
+        assert not lacking, f"steps that no program of {DEPTH} steps succeeds with: {lacking}"
 
 
 def test_states_that_differ_in_counters_only_are_one() -> None:
