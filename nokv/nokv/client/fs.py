@@ -17,6 +17,7 @@ from nokv.client.core import Core
 from nokv.client.diff import DiffHandle
 from nokv.client.entries import file_type
 from nokv.client.files import AsyncWriter
+from nokv.client.fold import propose_part
 from nokv.client.locks import AsyncLock
 from nokv.client.options import expect
 from nokv.client.paths import AnyPath, at, decode_name, encode_name, split
@@ -472,7 +473,8 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
             assert upload.body is not None
             size = offset + upload.body.length
             op = upload.op(at(path), b"", kind, size=size)
-            return _file_info(upload, checked(await self._send(upload, op, ())))
+            result = await propose_part(self._core, self._options, upload, op)
+            return _file_info(upload, checked(result))
         finally:
             await upload.release()
 
@@ -486,7 +488,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
             if kind == "w":
                 return await self._publish_body(done, path, PublishMode.REPLACE, FILE_MODE)
             op = done.op(at(path), b"", PublishMode.APPEND)
-            result = await self._send(done, op, ())
+            result = await propose_part(self._core, self._options, done, op)
             if result.code == NotFound.code:
                 return await self._publish_body(done, path, PublishMode.CREATE, FILE_MODE)
             return _file_info(done, checked(result))
