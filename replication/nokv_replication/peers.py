@@ -136,7 +136,7 @@ class Peers:
         if commit_index <= self._told_index or not self.behind(commit_index):
             self.tell_due_ns = NEVER_NS
         elif self.tell_due_ns == NEVER_NS:
-            self.tell_due_ns = now_ns + self._config.heartbeat_ns // 10
+            self.tell_due_ns = now_ns + self._config.heartbeat_ns // 20
         elif now_ns >= self.tell_due_ns:
             self.tell_due_ns, self._told_index = NEVER_NS, commit_index
             return True

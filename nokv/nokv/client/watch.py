@@ -352,7 +352,7 @@ class Watch:
     def _order(self, failed: Node | None) -> list[Node]:
         """Return the nodes in the order to try them: any will do, the failed one last.
 
-        The leader first: of an idle cluster's commits a follower hears up to 10 ms later.
+        The leader first: of an idle cluster's commits a follower hears up to 5 ms later.
         """
         if self._options.node is not None:
             return [self._options.node]

@@ -362,9 +362,9 @@ class TestReplication:
         script.deliver(2, 1)
         applied = leader.status().applied_index
         assert follower.status().applied_index == applied - 1
-        assert leader.next_deadline_ns() <= script.now_ns + 10 * MS_NS
+        assert leader.next_deadline_ns() <= script.now_ns + 5 * MS_NS
         assert script.on_the_way(1, 2) == []
-        script.wait(10 * MS_NS)
+        script.wait(5 * MS_NS)
         script.step(1)
         [told] = script.on_the_way(1, 2)
         assert isinstance(told.body, Append)
@@ -385,8 +385,8 @@ class TestReplication:
             for node in (2, 3):
                 script.deliver(1, node)
                 script.deliver(node, 1)
-            script.wait(9 * MS_NS)
-        assert bare <= 5  # the heartbeats of 450 ms
+            script.wait(4 * MS_NS)
+        assert bare <= 3  # the heartbeats of 200 ms
 
     def test_a_conflicting_tail_is_replaced_in_a_few_round_trips(self) -> None:
         config = msgspec.structs.replace(CONFIG, batch_bytes=1000)
