@@ -89,7 +89,7 @@ def naive(shard: Shard, left: tuple[At, int], right: tuple[At, int]) -> list[Row
         other = two.items.get(slot)
         if to := one.moved(item, two):
             rows += _moved(shard, item, two.items[to], left[1], right[1])
-        elif other is not None and _same(shard, item, other):
+        elif other is not None and _same(item, other):
             rows += _kept(shard, item, other, left[1], right[1])
         elif slot[0] not in two.directories:
             continue
@@ -104,29 +104,16 @@ def naive(shard: Shard, left: tuple[At, int], right: tuple[At, int]) -> list[Row
         other = one.items.get(slot)
         if two.moved(item, one) or slot[0] not in one.directories:
             continue
-        if other is not None and (_same(shard, other, item) or _replaced(one, two, other, item)):
+        if other is not None and (_same(other, item) or _replaced(one, two, other, item)):
             continue
         rows.append(Row(item.path, DiffKind.ADDED, b"", 0, None, _seen(item.attr)))
     return sorted(rows)
 
 
-def _same(shard: Shard, left: Item, right: Item) -> bool:
+def _same(left: Item, right: Item) -> bool:
     if left.attr.inode != right.attr.inode:
         return False
-    if not (left.graft or right.graft):
-        return True
-    return left.attr.mode >> 12 == right.attr.mode >> 12 == 4 and bool(
-        roots(shard, left.attr.view) & roots(shard, right.attr.view)
-    )
-
-
-def roots(shard: Shard, view: int) -> set[int]:
-    found = {view}
-    record = shard.machine._txn.view(view) if view else None
-    while record is not None and record.origin is not None:
-        found.add(record.origin)
-        record = shard.machine._txn.view(record.origin)
-    return found
+    return not (left.graft or right.graft) or left.attr.mode >> 12 == right.attr.mode >> 12 == 4
 
 
 def _replaced(one: Tree, two: Tree, left: Item, right: Item) -> bool:
