@@ -67,6 +67,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with TLS, or with the hello."""
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own type
+        if self._ended:
+            transport.abort()  # its dial was cancelled meanwhile
+            return
         # Frames leave when they are written, not when the loop turns: the caller goes on to sync.
         transport.set_write_buffer_limits(high=0)
         tune(transport.get_extra_info("socket"))

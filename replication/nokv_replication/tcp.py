@@ -241,15 +241,20 @@ class TcpNetwork:
     async def _dial(self, peer: int, purpose: Purpose) -> Connection | None:
         """Return a connection that was made, before its handshake; None: nobody answers."""
         host, port = parse_address(self._peers[peer])
-        loop = asyncio.get_running_loop()
+        loop, connection = asyncio.get_running_loop(), Connection(self, peer, purpose)
+        made = False
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, peer, purpose), host, port
-                )
+                await loop.create_connection(lambda: connection, host, port)
+            made = True
         except (OSError, UnicodeError) as error:  # a timeout; a name that is none
             log.debug("node %d at %s:%d: %s", peer, host, port, error)
             return None
+        finally:
+            if not made:
+                # uvloop closes the socket of a dial that was cancelled and tells nobody, although
+                # it may have said that the connection is made, or will.
+                connection.connection_lost(None)
         return connection
 
     async def _dial_image(self, peer: int) -> None:

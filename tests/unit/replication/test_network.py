@@ -21,6 +21,7 @@ from nokv.wire.tls import TlsFiles, client_context, server_context
 from nokv_replication import connection as connections
 from nokv_replication import tcp
 from nokv_replication.bootstrap import FORMAT
+from nokv_replication.connection import Connection
 from nokv_replication.errors import ConfigurationError
 from nokv_replication.frames import Greeting, Hello, Purpose, decode_hello, encode
 from nokv_replication.tcp import TcpNetwork
@@ -130,12 +131,13 @@ class Net:
 def run(scenario: Callable[[Net], Awaitable[None]], folder: Path | None, uv: bool = True) -> None:
     async def main() -> None:
         net = Net(folder)
-        try:
-            async with asyncio.timeout(30):
-                await scenario(net)
-        finally:
-            for network in net.networks.values():
-                await network.close()
+        async with asyncio.timeout(40):
+            try:
+                async with asyncio.timeout(30):
+                    await scenario(net)
+            finally:
+                for network in net.networks.values():
+                    await network.close()
 
     (uvloop.run if uv else asyncio.run)(main())
 
@@ -178,6 +180,40 @@ def test_the_larger_id_dials_when_nobody_came(either: Path | None) -> None:
         assert first.said.count(("connected", 2)) == 1
 
     run(scenario, either)
+
+
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_dial_that_is_cancelled_as_it_succeeds_holds_nobody_up(
+    either: Path | None, uv: bool, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before or after the connection is told to be made; what closes the network waits for it."""
+    made = Connection.connection_made
+    cancelled = 0
+
+    def cancelling(self: Connection, transport: asyncio.BaseTransport) -> None:
+        nonlocal cancelled
+        dials = self.dialed is not None
+        if dials and when == "before":
+            self._network._dialers[2].cancel()
+            asyncio.get_running_loop().call_soon(made, self, transport)
+        else:
+            made(self, transport)
+        if dials and when == "after":
+            self._network._dialers[2].cancel()
+        cancelled += dials
+
+    async def scenario(net: Net) -> None:
+        monkeypatch.setattr(Connection, "connection_made", cancelling)
+        await net.start(2, ())
+        await net.start(1, (2,))
+        while not cancelled:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        await net.networks[1].close()
+        assert not net.networks[1]._open
+
+    run(scenario, either, uv)
+    assert cancelled == 1
 
 
 def test_peers_change_while_it_runs(either: Path | None) -> None:
