@@ -9,8 +9,8 @@ from tests.regressions.group import committed, led
 from tests.simulation.ports import MS_NS, SECOND_NS
 from tests.simulation.script import CONFIG, Script
 
-from nokv_replication import Committed, MembershipRefused
-from nokv_replication.frames import ENTRIES_MAX_BYTES, Append
+from nokv_replication import Committed, GroupConfig, MembershipRefused
+from nokv_replication.frames import ENTRIES_MAX_BYTES, Append, decode_frame
 from nokv_replication.log import Log
 
 SMALL = msgspec.structs.replace(
@@ -107,9 +107,11 @@ def outcome_of(call: Callable[[int, Callable[[object], None]], None], node: int)
     return done
 
 
-def with_learner(voters: int, *, lag: int = CONFIG.promote_lag_entries) -> Script:
+def with_learner(
+    voters: int, *, lag: int = CONFIG.promote_lag_entries, config: GroupConfig = CONFIG
+) -> Script:
     """Node 1 leads the voters; one more node is a learner that has everything."""
-    script = led(voters, config=msgspec.structs.replace(CONFIG, promote_lag_entries=lag))
+    script = led(voters, config=msgspec.structs.replace(config, promote_lag_entries=lag))
     done: list[object] = []
     script.groups[1].add_member(script.join(voters + 1), done.append)
     script.settle()
@@ -236,3 +238,27 @@ class TestCommitIndex:
         script.settle()
         assert committed(script, b"after")
         assert announced > 10
+
+    def test_a_first_entry_in_a_new_segment_is_not_announced_before_its_sync(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The vote before it is durable then, with the full segment: its appends need not wait."""
+        script = with_learner(1, config=msgspec.structs.replace(CONFIG, segment_bytes=2048))
+        group = script.groups[1]
+        sent, log = group._network.send, group._log
+        split = 0
+
+        def send(peer: int, frame: bytes) -> None:
+            nonlocal split
+            body = decode_frame(frame).body
+            if isinstance(body, Append):
+                split += log.term_is_durable and log.synced_index < log.last_index
+                assert body.commit_index <= log.synced_index
+            sent(peer, frame)
+
+        monkeypatch.setattr(group._network, "send", send, raising=False)
+        for _ in range(60):
+            group._core.adopt_term(group._core.term() + 1)
+            script.elect(1)
+            script.settle(rounds=2)
+        assert split > 0
