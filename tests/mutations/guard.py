@@ -27,7 +27,6 @@ TCP = f"{UNIT}/test_network.py"
 DRIVER = f"{UNIT}/test_driver.py"
 GOLDEN = "tests/golden"
 SCENARIOS = "tests/simulation/test_scenarios.py"
-ONCE = "tests/simulation/test_simulation.py::test_seeds_that_once_failed"
 RANDOM = "tests/simulation/test_simulation.py::test_random_schedules_keep_every_promise"
 
 
