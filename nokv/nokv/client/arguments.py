@@ -8,14 +8,16 @@ wire can carry; what depends on the volume (a name that is taken, a limit that i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import operator
 import os
 import random
 import reprlib
 import ssl
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, SupportsIndex, TypeAlias, TypeVar
 
 import msgspec
 
@@ -224,9 +226,27 @@ def rule_of(annotation: str) -> Rule | None:
     )
 
 
-def _refuse(where: str, name: str, rule: Rule, value: object) -> None:
+def _refuse(where: str, name: str, rule: Rule, value: object) -> NoReturn:
     message = f"{where}: {name} can't be {reprlib.repr(value)}"
     raise InvalidArgument(message, hint=f"give {rule.wanted}")
+
+
+def _plain(where: str, name: str, rule: Rule, value: object) -> object:
+    """Return an argument as the built-in type that the wire takes: numpy's numbers and texts too.
+
+    Raises:
+        InvalidArgument: the rule does not hold.
+    """
+    if rule.holds(value):
+        if isinstance(value, str):
+            return str.__str__(value)
+        return bytes(value) if isinstance(value, bytes) else value
+    if not isinstance(value, int) and isinstance(value, SupportsIndex):
+        with contextlib.suppress(TypeError):  # as an array of several says
+            number = operator.index(value)
+            if rule.holds(number):
+                return number
+    _refuse(where, name, rule, value)
 
 
 def checked(function: C) -> C:
@@ -243,29 +263,30 @@ def checked(function: C) -> C:
     by_name = dict(rules)
     where = function.__name__
 
-    def look(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        for (name, rule), value in zip(rules, args, strict=False):
-            if rule is not None and type(value) not in rule.always and not rule.holds(value):
-                _refuse(where, name, rule, value)
+    def look(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, ...]:
+        """Check all, put plain values in place of those in `kwargs`, and return those of `args`."""
+        plain = list(args)
+        for place, ((name, rule), value) in enumerate(zip(rules, args, strict=False)):
+            if rule is not None and type(value) not in rule.always:
+                plain[place] = _plain(where, name, rule, value)
         for name, value in kwargs.items():
             rule = by_name.get(name)
-            if rule is not None and type(value) not in rule.always and not rule.holds(value):
-                _refuse(where, name, rule, value)
+            if rule is not None and type(value) not in rule.always:
+                kwargs[name] = _plain(where, name, rule, value)
+        return tuple(plain)
 
     call: Callable[..., Any]
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def call(*args: object, **kwargs: object) -> object:
-            look(args, kwargs)
-            return await function(*args, **kwargs)
+            return await function(*look(args, kwargs), **kwargs)
 
     else:
 
         @functools.wraps(function)
         def call(*args: object, **kwargs: object) -> object:
-            look(args, kwargs)
-            return function(*args, **kwargs)
+            return function(*look(args, kwargs), **kwargs)
 
     call.checks_arguments = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]

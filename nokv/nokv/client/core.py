@@ -24,7 +24,7 @@ from nokv.errors import (
 from nokv.objects.budget import ByteBudget
 from nokv.objects.cache import BlockCache
 from nokv.objects.open import open_store
-from nokv.objects.port import ObjectStore
+from nokv.objects.port import OBJECT_BYTES_MAX, ObjectStore
 from nokv.objects.read import Reader
 from nokv.objects.upload import Uploader
 from nokv.objects.volume import await_volume
@@ -93,6 +93,10 @@ class ClientConfig:
         if self.parallel < 1:
             message = f"{self.parallel} operations at a time"
             raise InvalidArgument(message)
+        for name in ("upload_bytes", "read_bytes"):
+            if getattr(self, name) < OBJECT_BYTES_MAX:
+                message = f"{name} of {getattr(self, name)}"
+                raise InvalidArgument(message, hint=f"an object has up to {OBJECT_BYTES_MAX} bytes")
 
 
 def own_caller() -> Caller:

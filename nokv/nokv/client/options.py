@@ -34,10 +34,11 @@ async def query(core: Core, options: Options, read: Read) -> tuple[int, ReadValu
     """Return the version of the state that answered a read, and the answer.
 
     Raises:
-        DeadlineExceeded, Unavailable: no node answered in time.
+        DeadlineExceeded, Unavailable: no node answered in time, or the client is closed.
         SnapshotGone: the snapshot that is read was deleted, or its lease ended.
         NokvError: what the read itself answered.
     """
+    core.check_open()
     try:
         reply = await core.router.query(
             Query(core.caller, read, options.consistency, options.max_stale_ms),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from msgspec import structs
 from tests.unit.client import loopback
@@ -37,7 +38,8 @@ from nokv.client.sync import (
 from nokv.client.trash import TrashCan
 from nokv.client.views import Snapshots, Workspaces
 from nokv.client.watch import SyncWatch, Watch
-from nokv.errors import InvalidArgument, NokvError
+from nokv.errors import InvalidArgument, NokvError, Unavailable
+from nokv.objects.port import OBJECT_BYTES_MAX
 from nokv.types.commands import Absent, Exists, GenerationIs
 from nokv.types.values import At, Caller
 
@@ -413,6 +415,48 @@ def test_bounds_of_a_client(value: Any) -> None:
             ClientConfig(**{name: value})
     with pytest.raises(InvalidArgument):
         ClientConfig(parallel=value)
+
+
+@pytest.mark.parametrize("name", ["upload_bytes", "read_bytes"])
+def test_a_budget_holds_an_object(name: str) -> None:
+    def bounds(n_bytes: int) -> dict[str, Any]:
+        return {name: n_bytes}
+
+    with pytest.raises(InvalidArgument) as caught:
+        ClientConfig(**bounds(OBJECT_BYTES_MAX - 1))
+    assert str(OBJECT_BYTES_MAX) in caught.value.hint
+    ClientConfig(**bounds(OBJECT_BYTES_MAX))
+
+
+def test_numbers_and_texts_of_numpy_are_taken() -> None:
+    async def test() -> None:
+        async with loopback.client(count=1) as (_, fs):
+            path: Any = np.str_("/f")
+            place: Any = np.int64(2)
+            first: Any = np.uint8(1)
+            no_numbers: Any = (np.float64(2), np.array([1, 2]), np.True_)
+            await fs.write_bytes(path, np.bytes_(b"abcdef"))
+            await fs.patch(path, place, b"xy")
+            await fs.truncate(path, size=place + 3)
+            assert await fs.read(path, first, place + 1) == b"bxy"
+            await fs.snapshots.create("/", np.str_("then"))
+            for no_number in no_numbers:
+                with pytest.raises(InvalidArgument):
+                    await fs.truncate(path, no_number)
+
+    asyncio.run(test())
+
+
+def test_a_closed_client_says_so_at_once() -> None:
+    async def test() -> None:
+        async with loopback.client(count=1) as (_, fs):
+            await fs.stat("/")
+            await fs.close()
+            for call in (fs.stat, fs.mkdir, fs.read_bytes, fs.listdir, fs.usage):
+                with pytest.raises(Unavailable, match="closed"):
+                    await call("/f")
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("value", [2**70, -1, math.nan, b"x", [], [None], {}, "\udcff"])
