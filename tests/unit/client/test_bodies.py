@@ -127,9 +127,7 @@ def test_bad_arguments() -> None:
     async def test(_: Cluster, fs: AsyncClient) -> None:
         await fs.write_bytes("/f", b"x")
         for offset, length in ((-1, 1), (0, -1), (2**63, 1)):
-            with pytest.raises(
-                InvalidArgument, match=r"read: (offset|length)|a read from"
-            ):
+            with pytest.raises(InvalidArgument, match=r"read: (offset|length)|a read from"):
                 await fs.read("/f", offset, length)
         with pytest.raises(InvalidArgument):
             await fs.patch("/f", -1, b"x")
