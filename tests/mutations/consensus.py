@@ -139,7 +139,7 @@ ACKS = {
     ),
     "commit: told by a frame of its own each time": off(
         "peers.py",
-        "self.tell_due_ns = now_ns + self._config.heartbeat_ns // 10",
+        "self.tell_due_ns = now_ns + self._config.heartbeat_ns // 20",
         "self.tell_due_ns, self._told_index = NEVER_NS, commit_index\n            return True",
         GROUP,
     ),
