@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import uvloop
 from tests.simulation.machine import ListMachine, ListStorage
-from tests.unit.replication.test_network import peer_tls
+from tests.unit.replication.networks import peer_tls
 
 from nokv.server import certs
 from nokv_replication import (
