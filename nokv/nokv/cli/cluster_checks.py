@@ -61,6 +61,8 @@ def _node(one: Seen) -> Finding:
     subject = f"node {one.status.node} at {one.address}"
     if one.trouble:
         return Finding("failure", subject, f"not ready: {one.trouble}", "look at its log")
+    if one.warning:
+        return Finding("warning", subject, one.warning, "see docs/operations.md")
     text = f"{one.status.role} in term {one.status.term}, build {one.status.build}"
     return Finding("ok", subject, text)
 

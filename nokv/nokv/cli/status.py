@@ -46,6 +46,13 @@ class Seen(NamedTuple):
         return self.status.free_bytes
 
     @property
+    def warning(self) -> str:
+        """What a node that is ready says is wrong, such as a member that was set back; or empty."""
+        if self.status is None or self.trouble or self.status.slow_disk:
+            return ""  # a slow disk is told in words of its own
+        return self.status.problem
+
+    @property
     def lacks_space(self) -> str:
         """What the node's lack of space means, or empty. It may well be ready to be asked."""
         status, free_bytes = self.status, self.free_bytes
@@ -212,6 +219,8 @@ def _row(one: Seen, commit: int) -> tuple[str, ...]:
     state = f"not ready: {output.shown(one.trouble)}" if one.trouble else "ready"
     if one.lacks_space:
         state += f", {one.lacks_space}"
+    if one.warning:
+        state += f", but: {output.shown(one.warning)}"
     if status.slow_disk:
         state += f", slow disk: a sync takes {status.recent_sync_ns / 1e6:.0f} ms"
     sizes = (output.size(status.log_bytes), free, state)

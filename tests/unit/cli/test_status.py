@@ -44,6 +44,16 @@ def test_a_slow_disk_is_shown() -> None:
     assert (disks.level, disks.text) == ("warning", "a sync of its log takes 40 ms")
 
 
+def test_what_a_ready_node_says_is_wrong_is_shown() -> None:
+    seen = answered(1)
+    assert seen.status is not None
+    problem = "node 3 came back without entries up to 512 that it had acknowledged"
+    told = seen._replace(status=msgspec.structs.replace(seen.status, problem=problem))
+    assert _row(told, 9)[-1] == f"ready, but: {problem}"
+    assert (_node(told).level, _node(told).text) == ("warning", problem)
+    assert _node(seen).level == "ok"
+
+
 def test_advice_about_a_node_that_cannot_be_asked() -> None:
     stopped = Seen("a", None, None, "no connection", trouble="unreachable")
     assert _node(stopped).advice.startswith("start it")
