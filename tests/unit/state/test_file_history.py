@@ -13,8 +13,16 @@ from nokv.errors import InvalidArgument, IsADirectory, NotFound, PermissionDenie
 from nokv.state.context import DIRECTORY, REGULAR, S_IFMT
 from nokv.types.commands import Link, Publish, PublishMode, Rename, SessionMarks, SetAttr, Unlink
 from nokv.types.diffs import History, HistoryReply, HolderKind, Showing
+from nokv.types.trash import RestoreTrash, Trash, Trashed
 from nokv.types.values import At, Caller, ChunkMap, Extent, Lease, Marks
-from nokv.types.views import Clone, Rollback, SnapshotCreate, SnapshotDelete, SnapshotMade
+from nokv.types.views import (
+    Clone,
+    Rollback,
+    SnapshotCreate,
+    SnapshotDelete,
+    SnapshotMade,
+    WorkspaceCreate,
+)
 
 LEASE_NS = 10**15
 
@@ -250,3 +258,18 @@ def test_any_name_of_a_file_may_lie_below_the_snapshot() -> None:
     snapshot(shard, "e", "of-e")
     live = publish(shard, "d/f", b"2")
     assert shown(shard, "d/f") == {live: ["LIVE"], generation: ["of-e"]}
+
+
+def test_what_lay_in_the_trash_of_a_nested_view_was_shown_by_no_snapshot() -> None:
+    shard = planted()
+    shard.do(WorkspaceCreate(at("d"), b"w", 0o755))
+    first = publish(shard, "d/w/f", b"1")
+    trashed = shard.do(Trash(at("d/w"), b"f"))
+    assert isinstance(trashed, Trashed)
+    snapshot(shard, "d", "without")
+    shard.do(RestoreTrash(trashed.view, trashed.trash))
+    snapshot(shard, "d", "with")
+    second = publish(shard, "d/w/f", b"22")
+    assert shown(shard, "d/w/f") == {second: ["LIVE"], first: ["with"]}
+    shard.do(SnapshotDelete("with"))
+    assert shown(shard, "d/w/f") == {second: ["LIVE"]}
