@@ -23,6 +23,7 @@ Work = Callable[["AsyncClient", argparse.Namespace], Awaitable[int]]
 Reading = Callable[["ReadHandle", argparse.Namespace], Awaitable[int]]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_CENTURY_S: Final = 100 * 365 * 86_400
 
 
 def cluster_of(options: argparse.Namespace) -> str:
@@ -187,7 +188,21 @@ def duration_ns(text: str) -> int:
     match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h, 5m or 10s")
-    return int(match[1]) * _UNITS[match[2]] * 1_000_000_000
+    seconds = int(match[1]) * _UNITS[match[2]]
+    if seconds > _CENTURY_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is over a hundred years")
+    return seconds * 1_000_000_000
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds, at least 0; for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= _CENTURY_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return number
 
 
 def count(text: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nokv.cli import output
-from nokv.cli.client import add_config, count, with_client
+from nokv.cli.client import add_config, count, seconds, with_client
 from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
 from nokv.errors import NotPermitted, Unavailable, UsageError
 
@@ -45,7 +45,7 @@ def add_gc(parser: argparse.ArgumentParser) -> None:
     status.set_defaults(run=with_client(_status, operator=True))
     run = add_action(actions, "run", "free now all that can go, and say what was freed")
     run.add_argument(
-        "--wait", type=float, default=600.0, metavar="SECONDS",
+        "--wait", type=seconds, default=600.0, metavar="SECONDS",
         help="for the end of the run, which goes on in any case (default: 600)",
     )  # fmt: skip
     run.set_defaults(run=with_client(_run, operator=True))
@@ -255,7 +255,7 @@ def _drop_line(row: PendingDrop, cluster_ns: int) -> str:
     if row.chunk >= 0:
         what += f" chunk {row.chunk}"
     size = f"{output.plural(row.objects, 'object')}, {output.size(row.size_bytes)}"
-    keeps = "; ".join(reason_text(reason, cluster_ns) for reason in row.reasons)
+    keeps = "; ".join(dict.fromkeys(reason_text(reason, cluster_ns) for reason in row.reasons))
     return f"{what} ({size}), ended at version {row.death}: {keeps or 'goes next'}"
 
 

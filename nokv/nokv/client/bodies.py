@@ -298,7 +298,7 @@ async def open_body(core: Core, options: Options, at: At) -> OpenBody:
     Raises:
         NokvError: as the read of its map, and as the opening of a session.
     """
-    session = await core.session()
+    session = await core.session(options.deadline_s)
     hold = session.floors.begin(session.now_ns())
     body = OpenBody(core, options, session, hold)
     try:

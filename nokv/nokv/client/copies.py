@@ -272,7 +272,7 @@ class _Change(NamedTuple):
         copy = self.copy
         _, value = await query(self.core, self.options, GetAttr(copy.parent))
         view = expect(value, AttrReply).attr.view  # what is staged lies in the view that it enters
-        session = await self.core.session()
+        session = await self.core.session(self.options.deadline_s)
         begin = StageBegin(view, stat.S_IFREG | copy.mode, copy.parent, copy.name)
         root = expect((await self._send(session, begin)).value, Made).attr
         mode = StageMode.CREATE if copy.copy_mode == CopyMode.CREATE else StageMode.REPLACE

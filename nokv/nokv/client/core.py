@@ -16,6 +16,7 @@ from nokv.client.guard import GuardedStore
 from nokv.client.routing import Router
 from nokv.client.session import Session
 from nokv.errors import (
+    DeadlineExceeded,
     InvalidArgument,
     SessionExpired,
     Unavailable,
@@ -193,7 +194,7 @@ class Core:
 
     # ------------------------------------------------------------ session
 
-    async def session(self) -> Session:
+    async def session(self, deadline_s: float) -> Session:
         """Return a session that is valid now; open one if there is none.
 
         Raises:
@@ -203,7 +204,13 @@ class Core:
         if session is not None and session.valid:
             return session
         self.check_open()
-        async with self._opening:
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._opening.acquire()
+        except TimeoutError:
+            message = f"no session was opened within {deadline_s:g} s"
+            raise DeadlineExceeded(message) from None
+        try:
             session = self.session_now
             if session is not None and session.valid:
                 return session
@@ -214,11 +221,13 @@ class Core:
                 self.router,
                 ttl_ns=int(self.config.session_ttl_s * 1e9),
                 caller=self.caller,
-                timeout_s=self.config.deadline_s,
+                timeout_s=deadline_s,
                 rng=self._rng,
             )
             self.session_now = opened
             return opened
+        finally:
+            self._opening.release()
 
     def _retire(self, session: Session) -> None:
         if self._uploader is not None:
@@ -244,7 +253,7 @@ class Core:
         """
         session = self.session_now
         if session is None or not session.valid:
-            session = await self.session()
+            session = await self.session(timeout_s)
         result = await self.submit(session, op, predicates, timeout_s)
         if result is not None:
             return result
@@ -268,7 +277,7 @@ class Core:
     async def _propose_again(
         self, op: Op, predicates: tuple[Predicate, ...], timeout_s: float
     ) -> Result:
-        session = await self.session()
+        session = await self.session(timeout_s)
         result = await self.submit(session, op, predicates, timeout_s)
         if result is None:
             message = "the session ended twice before the command was applied"

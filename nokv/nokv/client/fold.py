@@ -79,7 +79,7 @@ async def _fold(
     attr, data = await read_at(core, options, handle, start, end - start)
     if attr.generation != generation:
         return True
-    upload = await begin_upload(core)
+    upload = await begin_upload(core, options.deadline_s)
     try:
         await upload.upload(data, offset=start, inline=False, sha256=False)
         size, mtime_ns = start + len(data), attr.mtime_ns

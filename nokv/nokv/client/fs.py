@@ -106,7 +106,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
 
     async def session_id(self) -> int:
         """Return the id of the session that changes run in now; opens one if there is none."""
-        return (await self._core.session()).id
+        return (await self._core.session(self._options.deadline_s)).id
 
     # ------------------------------------------------------------ making names
 
@@ -141,7 +141,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
 
     async def _make_parents(self, parent: tuple[bytes, ...]) -> None:
         """Make all directories on the way in one batch; those that are there are fine."""
-        session = await self._core.session()
+        session = await self._core.session(self._options.deadline_s)
         if session.stream.full:
             await session.stream.room(self._options.deadline_s)
         answers = [
@@ -378,7 +378,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
                 )
         elif isinstance(data, bytes) and len(data) >= ROOM_BYTES:
             await check_room(self._core, self._options, path, len(data))
-        upload = await begin_upload(self._core)
+        upload = await begin_upload(self._core, self._options.deadline_s)
         try:
             await self._core.fault_point("upload")
             await upload.upload(data, progress=progress)
@@ -465,7 +465,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
     async def _write_part(
         self, path: AnyPath, data: SourceLike, kind: PublishMode, offset: int
     ) -> FileInfo:
-        upload = await begin_upload(self._core)
+        upload = await begin_upload(self._core, self._options.deadline_s)
         try:
             await self._core.fault_point("upload")
             await upload.upload(data, offset=offset, sha256=False)
@@ -480,7 +480,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
 
     async def _open_writer(self, path: AnyPath, kind: str) -> AsyncWriter:
         split(path)
-        upload = await begin_upload(self._core)
+        upload = await begin_upload(self._core, self._options.deadline_s)
 
         async def finish(done: BodyUpload) -> FileInfo:
             if kind == "x":
@@ -560,11 +560,11 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
 
         The pin belongs to the session: if that ends, reads of the view raise VersionNotPinned.
         """
-        session = await self._core.session()
         deadline_s = self._options.deadline_s
+        session = await self._core.session(deadline_s)
         result = await self._core.submit(session, PinView(0), (), deadline_s)
         if result is None:
-            session = await self._core.session()
+            session = await self._core.session(deadline_s)
             result = await self._core.submit(session, PinView(0), (), deadline_s)
         pin = expect(result.value if result is not None else None, Pinned)
         try:

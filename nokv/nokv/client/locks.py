@@ -104,7 +104,7 @@ class AsyncLock:
             message = "the lock is acquired already"
             raise InvalidArgument(message)
         for _ in range(2):
-            session = await self._core.session()
+            session = await self._core.session(self._options.deadline_s)
             granted = await self._acquire_in(session)
             if granted is not None:
                 return

@@ -123,7 +123,7 @@ async def run(
     parent, name = split(path)
     job = _Job(core, options, plan, parent, name, progress)
     await job.look_first(mode)
-    session = await core.session()
+    session = await core.session(options.deadline_s)
     fits = job.fits()
     await core.fault_point("upload")
     if mode == "merge":

@@ -76,6 +76,14 @@ for _name in CHANGES:
     _refuse(_name)
 
 
+def _refuse_watch(self: ReadOnlyHandle, *args: object, **kwargs: object) -> None:
+    del self, args, kwargs
+    raise refused("watch")
+
+
+setattr(ReadOnlyHandle, "watch", _refuse_watch)  # noqa: B010  its type is the one of a refusal
+
+
 class PinnedView(ReadOnlyHandle):
     """The live tree as it was at one version: read-only, unchanging, until its block ends."""
 

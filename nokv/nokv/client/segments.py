@@ -142,7 +142,7 @@ async def write_large(
     above = At(0, 1, parent)
     _, value = await query(core, options, GetAttr(above))
     view = expect(value, AttrReply).attr.view  # what is staged lies in the view that it will enter
-    session = await core.session()
+    session = await core.session(options.deadline_s)
     begin = StageBegin(view, stat.S_IFREG | mode, above, name)
     begun = await core.submit(session, begin, (), options.deadline_s)
     if begun is None:

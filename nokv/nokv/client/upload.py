@@ -174,14 +174,14 @@ def _inline_body(data: bytes, offset: int, *, sha256: bool) -> UploadedBody | No
     return UploadedBody(len(data), digest, (ChunkMap(chunk, (), (extent,)),))
 
 
-async def begin_upload(core: Core) -> BodyUpload:
+async def begin_upload(core: Core, deadline_s: float) -> BodyUpload:
     """Return a new upload in the present session.
 
     Raises:
         Unavailable, DeadlineExceeded: no session could be opened.
     """
     core.check_open()
-    return BodyUpload(core, await core.session())
+    return BodyUpload(core, await core.session(deadline_s))
 
 
 async def propose_uploads(

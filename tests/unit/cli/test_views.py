@@ -12,7 +12,7 @@ import pytest
 from tests.unit.client.loopback import client
 
 from nokv.cli import files, listing, output, snapshot, views
-from nokv.cli.client import duration_ns
+from nokv.cli.client import duration_ns, seconds
 from nokv.client import AsyncClient
 from nokv.client.reads import ReadHandle
 from nokv.errors import NotFound, UsageError
@@ -220,7 +220,7 @@ def test_rollback_says_how_to_undo_it(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("length_s", "text"),
     [
         (0, "0 s"),
         (0.4, "0 s"),
@@ -232,11 +232,16 @@ def test_rollback_says_how_to_undo_it(shell: Shell) -> None:
         (86_400 * 6 + 82_900, "6 d 23 h"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
-    assert output.duration(seconds) == text
+def test_durations(length_s: float, text: str) -> None:
+    assert output.duration(length_s) == text
 
 
 def test_durations_are_read() -> None:
     assert duration_ns("7d") == 7 * 86_400 * 10**9
-    with pytest.raises(argparse.ArgumentTypeError):
-        duration_ns("7")
+    for bad in ("7", "36501d", "999999999w"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            duration_ns(bad)
+    assert seconds("0.5") == 0.5
+    for bad in ("nan", "-1", "inf", "x"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            seconds(bad)

@@ -295,7 +295,7 @@ def test_writing_as_a_file() -> None:
             await _fail_midway(fs)
         assert not await fs.exists("/never")
         assert len(blocks(cluster)) == before
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         assert session.uploads.in_flight == 0
 
     run(test)
@@ -320,7 +320,7 @@ def test_a_writer_learns_of_a_failing_store_and_leaves_nothing() -> None:
             await _write_blocks(fs, 12)
         assert not await fs.exists("/f")
         assert blocks(cluster) == []
-        assert (await fs._core.session()).uploads.in_flight == 0
+        assert (await fs._core.session(20.0)).uploads.in_flight == 0
 
     run(test)
 
@@ -348,7 +348,7 @@ def test_a_cancelled_upload_leaves_nothing() -> None:
             await task
         assert blocks(cluster) == []
         assert not await fs.exists("/f")
-        assert (await fs._core.session()).uploads.in_flight == 0
+        assert (await fs._core.session(20.0)).uploads.in_flight == 0
 
     run(test)
 
@@ -359,7 +359,7 @@ def test_an_upload_stays_in_flight_until_its_publish_is_answered(
     monkeypatch.setattr(calls, "ATTEMPT_S", 60)
 
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         held = asyncio.Event()
 
         async def point(name: str) -> None:
@@ -390,7 +390,7 @@ def test_a_failed_publish_gives_its_upload_up_and_an_older_one_is_refused() -> N
         await fs.write_bytes("/f", noise(10_000))
         with pytest.raises(AlreadyExists):
             await fs.write_bytes("/f", noise(10_000), if_absent=True)
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         assert session.uploads.in_flight == 0
         number = await session.take_upload()
         session.uploads.settled(number)

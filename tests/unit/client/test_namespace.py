@@ -346,6 +346,8 @@ def test_a_pinned_view_shows_one_version() -> None:
             assert view.version > 0
             with pytest.raises(ReadOnly, match="this handle"):
                 await view.open("/d/f", "wb")
+            with pytest.raises(ReadOnly, match="watch"):
+                view.watch("/")
             with pytest.raises(ReadOnly, match="mkdir"):
                 await getattr(view, "mkdir")("/d")  # noqa: B009  a type checker refuses it too
 

@@ -35,7 +35,7 @@ def test_a_read_whose_body_was_collected_starts_over() -> None:
 
 def test_an_open_file_shows_what_it_showed_and_holds_the_floor() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         old = noise(3 * BLOCK_BYTES)
         await fs.write_bytes("/f", old)
         async with fs.open("/f") as file:
@@ -58,7 +58,7 @@ def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor(
     monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
 
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         session.floors._lease_after_ns = 0  # type: ignore[misc]
         await fs.create("/f")
         tail = noise(10_000)
@@ -104,7 +104,7 @@ def test_without_its_lease_a_large_body_that_was_replaced_is_gone(
 def test_an_answer_older_than_the_floor_is_asked_for_again() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         await fs.write_bytes("/f", b"body")
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         await session.renew(5)
         stale = session.floors.floor - 1
         seen = 0

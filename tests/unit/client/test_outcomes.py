@@ -73,7 +73,7 @@ def test_a_refusal_alone_is_repeated_until_it_goes_through() -> None:
 @pytest.mark.parametrize("error", [NoSpace, TooLarge])
 def test_a_final_refusal_settles_if_every_attempt_was_refused(error: type[NokvError]) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         cluster.refuse = lambda command: error("no") if isinstance(command.op, Create) else None
         with pytest.raises(error):
             await fs.create("/a")
@@ -104,7 +104,7 @@ def test_a_final_refusal_of_the_session_is_told_at_once() -> None:
 
 def test_a_refusal_after_a_lost_answer_settles_nothing() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         refused = 0
 
         def refuse(command: Command) -> NokvError | None:
@@ -126,7 +126,7 @@ def test_a_refusal_after_a_lost_answer_settles_nothing() -> None:
 
 def test_a_deadline_leaves_the_outcome_open_and_it_goes_on_being_asked_for() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         cluster.faults = [Fault.DROP_BEFORE] * 8
         with pytest.raises(DeadlineExceeded, match="may yet be applied"):
             await fs.within(0.2).create("/a")
@@ -143,7 +143,7 @@ def test_a_deadline_leaves_the_outcome_open_and_it_goes_on_being_asked_for() -> 
 
 def test_what_was_never_sent_is_given_up_at_the_deadline() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         leader, cluster.leader = cluster.leader, None
         with pytest.raises(DeadlineExceeded, match="not applied"):
             await fs.within(0.3).create("/a")
@@ -170,7 +170,7 @@ def test_overload_is_retried_and_reported_at_the_deadline() -> None:
 
 def test_a_cancelled_call_settles_in_the_background() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         cluster.faults = [Fault.HOLD]
         cluster.arrived.clear()
         task = asyncio.ensure_future(fs.create("/a"))
@@ -188,7 +188,7 @@ def test_a_cancelled_call_settles_in_the_background() -> None:
 
 def test_a_call_cancelled_before_it_was_sent_is_never_sent() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         answer = session.stream.submit(Mkdir(fs_root(), b"a", 0o755), timeout_s=5)
         answer.cancel()
         assert await session.stream.drain(10)
@@ -200,7 +200,7 @@ def test_a_call_cancelled_before_it_was_sent_is_never_sent() -> None:
 
 def test_answers_in_any_order_acknowledge_only_without_a_gap() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         cluster.faults = [Fault.HOLD]
         cluster.arrived.clear()
         first = asyncio.ensure_future(fs.create("/a"))
@@ -224,7 +224,7 @@ def test_the_window_holds_further_commands_back(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(calls, "ATTEMPT_S", 60)
 
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         cluster.faults = [Fault.HOLD]
         cluster.arrived.clear()
         stuck = asyncio.ensure_future(fs.create("/stuck"))
@@ -260,7 +260,7 @@ def test_commands_of_one_turn_go_as_one_batch_and_fail_each_for_itself() -> None
 
 def test_a_command_over_the_limit_is_refused_before_it_is_sent() -> None:
     async def test(_: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session()
+        session = await fs._core.session(20.0)
         with pytest.raises(TooLarge, match="the limit is"):
             await fs.setxattr("/", "user.x", bytes(5_000_000))
         await fs.mkdir("/a")

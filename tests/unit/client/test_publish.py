@@ -64,7 +64,7 @@ async def _check_set(cluster: Cluster, fs: AsyncClient, done: publish.Published)
         assert info.size == len(data)
         assert info.generation <= done.version
     assert done.version == cluster.machine.version
-    assert (await fs._core.session()).uploads.in_flight == 0
+    assert (await fs._core.session(20.0)).uploads.in_flight == 0
 
 
 def test_a_new_set_is_one_command() -> None:
@@ -253,7 +253,7 @@ def test_a_failing_store_leaves_nothing(mode: publish.Mode) -> None:
             await fs.publish("/set", files, mode=mode)
         assert blocks(cluster) == []
         assert await fs.listdir("/") == []
-        assert (await fs._core.session()).uploads.in_flight == 0
+        assert (await fs._core.session(20.0)).uploads.in_flight == 0
         await fs.publish("/set", files, mode=mode)
         assert len(await fs.listdir("/set")) == 40
 
@@ -279,7 +279,7 @@ def test_a_cancelled_publish_leaves_nothing_visible_and_drops_its_stage(mode: pu
         cluster.reap()
         counts = await fs.statfs()
         assert (counts.files, counts.bytes) == (1, 0)
-        assert (await fs._core.session()).uploads.in_flight == 0
+        assert (await fs._core.session(20.0)).uploads.in_flight == 0
 
     run(test)
 

@@ -20,7 +20,7 @@ def test_a_generation_that_is_open_too_is_read_by_its_snapshot(
 
     async def test() -> None:
         async with client() as (_, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             session.floors._lease_after_ns = 0  # type: ignore[misc]
             await fs.mkdir("/d")
             await fs.write_bytes("/d/f", b"first")
@@ -48,7 +48,7 @@ def test_what_only_an_open_file_shows_is_no_source(monkeypatch: pytest.MonkeyPat
 
     async def test() -> None:
         async with client() as (_, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             session.floors._lease_after_ns = 0  # type: ignore[misc]
             await fs.write_bytes("/f", b"first")
             await fs.patch("/f", 2**27, b"tail")

@@ -87,7 +87,7 @@ def test_a_failure_midway_leaves_the_stage_to_be_dropped(local: Path) -> None:
             await asyncio.wait(set(fs._core._background))
         assert any(isinstance(command.op, StageDrop) for command in cluster.commands)
         assert not await fs.exists("/f")
-        assert (await fs._core.session()).uploads.in_flight == 0
+        assert (await fs._core.session(20.0)).uploads.in_flight == 0
 
     run(test)
 

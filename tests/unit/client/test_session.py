@@ -110,7 +110,7 @@ def test_an_opening_that_is_repeated_is_one_session() -> None:
 def test_renewals_carry_growing_numbers_the_floor_and_the_watermark() -> None:
     async def main() -> None:
         async with client() as (running, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             await session.renew(5)
             one = await session.take_upload()
             two = await session.take_upload()
@@ -132,7 +132,7 @@ def test_a_session_is_renewed_in_time() -> None:
     async def main() -> None:
         config = ClientConfig(session_ttl_s=5.0)
         async with client(config=config) as (running, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             session.renew_soon()
             for _ in range(2):
                 running.renewed.clear()
@@ -162,7 +162,7 @@ def test_after_expiry_commands_run_in_a_new_session() -> None:
 def test_a_session_that_the_cluster_ended_is_noticed_by_a_renewal() -> None:
     async def main() -> None:
         async with client() as (running, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             running.expire(session.id)
             with pytest.raises(SessionExpired):
                 await session.renew(5)
@@ -184,7 +184,7 @@ def test_nothing_is_carried_into_a_new_session() -> None:
             file = await fs.open("/f")
             writer = await fs.open("/g", "wb")
             await writer.write(data)
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             async with fs.pinned() as view:
                 assert await view.exists("/f")
                 running.expire(session.id)
@@ -249,10 +249,27 @@ def test_no_session_without_a_leader() -> None:
     asyncio.run(main())
 
 
+def test_a_session_is_opened_within_the_deadline_of_the_call() -> None:
+    async def main() -> None:
+        async with client(config=ClientConfig(deadline_s=60)) as (running, fs):
+            running.leader = None
+            short = fs.within(0.3)
+            async with asyncio.timeout(20):
+                for call in (
+                    short.write_bytes("/a", b"x" * 5000),
+                    short.snapshots.create("/", "s"),
+                    short.lock("/").acquire(),
+                ):
+                    with pytest.raises((Unavailable, DeadlineExceeded)):
+                        await call
+
+    asyncio.run(main())
+
+
 def test_the_watermark_reaches_the_cluster() -> None:
     async def main() -> None:
         async with client() as (running, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             taken = [await session.take_upload() for _ in range(5)]
             assert running.session(session.id).next_upload > taken[-1]
             for number in taken:
@@ -268,7 +285,7 @@ def test_uploads_wait_while_the_window_is_full(monkeypatch: pytest.MonkeyPatch) 
 
     async def main() -> None:
         async with client() as (running, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             taken: list[int] = []
             while len(taken) < UPLOAD_WINDOW - 2048:
                 taken.append(await session.take_upload())
@@ -288,7 +305,7 @@ def test_uploads_wait_while_the_window_is_full(monkeypatch: pytest.MonkeyPatch) 
 def test_no_put_starts_once_the_session_is_over() -> None:
     async def main() -> None:
         async with client() as (running, fs):
-            session = await fs._core.session()
+            session = await fs._core.session(20.0)
             gate = running.store.hold("put", 1)
             writing = asyncio.ensure_future(fs.write_bytes("/f", bytes(64 * BLOCK_BYTES)))
             await gate.reached.wait()
