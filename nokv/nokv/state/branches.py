@@ -207,13 +207,19 @@ def page_at(
     examined (there is more behind it), None at the end. An empty `after` starts at the prefix.
     """
     own_view, rest = prefix[: keys.VIEW_BYTES], prefix[keys.VIEW_BYTES :]
+    number: int | None = int.from_bytes(own_view, "big")
+    record = levels.view(int.from_bytes(own_view, "big"))
+    alone = record is None or (record.origin is None and not record.whiteouts)
+    if alone and version == PRESENT:  # nothing to merge, and nothing is hidden
+        start = prefix + after + b"\0" if after else prefix
+        rows = list(islice(levels.own_scan(family, start, keys.after_prefix(prefix)), limit + 1))
+        return rows[:limit], rows[limit - 1][0] if len(rows) > limit else None
     found: dict[bytes, bytes] = {}
     cuts: list[bytes] = []
-    number: int | None = int.from_bytes(own_view, "big")
     top: View | None = None
     while number is not None:
-        rows, cut = _own_page(levels, family, keys.pack(number) + rest, after, limit, version)
-        for key, value in rows.items():
+        page, cut = _own_page(levels, family, keys.pack(number) + rest, after, limit, version)
+        for key, value in page.items():
             shown_value = value if top is None else _as_of(top, value)
             found.setdefault(own_view + key[keys.VIEW_BYTES :], shown_value)
         if cut is not None:
