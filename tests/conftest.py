@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import re
+import signal
 import socket
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -223,6 +224,9 @@ def _loopback_only() -> Generator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     del config
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # So a shell starts what runs in the background, and the programs under test inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hypothesis.settings.get_current_profile_name() == "ci":
         # It draws constants of the modules imported so far too: the tests that a worker happened
         # to run before would choose the examples.
