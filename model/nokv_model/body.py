@@ -14,12 +14,10 @@ from nokv.types.limits import (
     EXTENTS_PER_CHUNK_MAX,
     FILE_BYTES_MAX,
     INLINE_BYTES_CAP,
+    MERGED_INLINE_BYTES_MAX,
     SUM_BYTES,
 )
 from nokv.types.values import ChunkMap, Extent, StoredChunk
-
-MERGED_INLINE_BYTES_MAX = 4 * 1024 * 1024
-"""Inline bytes of one chunk after patches and appends."""
 
 
 class ObjectName(NamedTuple):

@@ -188,10 +188,10 @@ def duration_ns(text: str) -> int:
     match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30d, 12h, 5m or 10s")
-    seconds = int(match[1]) * _UNITS[match[2]]
-    if seconds > _CENTURY_S:
+    length_s = int(match[1]) * _UNITS[match[2]]
+    if length_s > _CENTURY_S:
         raise argparse.ArgumentTypeError(f"{text!r} is over a hundred years")
-    return seconds * 1_000_000_000
+    return length_s * 1_000_000_000
 
 
 def seconds(text: str) -> float:

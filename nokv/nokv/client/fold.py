@@ -16,7 +16,12 @@ from nokv.client.options import Options, expect, query
 from nokv.client.upload import BodyUpload, begin_upload, propose_uploads
 from nokv.errors import GenerationMismatch, PermissionDenied, PredicateFailed, ResultTooLarge
 from nokv.types.commands import GenerationIs, Publish, PublishMode
-from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES, EXTENTS_PER_CHUNK_MAX
+from nokv.types.limits import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    EXTENTS_PER_CHUNK_MAX,
+    MERGED_INLINE_BYTES_MAX,
+)
 from nokv.types.reads import AttrReply, GetAttr
 from nokv.types.results import Result
 from nokv.types.values import At, StoredChunk
@@ -25,7 +30,7 @@ TRIES: Final = 16
 """How often an append or patch is sent; others may fold, and fill, the same chunk meanwhile."""
 
 CROWDED_EXTENTS: Final = EXTENTS_PER_CHUNK_MAX // 2
-CROWDED_INLINE_BYTES: Final = 2 * 1024 * 1024
+CROWDED_INLINE_BYTES: Final = MERGED_INLINE_BYTES_MAX // 2
 """A chunk with more than either is folded: half of what its record may hold."""
 
 

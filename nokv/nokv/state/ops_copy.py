@@ -39,7 +39,7 @@ from nokv.state.families import Family
 from nokv.state.holds import share
 from nokv.state.links import home
 from nokv.state.naming import told_at
-from nokv.state.ops_publish import MERGED_INLINE_BYTES_MAX, mint_body
+from nokv.state.ops_publish import mint_body
 from nokv.state.pinned import PinnedSource, Source
 from nokv.state.records import Dentry, Inode, body_of, decode_chunk
 from nokv.state.resolve import Found, resolve, resolve_parent
@@ -53,6 +53,7 @@ from nokv.types.limits import (
     COPY_INLINE_BYTES_MAX,
     EXTENTS_PER_CHUNK_MAX,
     FILE_BYTES_MAX,
+    MERGED_INLINE_BYTES_MAX,
 )
 from nokv.types.results import Published
 from nokv.types.values import At, FileType, InodeFlag, StoredChunk

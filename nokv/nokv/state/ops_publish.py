@@ -42,12 +42,9 @@ from nokv.state.resolve import resolve, resolve_parent
 from nokv.state.tree import add_size, touch_directory
 from nokv.types.commands import TIME_NOW, Publish, PublishMode
 from nokv.types.events import EventKind
-from nokv.types.limits import EXTENTS_PER_CHUNK_MAX, FILE_BYTES_MAX
+from nokv.types.limits import EXTENTS_PER_CHUNK_MAX, FILE_BYTES_MAX, MERGED_INLINE_BYTES_MAX
 from nokv.types.results import Published
 from nokv.types.values import FileType, InodeFlag, StoredChunk
-
-MERGED_INLINE_BYTES_MAX = 4 * 1024 * 1024
-"""Inline bytes of a chunk after patches and appends: its record must fit a reply's frame."""
 
 _KEEPS_BODY = (PublishMode.PATCH, PublishMode.APPEND)
 

@@ -23,6 +23,7 @@ from nokv.state.context import (
     load_dentry,
     load_inode,
     names_inside,
+    root_of,
 )
 from nokv.state.families import Family
 from nokv.state.pinned import PinnedSource, Shard, Source
@@ -33,7 +34,7 @@ from nokv.state.txn import Txn
 from nokv.types.diffs import History, HistoryReply, Holder, HolderKind, Showing
 from nokv.types.events import EventKind
 from nokv.types.limits import PAGE_MAX
-from nokv.types.values import ROOT_INODE, Caller
+from nokv.types.values import Caller
 
 _CURSOR_BYTES = 16
 
@@ -161,17 +162,13 @@ class _File:
         if inode.nlink > 1:
             directories.update(directory for directory, _ in names_inside(source, view, ino))
         above = frozenset(one for d in sorted(directories) for one in chain(source, view, d))
-        if self._root(view) not in above:
+        if root_of(source, view) not in above:
             return  # it lay in the trash
         prefix = keys.pack2(view, version)
         for _, value in self._shard.scan(Family.PIN, prefix, keys.after_prefix(prefix)):
             holder = self._holder(decode_pin(value), view, above)
             if holder is not None:
                 yield holder
-
-    def _root(self, view: int) -> int:
-        record = self._shard.view(view) if view else None
-        return ROOT_INODE if record is None else record.root
 
     def _holder(self, pin: Pin, view: int, above: frozenset[int]) -> Holder | None:
         if pin.snapshot:

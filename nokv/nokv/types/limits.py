@@ -62,7 +62,10 @@ FILE_BYTES_MAX = CHUNKS_MAX * CHUNK_BYTES - 1
 """Largest file size (128 PiB); beyond it EFBIG."""
 
 EXTENTS_PER_CHUNK_MAX = 1024
-"""Extents of one chunk record; a patch that would pass it is refused until compaction."""
+"""Extents of one chunk record; a patch that would pass it is refused until the chunk is folded."""
+
+MERGED_INLINE_BYTES_MAX = 4 * 1024 * 1024
+"""Inline bytes of a chunk after patches and appends: its record must fit a reply's frame."""
 
 TRUNCATE_CHUNKS_MAX = 4096
 """Chunk records that one truncate may cut."""
