@@ -27,10 +27,11 @@ import grpc.aio
 import msgspec
 import uvloop
 
-from bench.etcd import PUT, RANGE, Etcd, encode_put, encode_range, free_ports
+from bench.etcd import PUT, RANGE, Etcd, encode_put, encode_range
 from bench.kvnode import Kind, Reply, Request
 from bench.report import Row, machine, save, show
 from bench.workloads import keep_busy, serial_ms
+from nokv.testing.ports import free_ports
 from nokv.wire.framing import FrameParser, frame
 
 VALUE_BYTES = 256

@@ -16,10 +16,9 @@ from nokv_replication._pysyncobj import Core
 UNPICKLED = """
 import os, pickle, socket, struct, sys, zlib
 from pysyncobj import SyncObj, SyncObjConf
+from nokv.testing.ports import free_ports
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+[port] = free_ports(1)
 address = f"127.0.0.1:{port}"
 node = SyncObj(address, ["127.0.0.1:1"], SyncObjConf(autoTick=False, bindAddress=address))
 
@@ -82,10 +81,9 @@ class TestStrangerRunsCodeAndWritesEntries:
 REPLACED = """
 import os, pickle, socket, struct, zlib
 from pysyncobj import SyncObj, SyncObjConf
+from nokv.testing.ports import free_ports
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+[port] = free_ports(1)
 address, peer = f"127.0.0.1:{port}", "127.0.0.2:1"  # it waits for a larger address
 node = SyncObj(address, [peer], SyncObjConf(autoTick=False, bindAddress=address))
 transport = node._SyncObj__transport

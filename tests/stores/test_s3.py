@@ -30,6 +30,7 @@ from nokv.errors import (
 from nokv.objects.port import ObjectStore
 from nokv.objects.retry import RetryingStore, RetryPolicy
 from nokv.objects.s3 import S3Store
+from nokv.testing.ports import free_ports
 from nokv.testing.s3server import S3Server, S3ServerError
 
 pytestmark = pytest.mark.s3
@@ -115,9 +116,7 @@ def test_keys_come_from_a_profile_too(
 
 def test_a_server_that_is_not_there_is_unavailable(s3: S3Server) -> None:
     assert s3.endpoint
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    store = S3Store(bucket_name(), endpoint=f"http://127.0.0.1:{port}")
+    store = S3Store(bucket_name(), endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
     for found in expect(store, ObjectStoreUnavailable):
         assert "endpoint" in found.hint
 

@@ -32,7 +32,7 @@ from typing import Any, Final, Self
 from nokv.client.admin import Admin
 from nokv.errors import DeadlineExceeded, Unavailable
 from nokv.testing.folder import ClusterFolder, NodePorts, Store, create
-from nokv.testing.ports import free_ports
+from nokv.testing.ports import free_ports, release_ports
 
 READY_S: Final = 30.0
 """A cluster that is not ready after so long has failed."""
@@ -369,6 +369,8 @@ class LocalCluster:
             self.kill(node)
         for node in self._processes:
             self.folder.wait_gone(node)
+        for member in self.members:
+            release_ports((member.peer, member.rpc, member.http))
         os.close(self._write_fd)
         os.close(self._read_fd)
         if self._owned:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from nokv.testing.ports import free_ports
+
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 REGION = "us-east-1"
@@ -57,7 +59,7 @@ class S3Server:
 
     Args:
         directory: where buckets are; it must exist.
-        port: 0 for a free one.
+        port: 0 for a free one, reserved while this process lives.
         keys: (access key, secret key); new ones by default.
         log: a file that the server's log is appended to; kept in a temporary file by default.
         detached: run in a session of its own, so that neither this process's end nor a Ctrl-C at
@@ -80,7 +82,7 @@ class S3Server:
         )
         self.endpoint = ""
         """URL, once it was started. Stopped and started again, it is the same."""
-        self._port = port
+        self._port = port or free_ports(1)[0]
         self._log = log
         self._detached = detached
         self._process: subprocess.Popen[bytes] | None = None

@@ -5,7 +5,6 @@ import contextlib
 import copy
 import random
 import shutil
-import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.simulation.machine import ListMachine, ListStorage
 from tests.unit.replication.networks import peer_tls
 
 from nokv.server import certs
+from nokv.testing.ports import free_ports
 from nokv_replication import (
     Committed,
     ConfigurationError,
@@ -40,16 +40,6 @@ CONFIG = GroupConfig(
     election_min_ns=150_000_000,
     election_max_ns=300_000_000,
 )
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 class Nodes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from nokv.errors import NokvError, from_wire
 from nokv.server.datadir import MemberAddress
 from nokv.server.init import StoreSpec, init_cluster, join
+from nokv.testing.ports import free_ports
 from nokv.types.commands import COMMAND_FORMAT, Command, Op
 from nokv.types.reads import Read, ReadValue
 from nokv.types.results import ResultValue, SessionOpened
@@ -42,15 +42,6 @@ from pathlib import Path
 from nokv.server.run import serve
 sys.exit(serve(Path(sys.argv[1]), with_parent=True))
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 class Nodes:

@@ -17,7 +17,7 @@ from nokv.errors import ConfigError, DataDirectoryError
 from nokv.testing.commits import SerialCommits
 from nokv.testing.demo import sources
 from nokv.testing.folder import ClusterFolder, NodePorts, create
-from nokv.testing.ports import free_ports, is_free
+from nokv.testing.ports import RESERVED_MAX, free_ports, is_free, release_ports
 from nokv.testing.writers import Journal, read_journal
 
 
@@ -30,6 +30,46 @@ def test_ports_are_free_different_and_no_outgoing_ones() -> None:
     with socket.create_server(("127.0.0.1", ports[0])):
         assert not is_free(ports[0])
     assert all(is_free(port) for port in ports[1:])
+
+
+CHOOSE = """
+import random
+from nokv.testing.ports import free_ports
+print(*free_ports(20, random.Random(7)))
+"""
+
+
+def test_a_port_is_reserved_while_the_process_that_chose_it_lives() -> None:
+    mine = free_ports(20, random.Random(7))
+    chosen = subprocess.check_output([sys.executable, "-c", CHOOSE], text=True)
+    others = [int(port) for port in chosen.split()]
+    assert len(set(others)) == 20
+    assert not set(mine) & set(others), "the same draws, and ours are taken though nobody listens"
+    assert not set(mine) & set(free_ports(20, random.Random(7)))
+    for _ in range(2):  # a server that is started again finds its port as before
+        with socket.create_server(("127.0.0.1", mine[0])), socket.socket() as client:
+            client.connect(("127.0.0.1", mine[0]))
+
+
+def test_a_released_port_can_be_chosen_by_another_process() -> None:
+    mine = free_ports(20, random.Random(8))
+    release_ports([*mine, 1])  # 1 was never reserved
+    chosen = subprocess.check_output([sys.executable, "-c", CHOOSE.replace("7", "8")], text=True)
+    assert set(mine) & {int(port) for port in chosen.split()}
+
+
+MANY = f"""
+import os
+from nokv.testing.ports import free_ports
+for _ in range(3):
+    free_ports({RESERVED_MAX})
+print(len(os.listdir("/proc/self/fd")))
+"""
+
+
+def test_reservations_are_bounded() -> None:
+    descriptors = int(subprocess.check_output([sys.executable, "-c", MANY], text=True))
+    assert RESERVED_MAX <= descriptors < RESERVED_MAX + 32
 
 
 FOLLOWER = """
