@@ -61,13 +61,13 @@ def test_the_command_line_speaks_tls(
             for name, file in wrong.items():
                 patched.setenv(f"NOKV_TLS_{name}", str(tmp_path / file))
             for command in (["ls", "/"], ["member", "list"]):
-                refused = nokv(capfd, "--timeout", "1", *command)
+                refused = nokv(capfd, "--timeout", "2", *command)
                 assert refused.code == 1
                 assert "hint: check the certificates: NOKV_TLS_CA" in refused.err
     for name in environment:
         if name != "NOKV_CLUSTER":
             monkeypatch.delenv(name)
-    refused = nokv(capfd, "--timeout", "1", "ls", "/")
+    refused = nokv(capfd, "--timeout", "2", "ls", "/")
     assert refused.code == 1
     assert "does it want TLS?" in refused.err
 

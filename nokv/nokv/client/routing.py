@@ -149,8 +149,11 @@ class Router:
         self._watch = loop.create_task(self._ping_forever(), name="nokv-router-watch")
         end = loop.time() + timeout_s
         attempt = 0
+        errors: dict[str, NokvError] = {}
         while True:
-            errors = await self._connect_all(min(CONNECT_TIMEOUT_S, max(0.05, end - loop.time())))
+            # The last round may be too short for answers: a node's reason holds until its next.
+            left_s = max(0.05, end - loop.time())
+            errors |= await self._connect_all(min(CONNECT_TIMEOUT_S, left_s))
             if self.volume is None:
                 await self._ask_for_volume()
             if self.volume is not None:
@@ -158,7 +161,7 @@ class Router:
             attempt += 1
             pause = backoff_s(attempt, self._rng)
             if loop.time() + pause >= end:
-                raise self._unreachable(errors)
+                raise self._unreachable(tuple(errors.values()))
             await asyncio.sleep(pause)
 
     async def close(self) -> None:
@@ -254,9 +257,13 @@ class Router:
         now = asyncio.get_running_loop().time()
         node.rest_until_s = now + backoff_s(node.failures + 2, self._rng)
 
-    async def _connect_all(self, timeout_s: float) -> list[BaseException]:
-        """Try every node; return once one told its volume, or all failed, or the time is over."""
-        tasks = [asyncio.ensure_future(self.connection(node)) for node in self.nodes]
+    async def _connect_all(self, timeout_s: float) -> dict[str, NokvError]:
+        """Try every node; return once one told its volume, or all failed, or the time is over.
+
+        Returns address to why there is no connection, of the nodes whose attempt is over.
+        """
+        nodes = self.nodes
+        tasks = [asyncio.ensure_future(self.connection(node)) for node in nodes]
         try:
             async with asyncio.timeout(timeout_s):
                 for next_done in asyncio.as_completed(tasks):
@@ -271,11 +278,12 @@ class Router:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        errors = [result for result in results if isinstance(result, NokvError)]
-        for error in errors:
+        ended = zip(nodes, results, strict=True)
+        errors = {node.address: error for node, error in ended if isinstance(error, NokvError)}
+        for error in errors.values():
             if isinstance(error, WrongCluster | BadRequest | Forbidden) and self.volume is None:
                 raise error
-        return list(errors)
+        return errors
 
     async def _ask_for_volume(self) -> None:
         """Ask the nodes that had no volume yet when they were connected."""
@@ -291,15 +299,14 @@ class Router:
             if isinstance(reply, QueryReply) and isinstance(reply.value, VolumeReply):
                 self.volume = reply.value
 
-    def _unreachable(self, errors: Sequence[BaseException]) -> NokvError:
+    def _unreachable(self, errors: Sequence[NokvError]) -> NokvError:
         if any(node.live for node in self.nodes):
             message = "the cluster has no volume yet"
             return NotReady(message, hint="wait until a majority of its nodes runs: nokv status")
-        told = (error.message if isinstance(error, NokvError) else str(error) for error in errors)
-        reasons = "; ".join(islice(told, 8)) or "no answer"
+        reasons = "; ".join(error.message for error in islice(errors, 8)) or "no answer"
         message = f"no node of {self._nodes.addresses} could be reached: {reasons}"
         # A node that does not answer says little; one that ends a connection says more.
-        hints = (error.hint for error in errors if isinstance(error, NokvError))
+        hints = (error.hint for error in errors)
         telling = (hint for hint in hints if hint and hint != Unavailable.default_hint)
         return Unavailable(message, hint=next(telling, ""))
 

@@ -214,6 +214,28 @@ def test_no_node_at_all() -> None:
     asyncio.run(main())
 
 
+def test_why_a_node_was_not_reached_is_told_though_the_last_attempt_had_no_answer() -> None:
+    async def main() -> None:
+        attempts = 0
+
+        async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """End the first connection, as a node that wants TLS does, and answer no other."""
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1:
+                await reader.read()  # until the client goes
+            writer.close()
+
+        async with await asyncio.start_server(turn_away, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            with pytest.raises(Unavailable, match="does it want TLS") as caught:
+                await connect(f"{host}:{port}", config=ClientConfig(deadline_s=1.0))
+            assert attempts > 1
+            assert "name your certificate" in caught.value.hint
+
+    asyncio.run(main())
+
+
 def test_all_nodes_gone_is_told_at_the_deadline() -> None:
     async def main() -> None:
         async with client(config=SHORT) as (running, fs):
