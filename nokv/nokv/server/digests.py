@@ -38,6 +38,7 @@ class Digests:
         self._end = end
         self._now_s = now_s
         self._worker_listens = False
+        """Nothing is held for a worker that was too late, until it says anything again."""
         self._open: OrderedDict[int, channel.CheckpointMade] = OrderedDict()
         self._made: OrderedDict[int, DigestReply] = OrderedDict()
         self._missed: OrderedDict[int, str] = OrderedDict()
@@ -89,8 +90,8 @@ class Digests:
         """Take the worker's messages."""
         assert self._end is not None, "readable without a channel"
         for message in channel.receive(self._end):
+            self._worker_listens = True
             if isinstance(message, channel.WorkerReady):
-                self._worker_listens = True
                 for number in list(self._open):
                     self._miss(number, "the worker was started again")
             elif isinstance(message, channel.CheckpointOpened):

@@ -123,6 +123,38 @@ def test_the_hold_ends_after_a_second_and_is_not_repeated_for_nobody(replica: Re
     assert replica.digests.missed_total == 2
 
 
+def test_a_worker_that_was_late_once_is_waited_for_again(replica: Replica) -> None:
+    replica.say(channel.WorkerReady())
+    replica.apply(Checkpoint(9))
+    replica.now_s += HOLD_S
+    replica.digests.tick()
+    # Late, and of no use for that checkpoint: but it reads.
+    replica.say(channel.CheckpointMissed(9, "the store had moved on"))
+    replica.apply(Checkpoint(10))
+    at = replica.index
+    replica.apply(Reap(1))
+    assert replica.port.commit() == at
+    replica.say(channel.CheckpointOpened(10))
+    replica.say(digested(10))
+    assert replica.digests.latest == 10
+
+
+def test_a_worker_that_did_not_read_for_a_while_is_waited_for_again(replica: Replica) -> None:
+    replica.say(channel.WorkerReady())
+    replica.mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    number = 1
+    replica.apply(Checkpoint(number))
+    while replica.port.hold_until is not None:  # until a message does not fit
+        number += 1
+        replica.apply(Checkpoint(number))
+    for made in channel.receive(replica.worker):
+        assert isinstance(made, channel.CheckpointMade)
+        replica.say(channel.CheckpointMissed(made.number, "the store had moved on"))
+    replica.apply(Checkpoint(number + 1))
+    replica.say(digested(number + 1))
+    assert replica.digests.latest == number + 1
+
+
 def test_callers_get_the_digest_now_or_when_it_is_made(replica: Replica) -> None:
     replica.say(channel.WorkerReady())
     early, latest = Asked(), Asked()
