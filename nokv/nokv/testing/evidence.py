@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import stat
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,6 +31,9 @@ from nokv.wire.tls import connect_context
 PARALLEL: Final = 16
 PAGE: Final = 1000
 TRIES: Final = 20
+DIGESTS_S: Final = 60.0
+"""All workers have digested one common checkpoint by then, or something is wrong with one."""
+DIGEST_PAUSE_S: Final = 0.2
 SHARD: Final = 0
 
 
@@ -285,10 +289,11 @@ async def compare_digests(leader: str, addresses: dict[int, str]) -> dict[int, D
     """Make a checkpoint at the leader and return every node's digest of the state there.
 
     Raises:
-        DeadlineExceeded: a node made none in several checkpoints.
+        DeadlineExceeded: there was no checkpoint that all nodes digested.
     """
+    end = time.monotonic() + DIGESTS_S
     reason = ""
-    for _ in range(TRIES):
+    while time.monotonic() < end:
         try:
             first = await _digest(leader, 0)
             numbers = {node: _digest(address, first.number) for node, address in addresses.items()}
@@ -296,10 +301,10 @@ async def compare_digests(leader: str, addresses: dict[int, str]) -> dict[int, D
         except NokvError as error:
             # A node misses a checkpoint where its worker was not ready for it: make another.
             reason = str(error)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(DIGEST_PAUSE_S)
             continue
         return dict(zip(numbers, replies, strict=True))
-    message = f"no checkpoint was digested by all nodes: {reason}"
+    message = f"no checkpoint was digested by all nodes in {DIGESTS_S:g} s: {reason}"
     raise DeadlineExceeded(message)
 
 
