@@ -84,6 +84,15 @@ async def marks_of(store: ObjectStore, where: str) -> list[str]:
     return [name.removeprefix(where + MARK).removesuffix(".json") for name in names]
 
 
+async def restored(store: ObjectStore, volume: str) -> set[str]:
+    """Return every cluster that was restored from any backup of a volume, ended ones too."""
+    names = await names_of(store, f"{BACKUPS}{volume}/")
+    files = [name.rpartition("/")[2] for name in names]
+    return {
+        file.removeprefix(MARK).removesuffix(".json") for file in files if file.startswith(MARK)
+    }
+
+
 def place_of_row(volume: str, row: BackupRow) -> str:
     """Return the place of a backup that the state knows."""
     return place_of(volume, row.name, row.cluster, row.backup)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nokv.cli import output
 from nokv.cli.client import add_config, cluster_of, duration_ns, with_client
 from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
-from nokv.errors import BackupDamaged, BackupGone, ConfigError, UsageError
+from nokv.errors import BackupDamaged, BackupGone, ConfigError, NotPermitted, UsageError
 
 if TYPE_CHECKING:
     from nokv.backup.format import Manifest
@@ -56,6 +56,10 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     delete.add_argument(
         "--gone", action="append", default=[], metavar="CLUSTER",
         help="a cluster that was restored from it and is gone for good: it needs nothing of it",
+    )  # fmt: skip
+    delete.add_argument(
+        "--abandon", action="store_true",
+        help="with --gone: give up the backups that those clusters made",
     )  # fmt: skip
     delete.set_defaults(run=with_client(_delete, operator=True))
     restore = add_action(actions, "restore", "make a new cluster of a backup")
@@ -184,7 +188,9 @@ def _state(row: BackupRow, there: set[tuple[str, int]], cluster_ns: int) -> str:
 
 
 async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
-    from nokv.backup.manage import check_unmarked, clear, place_of_row
+    from nokv.backup.format import MANIFEST, place
+    from nokv.backup.gone import state_gone
+    from nokv.backup.manage import check_unmarked, clear, manifests, marks_of, place_of_row
     from nokv.types.commands import EndBackup
 
     core = _core(fs)
@@ -193,11 +199,20 @@ async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
         raise BackupGone(f"no backup is named {options.name}")
     # This cluster's own mark holds nothing: the state refuses it to end what is not its own yet.
     leader = await core.router.find_leader(options.timeout)
-    gone = frozenset((*options.gone, leader.hello.cluster))
+    own, volume = leader.hello.cluster, core.volume.volume
+    gone = frozenset((*options.gone, own))
     store = await core.object_store()
     for row in rows:
-        where = place_of_row(core.volume.volume, row)
+        where = place_of_row(volume, row)
         await check_unmarked(store, where, gone)
+        stated = {*await marks_of(store, where)} & gone - {own}
+        theirs = [one for one in await manifests(store, volume) if one.head.cluster in stated]
+        if theirs and not options.abandon:
+            names = ", ".join(one.head.name for one in theirs)
+            message = f"backups {names} are of clusters said to be gone and need what it holds"
+            raise NotPermitted(message, hint="keep it until they are deleted, or say --abandon")
+        await state_gone(store, volume, stated, own)
+        await store.delete([place(one.head) + MANIFEST for one in theirs])
         await core.propose(EndBackup(row.backup), (), options.timeout)
         await clear(store, where, gone=gone)
         if row.where.startswith("file:"):

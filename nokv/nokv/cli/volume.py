@@ -31,7 +31,7 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
     add_config(adopt)
     adopt.add_argument(
         "--gone", action="append", default=[], metavar="CLUSTER",
-        help="another cluster that was restored from the same backup and is gone too",
+        help="another cluster that was restored from a backup of this volume and is gone too",
     )  # fmt: skip
     adopt.add_argument(
         "--abandon", action="store_true", help="give up the original's later backups"
@@ -75,24 +75,26 @@ def _check_gone(gone: list[str], restored: set[str], originals: set[str]) -> Non
             known = ", ".join(sorted(restored))
             hint = f"restored from it: {known}" if known else "none was: leave --gone out"
             raise UsageError(
-                f"--gone {name}: no such cluster was restored from this backup", hint=hint
+                f"--gone {name}: no such cluster was restored from this volume", hint=hint
             )
 
 
 async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
     from nokv.backup.format import MANIFEST, place
-    from nokv.backup.manage import manifests, marks_of
+    from nokv.backup.gone import state_gone
+    from nokv.backup.manage import manifests, restored
     from nokv.types.commands import AdoptVolume
     from nokv.types.reads import BackupsReply, ListBackups
 
     core, origin = fs.core, await _origin(fs)
     store = await core.object_store()
     cluster = (await core.router.find_leader(options.timeout)).hello.cluster
-    others = {one for _, where in origin.lineage for one in await marks_of(store, where)}
-    _check_gone(options.gone, others - {cluster}, {one for one, _ in origin.lineage})
-    left = sorted(others - {cluster} - set(options.gone))
+    originals = {one for one, _ in origin.lineage}
+    others = await restored(store, core.volume.volume) - {cluster}
+    _check_gone(options.gone, others, originals)
+    left = sorted(others - originals - set(options.gone))
     if left:
-        message = f"cluster {', '.join(left)} was restored from the same backup"
+        message = f"cluster {', '.join(left)} was restored from a backup of this volume too"
         raise NotPermitted(message, hint="if it is gone for good too, say --gone CLUSTER")
     rows = await core.read(ListBackups())
     assert isinstance(rows, BackupsReply)
@@ -106,6 +108,8 @@ async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
         names = ", ".join(one.head.name for one in unknown)
         message = f"backups {names} are later than this volume's: nobody would hold their bodies"
         raise NotPermitted(message, hint="restore the latest instead, or say --abandon")
+    gone = (originals | set(options.gone)) - {cluster}
+    await state_gone(store, core.volume.volume, gone, cluster)
     await store.delete([place(one.head) + MANIFEST for one in unknown])
     await core.propose(AdoptVolume(), (), options.timeout)
     print("the volume is this cluster's alone: the collector begins")

@@ -74,9 +74,15 @@ class Collector:
         volume: str,
         grace_ns: int,
         pace: Callable[[int], Awaitable[None]] | None = None,
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`pace(rows)` returns when the next rows may be collected after so many."""
+        """`pace(rows)` returns when the next rows may be collected after so many.
+
+        `check()` comes right before each batch of deletions and raises if this cluster must delete
+        nothing any more.
+        """
         self._pace = pace
+        self._check = check
         self._node = node
         self._store = store
         self._volume = volume
@@ -161,6 +167,8 @@ class Collector:
 
     async def _delete(self, names: list[str]) -> dict[str, ObjectStoreError]:
         failed: dict[str, ObjectStoreError] = {}
+        if names and self._check is not None:
+            await self._check()
         for start in range(0, len(names), DELETE_NAMES_MAX):
             failed |= await self._store.delete(names[start : start + DELETE_NAMES_MAX])
         for name, error in list(failed.items())[:1]:

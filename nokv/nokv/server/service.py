@@ -11,6 +11,7 @@ from typing import Final
 from nokv.errors import (
     BadRequest,
     Forbidden,
+    ForeignVolume,
     Internal,
     InvalidArgument,
     NokvError,
@@ -325,6 +326,8 @@ class Service:
         if self.leader_node() != self._identity.node:
             call.fail(NotLeader("this node does not lead"), self.leader_address())
             return
+        if self.gc.gone and call.role != Role.WORKER:
+            raise ForeignVolume(self.gc.gone, hint="stop this cluster; `nokv doctor` says more")
         self.commands_total += len(commands)
         batch = _Batch(self, call, len(commands))
         propose = self._group.propose

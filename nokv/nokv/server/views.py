@@ -52,6 +52,8 @@ class NodeView:
         shard = self._shard
         if shard.stopping:
             return "stopping"
+        if shard.service.gc.gone:
+            return shard.service.gc.gone
         problem = shard.group.status().problem
         age_ms = shard.service.freshness.age_ms()
         if age_ms <= shard.config.http.ready_lag_ms and shard.port.volume is not None:

@@ -8,6 +8,7 @@ deletes only what is safe to delete for ever (state/DESIGN.md).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -21,7 +22,14 @@ from typing import Final, TypeVar
 import msgspec
 
 from nokv._guard import EXIT_REFUSED, refuse_optimised
-from nokv.errors import ConfigError, ForeignVolume, NokvError, Unavailable, from_wire
+from nokv.backup.gone import check_not_gone
+from nokv.errors import (
+    ConfigError,
+    ForeignVolume,
+    NokvError,
+    Unavailable,
+    from_wire,
+)
 from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore
 from nokv.objects.volume import claim_volume
@@ -164,6 +172,7 @@ class Worker:
             volume=identity.cluster.volume.volume,
             grace_ns=config.worker.grace_ms * _MS,
             pace=self._pace,
+            check=self._check_mine,
         )
         self._busy = False
         """Clients send commands to the node."""
@@ -173,6 +182,10 @@ class Worker:
         """One round at a time: an ordered run, or one of the worker's own."""
         self._run = (0, 0, "")
         """(office, number, error) of the last ordered run."""
+        self._claimed = False
+        """The bucket is this volume's; never falls."""
+        self._gone = ""
+        """Why this cluster must delete nothing any more: another one adopted the volume."""
         self._stale_due_s = 0.0
         self._started_s: Final = time.monotonic()
         self._seen_node = False
@@ -181,12 +194,13 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled."""
         worker = self.config.worker
-        await self._claim()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_orders())
+            await self._claim()
+            tasks.create_task(self._watch_gone())
             tasks.create_task(self._repeat("collect", worker.interval_ms, self._collect))
             tasks.create_task(self._repeat("backups", worker.sweep_interval_ms, self._backups))
             tasks.create_task(self._repeat("sweep", worker.sweep_interval_ms, self._sweep))
-            tasks.create_task(self._take_orders())
 
     async def _claim(self) -> None:
         """Make the bucket and mark it as this volume's.
@@ -200,6 +214,7 @@ class Worker:
                 await self.store.ensure_bucket()
                 if await claim_volume(self.store, self.identity.cluster.volume.volume):
                     log.info("the object store is this volume's from now on")
+                await self._look_gone()
             except ForeignVolume as error:
                 log.error("the object store is not ours, nothing is collected: %s", error)
                 await asyncio.sleep(FOREIGN_S)
@@ -212,7 +227,32 @@ class Worker:
             else:
                 if warn_due_s:
                     log.info("the object store can be used now")
+                self._claimed = True
                 return
+
+    async def _look_gone(self) -> None:
+        """Find out whether this cluster still has the volume. Raises NokvError if unknown."""
+        try:
+            await self._check_mine()
+        except ForeignVolume as error:
+            if not self._gone:
+                log.error("%s; nothing is collected, and writes are refused", error)
+            self._gone = error.message
+        else:
+            if self._gone:
+                log.info("the volume is this cluster's again")
+            self._gone = ""
+
+    async def _watch_gone(self) -> None:
+        """Look again and again: an adoption may also be a mistake, beside a cluster that runs."""
+        while True:
+            await asyncio.sleep(self.config.worker.sweep_interval_ms / 1000)
+            with contextlib.suppress(NokvError):  # the duties tell of a store that fails
+                await self._look_gone()
+
+    async def _check_mine(self) -> None:
+        cluster = self.identity.cluster
+        await check_not_gone(self.store, cluster.volume.volume, cluster.cluster)
 
     async def _repeat(
         self, name: str, interval_ms: int, work: Callable[[], Awaitable[None]]
@@ -240,11 +280,12 @@ class Worker:
             await asyncio.sleep(interval_ms / 1000)
 
     async def _may_delete(self) -> bool:
-        """Whether this cluster alone has the volume; once it is so it stays so."""
-        return (await self.client.read(GetOrigin(), OriginReply)).adopted
+        """Whether this cluster alone has the volume."""
+        return not self._gone and (await self.client.read(GetOrigin(), OriginReply)).adopted
 
     async def _backups(self) -> None:
         """End backups whose time is over, let go of what ended, and make the one that is due."""
+        await self._check_mine()
         keeper = BackupKeeper(
             self.client,
             self.store,
@@ -295,7 +336,9 @@ class Worker:
         running: asyncio.Task[None] | None = None
         while True:
             try:
-                reply = await self.client.call(ReportGc(self.collector.totals(), *self._run))
+                reply = await self.client.call(
+                    ReportGc(self.collector.totals(), *self._run, self._gone)
+                )
                 assert isinstance(reply, GcOrders), reply
                 told = ""
                 self._busy = reply.busy
@@ -326,6 +369,10 @@ class Worker:
     async def _ordered_run(self) -> str:
         """Free all that can go; return why that was not everything, or empty."""
         try:
+            if not self._claimed:
+                return "the object store could not be used yet; the worker's log says why"
+            if self._gone:
+                return self._gone
             if not await self._may_delete():
                 return "the restored volume is not adopted: its original may need what would go"
             for _ in range(RUN_ROUNDS_MAX):
@@ -350,14 +397,14 @@ async def _serve(spec: ProcessSpec, identity: NodeFile, tls: NodeTls | None) -> 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    store = open_store(identity.cluster.volume)
+    worker = Worker(spec.config, identity, store, tls)
     digester: Digester | None = None
     if spec.channel_fd >= 0 and spec.config.worker.digest:
         end = socket.socket(fileno=spec.channel_fd)
         end.settimeout(0)
         digester = Digester(end, state_path(Path(spec.config.data_dir)))
-        digester.start()
-    store = open_store(identity.cluster.volume)
-    worker = Worker(spec.config, identity, store, tls)
+        digester.start()  # it says that it listens: nothing slow may come before the loop turns
     running = asyncio.ensure_future(worker.run())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)

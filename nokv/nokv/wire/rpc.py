@@ -193,6 +193,8 @@ class ReportGc(Strict, frozen=True, tag=18):
     """The newest run of that office that it has ended; 0: none."""
     error: str = ""
     """Why that run could not free everything, or empty."""
+    gone: str = ""
+    """Who adopted the volume from this cluster, which was told to be gone; or empty."""
 
 
 class RunGc(Strict, frozen=True, tag=19):

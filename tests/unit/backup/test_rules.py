@@ -34,6 +34,8 @@ RULES = (
     "guard, not mine",
     "others",  # an adoption states that all that share the bucket are gone
     "unknown",  # and ends every backup that it knows nothing of
+    "theirs",  # who ends a backup states who is gone, and ends the backups that those made
+    "gone",  # what was stated to be gone does nothing any more, should it come back after all
 )
 CLUSTERS_MAX = 4
 STEPS_MAX = 90
@@ -84,6 +86,8 @@ class World:
     without: str = ""
     clusters: dict[str, State] = field(default_factory=lambda: {"c0": State()})
     dead: set[str] = field(default_factory=set)
+    stated: set[str] = field(default_factory=set)
+    """Clusters that an operator stated to be gone for good. What only they name may go."""
     objects: set[str] = field(default_factory=set)
     manifests: set[str] = field(default_factory=set)
     images: dict[str, tuple[str, State]] = field(default_factory=dict)
@@ -98,6 +102,10 @@ class World:
 
     def has(self, rule: str) -> bool:
         return rule not in self.without.split(", ")
+
+    def putting(self, clusters: set[str]) -> bool:
+        """Whether a manifest of theirs may still land: nobody calls them gone so early."""
+        return any(self.images[name][0] in clusters for name in self.puts)
 
     def alive(self) -> list[str]:
         return [name for name in self.clusters if name not in self.dead]
@@ -260,9 +268,16 @@ def step_clear(world: World, rng: random.Random) -> None:
 
 
 def marked(world: World, cluster: str, name: str) -> bool:
-    return world.has("markers") and any(
-        backup == name and who not in (cluster, *world.dead) for backup, who in world.marks
-    )
+    """Whether another cluster may need a hold; those that are down are stated to be gone."""
+    others = {who for backup, who in world.marks if backup == name and who != cluster}
+    if not world.has("markers"):
+        return False
+    if others - world.dead or world.putting(others):
+        return True
+    world.stated |= others
+    if world.has("theirs"):
+        world.manifests -= {one for one in world.images if world.images[one][0] in others}
+    return False
 
 
 def step_check(world: World, rng: random.Random) -> None:
@@ -273,6 +288,8 @@ def step_check(world: World, rng: random.Random) -> None:
             settled = name not in world.puts or not world.has("late put")
             if record.ending and gone and settled and world.has("recheck"):
                 record.checked = not marked(world, cluster, name)
+                if record.checked:
+                    world.marks = {mark for mark in world.marks if mark[0] != name}
 
 
 def step_release(world: World, rng: random.Random) -> None:
@@ -327,8 +344,16 @@ def step_die(world: World, rng: random.Random) -> None:
         world.dead.add(rng.choice(world.alive()))
 
 
+def step_return(world: World, rng: random.Random) -> None:
+    """A cluster that was down comes back, also one of which nobody thought so any more."""
+    if world.dead and rng.random() < 0.4:
+        cluster = rng.choice(sorted(world.dead))
+        if cluster not in world.stated or not world.has("gone"):
+            world.dead.discard(cluster)
+
+
 def step_adopt(world: World, rng: random.Random) -> None:
-    """The operator tells the truth about every cluster that the command asks of."""
+    """The operator states that clusters are gone; for now at least they are down."""
     cluster = rng.choice(world.alive())
     state = world.clusters[cluster]
     if state.guard < 0:
@@ -337,11 +362,11 @@ def step_adopt(world: World, rng: random.Random) -> None:
     if world.has("others"):
         asked |= {who for _, who in world.marks if who != cluster}
         asked |= set(world.restoring)
-    if asked - world.dead:
+    if asked - world.dead or world.putting(asked):
         return
+    world.stated |= asked
     if world.has("unknown"):
-        for name in [name for name in world.manifests if name not in state.backups]:
-            world.manifests.discard(name)
+        world.manifests &= set(state.backups)
     state.guard, state.lineage = -1, ()
 
 
@@ -365,6 +390,7 @@ STEPS: tuple[tuple[Callable[[World, random.Random], None], int], ...] = (
     (step_mark, 2),
     (step_restore, 2),
     (step_die, 1),
+    (step_return, 1),
     (step_adopt, 2),
 )
 
@@ -373,9 +399,16 @@ RESTORED = [
 ]
 
 
+ENDED = [*[step_end] * 2, *[step_clear] * 2, step_check, step_release]
+RETURNED = [
+    *(*[step_die] * 2, *[step_adopt] * 3, *ENDED, *[step_return] * 3),
+    *(*ENDED, *[step_delete] * 2, step_collect),
+]
+
+
 def check(world: World) -> None:
     """Every body that a living cluster or a kept backup names is there."""
-    for cluster in world.alive():
+    for cluster in {*world.alive()} - world.stated:
         for obj, _ in world.clusters[cluster].live.values():
             if obj not in world.objects:
                 raise LossError(f"{cluster} lost {obj}")
@@ -398,6 +431,7 @@ def run(seed: int, without: str = "") -> list[str]:
         (step,) = rng.choices(steps, weights)
         if rng.random() < 0.15:
             start += RESTORED
+            start += RETURNED if rng.random() < 0.3 else []
         step = start[number] if number < len(start) and rng.random() < 0.9 else step
         step(world, rng)
         trace.append(step.__name__)

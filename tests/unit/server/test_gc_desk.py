@@ -47,6 +47,15 @@ def test_a_run_is_ordered_taken_and_finished(clock: Clock) -> None:
     )
 
 
+def test_what_the_worker_tells_of_an_adoption_stands_until_it_tells_otherwise(clock: Clock) -> None:
+    desk = GcDesk(5, clock)
+    assert desk.gone == ""
+    desk.report(ReportGc(GcTotals(), 0, 0, gone="c2 has it"), leads=False, commands=0)
+    assert desk.gone == "c2 has it"
+    desk.report(ReportGc(GcTotals(), 0, 0), leads=False, commands=0)
+    assert desk.gone == ""
+
+
 def test_what_another_process_ordered_finishes_nothing_here(clock: Clock) -> None:
     before, desk = GcDesk(5, clock), GcDesk(5, clock)
     before.order()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.unit.server.test_init import init_first
 
-from nokv.errors import ObjectStoreUnavailable, Unavailable
+from nokv.backup.gone import state_gone
+from nokv.errors import ForeignVolume, ObjectStoreUnavailable, Unavailable
 from nokv.objects.memory import MemoryStore
 from nokv.server.config import load
 from nokv.server.worker import Worker
@@ -46,6 +47,39 @@ def test_a_store_that_is_down_is_warned_of_once_and_tried_on(
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.getMessage()[:35] for record in warnings] == [
         "the object store cannot be used: it"
+    ]
+
+
+@pytest.mark.allow_logs("adopted the volume")
+def test_a_cluster_that_was_stated_to_be_gone_deletes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    worker = make_worker(tmp_path, store)
+    cluster = worker.identity.cluster
+    caplog.set_level(logging.INFO, "nokv.worker")
+
+    async def main() -> None:
+        assert "could not be used" in await worker._ordered_run()
+        await worker._claim()
+        await state_gone(store, cluster.volume.volume, [cluster.cluster], by="c2")
+        with pytest.raises(ForeignVolume, match="cluster c2 adopted the volume"):
+            await worker._backups()
+        with pytest.raises(ForeignVolume, match="cluster c2 adopted the volume"):
+            await worker.collector._delete(["blocks/x"])
+        for _ in range(3):
+            await worker._look_gone()
+        assert not await worker._may_delete()  # without asking the node, which does not run
+        assert "cluster c2 adopted the volume" in await worker._ordered_run()
+        await store.delete([name for name in store.names if name.startswith("gone/")])
+        await worker._look_gone()
+        assert worker._gone == ""
+
+    asyncio.run(main())
+    said = [(record.levelname, record.getMessage().split(":")[0]) for record in caplog.records]
+    assert said[1:] == [
+        ("ERROR", "cluster c2 adopted the volume"),
+        ("INFO", "the volume is this cluster's again"),
     ]
 
 
