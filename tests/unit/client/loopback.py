@@ -53,6 +53,8 @@ from nokv.wire.rpc import (
 VOLUME = "0123456789abcdef0123456789abcdef"
 CLUSTER = "test-cluster"
 ROOT = Caller()
+ENDS_S = 20.0
+"""Clients have closed by then: their connections, and the requests on them, have ended here too."""
 
 
 class Fault(enum.Enum):
@@ -82,8 +84,9 @@ class Node:
         host, port = await self.server.start("127.0.0.1", 0)
         self.address = f"{host}:{port}"
 
-    async def stop(self) -> None:
-        await self.server.stop(0)
+    async def stop(self, wait_s: float = 0.0) -> None:
+        """Stop; wait so long for open requests to be answered, or their connections to end."""
+        await self.server.stop(wait_s)
 
     def cut(self) -> None:
         """End all connections."""
@@ -173,7 +176,7 @@ class Cluster:
     async def stop(self) -> None:
         for node in self.nodes:
             node.silent = False
-            await node.stop()
+            await node.stop(ENDS_S)
 
     @property
     def addresses(self) -> str:

@@ -30,8 +30,8 @@ Test = Callable[[Cluster, AsyncClient, AsyncClient], Awaitable[None]]
 
 @pytest.fixture(autouse=True)
 def short_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lost answer is noticed soon."""
-    monkeypatch.setattr(calls, "ATTEMPT_S", 0.1)
+    """A lost answer is noticed soon; any other one arrives well before."""
+    monkeypatch.setattr(calls, "ATTEMPT_S", 0.5)
 
 
 def run(test: Test) -> None:
@@ -152,7 +152,6 @@ def test_an_answer_after_its_caller_gave_up_is_undone() -> None:
     run(test)
 
 
-@pytest.mark.allow_logs("requests unanswered")  # the lost one, if its connection ends late
 @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CUT_AFTER])
 def test_a_lost_answer_takes_no_second_lock(fault: Fault) -> None:
     async def test(running: Cluster, fs: AsyncClient, other: AsyncClient) -> None:

@@ -34,8 +34,8 @@ def run(test: Test, **how: object) -> None:
 
 @pytest.fixture(autouse=True)
 def short_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lost answer is noticed soon."""
-    monkeypatch.setattr(calls, "ATTEMPT_S", 0.1)
+    """A lost answer is noticed soon; any other one arrives well before."""
+    monkeypatch.setattr(calls, "ATTEMPT_S", 0.5)
 
 
 def creates(cluster: Cluster) -> list[Command]:
@@ -127,9 +127,10 @@ def test_a_refusal_after_a_lost_answer_settles_nothing() -> None:
 def test_a_deadline_leaves_the_outcome_open_and_it_goes_on_being_asked_for() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         session = await fs._core.session(20.0)
-        cluster.faults = [Fault.DROP_BEFORE] * 8
+        cluster.faults = [Fault.DROP_BEFORE] * 1000
         with pytest.raises(DeadlineExceeded, match="may yet be applied"):
             await fs.within(0.2).create("/a")
+        cluster.faults.clear()
         assert session.stream.open_count == 1
         assert session.stream.acked == 0
         assert await session.stream.drain(20)
@@ -270,8 +271,12 @@ def test_a_command_over_the_limit_is_refused_before_it_is_sent() -> None:
 
 
 @pytest.mark.seeds(3)
-def test_a_storm_of_faults_loses_and_repeats_nothing(seed: int) -> None:
+def test_a_storm_of_faults_loses_and_repeats_nothing(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import random
+
+    monkeypatch.setattr(calls, "ATTEMPT_S", 0.1)  # an answer that is only late is part of it
 
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         rng = random.Random(seed)
