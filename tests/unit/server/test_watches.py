@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -368,18 +369,26 @@ def test_many_watches_of_one_directory_leave_time_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "REST_PUSHES", 4)
-    monkeypatch.setattr(module, "PUSH_S", 0.01)
+    monkeypatch.setattr(module, "PUSH_S", 10.0)
+    rests: list[tuple[float, Callable[[], None]]] = []
+
+    def later(delay_s: float, call: Callable[[], None]) -> None:
+        rests.append((delay_s, call))
 
     async def test(node: Node, client: Client) -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", later)
         for number in range(5):
             node.open(client, number)
         await turns()
         first = node.mkdir("a")
         await turns()
+        assert rests == []
         made = [first, node.mkdir("b"), node.mkdir("c")]
         await turns()
         assert [client.versions(number) for number in range(5)] == [[first]] * 5
-        await client.sent.wait_for(10)
+        [(wait_s, pump)] = rests
+        assert 0 < wait_s < 101, "twice as long as telling five watches took"
+        pump()
         assert [client.versions(number) for number in range(5)] == [made] * 5
         assert len(client.payloads) == 10, "what came meanwhile goes out together"
 

@@ -20,19 +20,6 @@ WINDOW = WATCH_WINDOW_BYTES_MIN
 _decode = msgspec.msgpack.Decoder(ResponseBody).decode
 
 
-class Sent:
-    """Frames that were sent, to be waited for."""
-
-    def __init__(self, payloads: list[bytes]) -> None:
-        self.more = asyncio.Event()
-        self._payloads = payloads
-
-    async def wait_for(self, count: int) -> None:
-        while len(self._payloads) < count:
-            self.more.clear()
-            await self.more.wait()
-
-
 class Client:
     """The connection of one client, which reads or does not."""
 
@@ -41,7 +28,6 @@ class Client:
         self.streams: dict[int, Stream] = {}
         self.frames: dict[int, list[WatchFrame]] = {}
         self.payloads: list[bytes] = []
-        self.sent = Sent(self.payloads)
         self.errors: dict[int, NokvError] = {}
 
     def open_stream(self, call: Call, stream: Stream) -> None:
@@ -55,7 +41,6 @@ class Client:
         assert isinstance(frame, WatchFrame)
         self.frames.setdefault(number, []).append(frame)
         self.payloads.append(body)
-        self.sent.more.set()
 
     def end_stream(self, number: int, error: NokvError) -> None:
         del self.streams[number]
