@@ -134,8 +134,7 @@ def test_one_node(make_nodes: Callable[..., Nodes]) -> None:
         reply = await client.read(StatFs())
         assert isinstance(reply, StatFsReply)
         assert reply.files == 4
-        digest = await connection.call(MakeDigest(0))
-        assert isinstance(digest, DigestReply)
+        digest = await until_digest(connection)
         assert await connection.call(MakeDigest(digest.number)) == digest
         await connection.close()
         pages(nodes)
@@ -301,8 +300,8 @@ def test_a_silent_session_ends_and_a_renewed_one_lives(make_nodes: Callable[...,
     async def main() -> None:
         _, connection = await leader(nodes.addresses)
         silent, loud = Caller1(connection), Caller1(connection)
-        await silent.open(1 * S)
-        await loud.open(1 * S)
+        await silent.open(5 * S)
+        await loud.open(5 * S)
         number = 0
         while True:
             number += 1
