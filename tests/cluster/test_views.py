@@ -122,8 +122,9 @@ def test_a_lease_ends_by_itself_on_an_idle_cluster(nokv_cluster: LocalCluster) -
     async def main() -> None:
         name = f"short-{os.getpid()}"
         async with connect(nokv_cluster.addresses) as fs:
-            await fs.snapshots.create("/", name, ttl_s=1.0)
+            await fs.snapshots.create("/", name, ttl_s=60.0)
             await fs.at(name).listdir("/")
+            await fs.snapshots.renew(name, ttl_s=1.0)
         async with connect(nokv_cluster.addresses) as fs:
             async with asyncio.timeout(60):
                 while name in {row.name for row in await fs.snapshots.list()}:  # noqa: ASYNC110
@@ -133,7 +134,7 @@ def test_a_lease_ends_by_itself_on_an_idle_cluster(nokv_cluster: LocalCluster) -
             with pytest.raises(NotFound):
                 await fs.snapshots.renew(name)
             # Its name is free again once the leader has deleted it.
-            await fs.snapshots.create("/", name, ttl_s=1.0)
+            await fs.snapshots.create("/", name, ttl_s=60.0)
             await fs.snapshots.delete(name)
 
     asyncio.run(main())
