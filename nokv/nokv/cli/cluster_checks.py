@@ -106,7 +106,7 @@ def _lags(seen: list[Seen]) -> list[Finding]:
 
 
 def _disks(seen: list[Seen]) -> list[Finding]:
-    found = []
+    found, slow = [], []
     unknown = 0
     for one in seen:
         if one.status is None or one.free_bytes is None:
@@ -122,13 +122,13 @@ def _disks(seen: list[Seen]) -> list[Finding]:
         if one.status is not None and one.status.slow_disk:
             advice = "writes wait for it: move what shares that disk (docs/operations.md)"
             text = f"a sync of its log takes {one.status.recent_sync_ns / 1e6:.0f} ms"
-            found.append(Finding("warning", f"node {one.status.node}", text, advice))
-    if found:
-        return found
-    text = "space on every node"
-    if unknown:
-        text = f"space on {len(seen) - unknown} of {len(seen)} nodes; unknown of the others"
-    return [Finding("ok", "metadata disks", text)]
+            slow.append(Finding("warning", f"node {one.status.node}", text, advice))
+    if not found:
+        text = "space on every node"
+        if unknown:
+            text = f"space on {len(seen) - unknown} of {len(seen)} nodes; unknown of the others"
+        found.append(Finding("ok", "metadata disks", text))
+    return found + slow
 
 
 def _one_cluster(answered: list[Seen]) -> list[Finding]:
