@@ -30,8 +30,11 @@ from nokv.wire.rpc import (
 POLL_S: Final = 0.1
 """Between two looks at a learner that is catching up."""
 
-HAND_OVER_S: Final = 3.0
-"""A transfer that is refused is asked for again so long."""
+HAND_OVER_S: Final = 10.0
+"""A transfer that failed is asked for again so long, while there is a voter to hand over to."""
+
+HAND_OVER_PAUSE_MAX_S: Final = 1.0
+"""Between two attempts, of which each may hold writes up for an election timeout; from POLL_S."""
 
 CONNECT_S: Final = 10.0
 
@@ -149,22 +152,31 @@ class Admin:
         A leader that was just elected may not have heard of the others yet: it is asked again.
 
         Raises:
-            ChangeRefused: nobody could take over for HAND_OVER_S.
+            ChangeRefused: the node is no voter, or there is no other; or nobody could take over
+                for HAND_OVER_S.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + HAND_OVER_S
+        pause_s = POLL_S
         while True:
             try:
                 return await self._change(TransferLeadership(node))
             except ChangeRefused:
-                if loop.time() >= end:
+                if loop.time() >= end or not _may_take_over(node, await self.status()):
                     raise
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, HAND_OVER_PAUSE_MAX_S)
 
     async def _change(self, change: RequestBody) -> int:
         reply = await self._router.call_leader(change, self._timeout_s)
         assert isinstance(reply, MemberChanged), reply
         return reply.node
+
+
+def _may_take_over(node: int, status: StatusReply) -> bool:
+    """Return whether the members have whom a transfer is for; 0: any voter but the leader."""
+    voters = {member.node for member in status.members if member.voter}
+    return node in voters if node else bool(voters - {status.node})
 
 
 def _not_caught_up(node: int, peer: PeerStatus | None) -> str:

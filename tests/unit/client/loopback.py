@@ -36,6 +36,8 @@ from nokv.wire.rpc import (
     PROTOCOL,
     Hello,
     HelloReply,
+    Member,
+    MemberChanged,
     NodeAddress,
     OpenWatch,
     Outcome,
@@ -48,6 +50,7 @@ from nokv.wire.rpc import (
     ResultsReply,
     Status,
     StatusReply,
+    TransferLeadership,
 )
 
 VOLUME = "0123456789abcdef0123456789abcdef"
@@ -128,6 +131,8 @@ class Node:
             cluster.renew(call, body.marks)
         elif isinstance(body, Propose):
             cluster.propose(call, body)
+        elif isinstance(body, TransferLeadership) and cluster.on_transfer is not None:
+            call.answer(MemberChanged(cluster.on_transfer(body.node)))
         else:
             raise NotReady("not spoken here")
 
@@ -147,6 +152,10 @@ class Cluster:
         self.refuse: Callable[[Command], NokvError | None] = lambda _: None
         """Refuses single commands without applying them."""
         self.on_read: Callable[[Node, Query], None] | None = None
+        self.on_transfer: Callable[[int], int] | None = None
+        """Takes whom leadership is for; returns who leads then."""
+        self.voters: tuple[int, ...] | None = None
+        """Who votes, as a status has it; None: it has no members."""
         self.commands: list[Command] = []
         """All that arrived at the leader, repetitions too."""
         self.results: list[Result] = []
@@ -294,6 +303,11 @@ class Cluster:
             format=1,
             build="test",
             fingerprint=b"",
+            members=tuple(
+                Member(one.number, 1, one.number in self.voters, "", one.address)
+                for one in self.nodes
+                if self.voters is not None
+            ),
         )
 
     # ------------------------------------------------------------ clients
