@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from tests.cluster.kill_leader import campaign
 
-from nokv.client import ClientConfig, connect
+from nokv.client import connect
 from nokv.errors import DeadlineExceeded, Unavailable
 from nokv.objects.open import open_store
 from nokv.server.config import load
@@ -75,17 +75,16 @@ def test_kill_the_leader(rough_cluster: LocalCluster) -> None:
 def test_two_of_three_are_a_majority_and_one_is_not(rough_cluster: LocalCluster) -> None:
     async def main() -> None:
         first, second, third = rough_cluster.nodes
-        short = ClientConfig(deadline_s=1.5)
         async with connect(rough_cluster.addresses) as fs:
             await fs.mkdir("/majority")
             rough_cluster.kill(first)
             await fs.mkdir("/majority/two")
             rough_cluster.kill(second)
-            async with connect(rough_cluster.addresses, config=short) as alone:
+            async with connect(rough_cluster.addresses) as alone:
                 with pytest.raises((DeadlineExceeded, Unavailable)):
-                    await alone.mkdir("/majority/one")
+                    await alone.within(1.5).mkdir("/majority/one")
                 with pytest.raises((DeadlineExceeded, Unavailable)):
-                    await alone.listdir("/majority")
+                    await alone.within(1.5).listdir("/majority")
             await in_thread(rough_cluster.wait_not_ready, third)
             rough_cluster.start_node(first)
             await fs.mkdir("/majority/again")

@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.conftest import FAST, Done
 
 from nokv.cli.main import main as nokv_main
-from nokv.client import ClientConfig, connect
+from nokv.client import connect
 from nokv.client.admin import Admin
 from nokv.errors import ChangeRefused, DeadlineExceeded, Forbidden, InvalidArgument, Unavailable
 from nokv.testing.cluster import LocalCluster
@@ -26,6 +26,8 @@ from nokv.testing.writers import Writer, check_writers, writing
 pytestmark = pytest.mark.cluster
 
 WRITERS = 3
+CALM = {"timing.election_min_ms": 3000, "timing.election_max_ms": 4000}
+"""No election for a machine that stands still for a moment."""
 DEADLINE_S = 60.0
 
 
@@ -118,15 +120,14 @@ def test_a_learner_does_not_count(cluster: LocalCluster) -> None:
             await admin.add(4, incarnation, ports.peer_address, ports.rpc_address)
         await in_thread(cluster.wait_ready, [4])
         assert await members(cluster) == {1: True, 2: True, 3: True, 4: False}
-        short = ClientConfig(deadline_s=1.5)
         async with connect(cluster.addresses) as fs, connect(ports.rpc_address) as asking:
             await fs.mkdir("/learner")
             assert await asking.reading_from(4).listdir("/") == ["learner"]
             for node in (1, 2):
                 await in_thread(cluster.kill, node)
-            async with connect(cluster.addresses, config=short) as alone:
+            async with connect(cluster.addresses) as alone:
                 with pytest.raises((DeadlineExceeded, Unavailable)):
-                    await alone.mkdir("/learner/no")
+                    await alone.within(1.5).mkdir("/learner/no")
             await in_thread(cluster.restart, 1)
             await fs.mkdir("/learner/yes")
 
@@ -225,15 +226,22 @@ def test_the_commands_of_an_operator(
         cluster.kill(4)
 
 
-def test_a_removed_node_disturbs_nobody(cluster: LocalCluster) -> None:
-    """It is started again with all that it had, and is told that it was removed."""
+def test_a_removed_node_disturbs_nobody() -> None:
+    """It is started again with all that it had, and is told that it was removed.
 
-    async def main() -> None:
-        new = await in_thread(cluster.add_node, FAST)
+    Of all nodes it is the first to stand for election: the others stay calm.
+    """
+
+    async def main(cluster: LocalCluster) -> None:
+        new = await in_thread(cluster.add_node, FAST | CALM)
         async with cluster.admin() as admin:
             await admin.remove(new)
             term = (await admin.status()).term
             await in_thread(cluster.stop, new)
+            config = cluster.folder.node_path(new) / "node.toml"
+            eager = config.read_text().replace(" = 3000", " = 400").replace(" = 4000", " = 500")
+            assert "election_max_ms = 500\n" in eager
+            config.write_text(eager)
             await in_thread(cluster.start_node, new)
             with pytest.raises((DeadlineExceeded, Unavailable)):
                 await in_thread(cluster.wait_ready, [new], 4.0)
@@ -241,4 +249,5 @@ def test_a_removed_node_disturbs_nobody(cluster: LocalCluster) -> None:
         async with connect(cluster.addresses) as fs:
             await fs.mkdir("/undisturbed")
 
-    asyncio.run(main())
+    with LocalCluster.start(settings=FAST | CALM) as one:
+        asyncio.run(main(one))
