@@ -474,4 +474,4 @@ def test_nodes_die_with_a_killed_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"
         parent.kill()
-    ClusterFolder(folder).wait_gone(1, timeout_s=30)
+    ClusterFolder(folder).wait_gone(1)

@@ -206,13 +206,13 @@ def _wait_ready(folder: ClusterFolder, timeout_s: float) -> None:
         DeadlineExceeded: one is not ready in time.
     """
     from nokv.errors import DeadlineExceeded
-    from nokv.testing.cluster import POLL_S, probe
+    from nokv.testing.cluster import POLL_S, ROUND_PROBE_S, probe
 
     end = time.monotonic() + timeout_s
     left = list(folder.members)
     while left:
         for member in list(left):
-            if probe(member.http_address, "/readyz")[0] == 200:
+            if probe(member.http_address, "/readyz", ROUND_PROBE_S)[0] == 200:
                 left.remove(member)
             elif not folder.pid(member.node):
                 message = f"node {member.node} ended:\n{folder.log_tail(member.node, 3)}"

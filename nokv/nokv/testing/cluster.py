@@ -38,8 +38,12 @@ READY_S: Final = 30.0
 """A cluster that is not ready after so long has failed."""
 
 POLL_S: Final = 0.02
-PROBE_S: Final = 2.0
-STOP_S: Final = 15.0
+PROBE_S: Final = 10.0
+"""A page that nobody has answered by then says that the node does not."""
+ROUND_PROBE_S: Final = 2.0
+"""For one page where all nodes are asked round and round: a paused one must not hold that up."""
+STOP_S: Final = 30.0
+"""A node that was told to stop and still runs is killed then."""
 
 Settings = Mapping[str, "str | int | bool"]
 
@@ -119,6 +123,7 @@ class LocalCluster:
         except BaseException:
             if cluster is not None:
                 cluster.close()
+            release_ports(ports)
             if directory is None:
                 shutil.rmtree(path, ignore_errors=True)
             raise
@@ -239,14 +244,16 @@ class LocalCluster:
         asyncio.run(remove())
         if node in self._processes:
             self.kill(node)
+            self.folder.wait_gone(node)
             del self._processes[node]
+        _release(self.folder.member(node))
         self.folder.drop(node)
 
     # ------------------------------------------------------------ what nodes say
 
-    def status(self, node: int) -> dict[str, Any] | None:
+    def status(self, node: int, timeout_s: float = PROBE_S) -> dict[str, Any] | None:
         """Return a node's `/status`, or None if it does not answer."""
-        code, body = probe(self.folder.member(node).http_address, "/status")
+        code, body = probe(self.folder.member(node).http_address, "/status", timeout_s)
         if code != 200:
             return None
         value: dict[str, Any] = json.loads(body)
@@ -254,7 +261,7 @@ class LocalCluster:
 
     def is_ready(self, node: int) -> bool:
         """Return whether a node's `/readyz` says yes."""
-        return probe(self.folder.member(node).http_address, "/readyz")[0] == 200
+        return probe(self.folder.member(node).http_address, "/readyz", ROUND_PROBE_S)[0] == 200
 
     def wait_ready(self, nodes: Iterable[int] | None = None, timeout_s: float = READY_S) -> None:
         """Wait until nodes (all that were started) are ready.
@@ -274,7 +281,8 @@ class LocalCluster:
         except TimeoutError:
             reasons = []
             for node in left:
-                code, body = probe(self.folder.member(node).http_address, "/readyz")
+                address = self.folder.member(node).http_address
+                code, body = probe(address, "/readyz", ROUND_PROBE_S)
                 reason = body.decode(errors="replace").strip() if code else "no answer"
                 reasons.append(f"node {node}: {reason}\n{self.folder.log_tail(node)}")
             message = f"not ready after {timeout_s:g} s: " + "\n".join(reasons)
@@ -323,7 +331,8 @@ class LocalCluster:
         votes: dict[int, int] = {}
         leads = set()
         for node in self.nodes:
-            if self.is_running(node) and (status := self.status(node)) is not None:
+            status = self.status(node, ROUND_PROBE_S) if self.is_running(node) else None
+            if status is not None:
                 votes[status["leader"]] = votes.get(status["leader"], 0) + 1
                 if status["role"] == "leader":
                     leads.add(node)
@@ -370,7 +379,7 @@ class LocalCluster:
         for node in self._processes:
             self.folder.wait_gone(node)
         for member in self.members:
-            release_ports((member.peer, member.rpc, member.http))
+            _release(member)
         os.close(self._write_fd)
         os.close(self._read_fd)
         if self._owned:
@@ -386,6 +395,10 @@ class LocalCluster:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _release(member: NodePorts) -> None:
+    release_ports((member.peer, member.rpc, member.http))
 
 
 def _wait(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -33,7 +33,9 @@ CERTS: Final = "certs"
 CLIENT: Final = "local"
 """The client whose certificate a cluster with TLS comes with."""
 POLL_S: Final = 0.02
-LOCK_TRIES: Final = 10
+LOCK_TRIES: Final = 100
+GONE_S: Final = 30.0
+"""Processes that were told to end, or killed, are gone by then."""
 LOG_TAIL_BYTES: Final = 64 * 1024
 
 
@@ -252,7 +254,7 @@ class ClusterFolder:
             return False
         return True
 
-    def wait_gone(self, node: int, timeout_s: float = 10.0) -> None:
+    def wait_gone(self, node: int, timeout_s: float = GONE_S) -> None:
         """Wait until no process holds the node's data directory, so that it can be started.
 
         Raises:

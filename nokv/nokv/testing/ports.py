@@ -20,7 +20,7 @@ from pathlib import Path
 
 LOWEST = 10_240
 TRIES = 2_000
-RESERVED_MAX = 256
+RESERVED_MAX = 512
 """Ports one process keeps reserved; beyond them the oldest is let go (each is a descriptor)."""
 
 _reserved: dict[int, int] = {}

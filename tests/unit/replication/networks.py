@@ -14,7 +14,7 @@ from typing import Self
 import uvloop
 
 from nokv.server.tls import NodeTls
-from nokv.testing.ports import free_ports
+from nokv.testing.ports import free_ports, release_ports
 from nokv.wire.tls import TlsFiles, client_context, server_context
 from nokv_replication import tcp
 from nokv_replication.bootstrap import FORMAT
@@ -85,9 +85,8 @@ class Net:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.addresses = {
-            n + 1: f"127.0.0.1:{port}" for n, port in enumerate(free_ports(4, random.Random()))
-        }
+        self.ports = free_ports(4, random.Random())
+        self.addresses = {n + 1: f"127.0.0.1:{port}" for n, port in enumerate(self.ports)}
         self.networks: dict[int, TcpNetwork] = {}
         self.ends: dict[int, End] = {}
 
@@ -105,6 +104,11 @@ class Net:
         await network.start(self.ends[node])
         return self.ends[node]
 
+    async def close(self) -> None:
+        for network in self.networks.values():
+            await network.close()
+        release_ports(self.ports)
+
     async def until_rejected(self, node: int) -> None:
         while not self.networks[node].rejected:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
@@ -118,8 +122,7 @@ def run(scenario: Callable[[Net], Awaitable[None]], folder: Path | None, uv: boo
                 async with asyncio.timeout(30):
                     await scenario(net)
             finally:
-                for network in net.networks.values():
-                    await network.close()
+                await net.close()
 
     (uvloop.run if uv else asyncio.run)(main())
 

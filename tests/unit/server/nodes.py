@@ -14,7 +14,7 @@ from pathlib import Path
 from nokv.errors import NokvError, from_wire
 from nokv.server.datadir import MemberAddress
 from nokv.server.init import StoreSpec, init_cluster, join
-from nokv.testing.ports import free_ports
+from nokv.testing.ports import free_ports, release_ports
 from nokv.types.commands import COMMAND_FORMAT, Command, Op
 from nokv.types.reads import Read, ReadValue
 from nokv.types.results import ResultValue, SessionOpened
@@ -49,7 +49,7 @@ class Nodes:
 
     def __init__(self, folder: Path, count: int, extra: str = "") -> None:
         self.folder = folder
-        ports = free_ports(3 * count)
+        self.ports = ports = free_ports(3 * count)
         self.members = [
             MemberAddress(n + 1, f"127.0.0.1:{ports[3 * n]}", f"127.0.0.1:{ports[3 * n + 1]}")
             for n in range(count)
@@ -114,6 +114,7 @@ class Nodes:
     def close(self) -> None:
         for node in list(self.processes):
             self.kill(node)
+        release_ports(self.ports)
 
 
 class Caller1:
