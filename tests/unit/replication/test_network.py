@@ -20,6 +20,12 @@ from nokv_replication.frames import Purpose, decode_hello
 from nokv_replication.tcp import TcpNetwork
 
 
+@pytest.fixture(autouse=True)
+def patient_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection ends because its two ends, which share a loop, were slow to shake hands."""
+    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 60.0)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cluster's authority, three nodes and a client; another cluster's beside it."""
@@ -381,7 +387,6 @@ def test_connections_that_say_nothing_are_bounded(
     either: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcp, "PENDING_MAX", 8)
-    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 60.0)
 
     async def scenario(net: Net) -> None:
         first = await net.start(1, ())
