@@ -376,6 +376,8 @@ def test_up_and_down(nokv: Nokv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         more = nokv("up", "--dir", folder, "--nodes", "5")
         assert (more.code, "has 1 node, not 5" in more.err) == (2, True)
         assert "stopped 1 node in" in nokv("down", "--dir", folder).out
+        with pytest.raises(ChildProcessError):  # it was waited for: no zombie is left
+            os.waitpid(found["nodes"][0]["pid"], os.WNOHANG)
         assert "no node was running in" in nokv("down", "--dir", folder).out
         assert nokv("ls", "--timeout", "0.3", "/").code == 1
         assert nokv(*up).code == 0

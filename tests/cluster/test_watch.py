@@ -143,17 +143,20 @@ def test_an_interrupted_command_says_how_to_go_on(nokv_cluster: LocalCluster, no
     assert nokv("mkdir", base).code == 0
     (made,) = nokv("stat", "--json", base).json()
     assert nokv("mkdir", f"{base}/sub").code == 0
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*PROGRAM, "watch", base, "--json", "--since", str(made["version"])],
         env=os.environ | {"NOKV_CLUSTER": nokv_cluster.addresses},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=30)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first = json.loads(process.stdout.readline())
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (rest, process.returncode) == ("", 130)
     assert first["path"] == f"{base}/sub"
     told, _, cursor = errors.rpartition(" ")

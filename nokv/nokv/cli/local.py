@@ -35,8 +35,9 @@ NODES: Final = 3
 
 PARENT_POLL_S: Final = 0.25
 
-_started: Final[list[subprocess.Popen[bytes]]] = []
-"""Nodes that go on when this program ends; held so that nobody warns of that."""
+_started: Final[dict[tuple[Path, int], subprocess.Popen[bytes]]] = {}
+"""Nodes that this process started, and which go on when it ends; held so that nobody warns of it.
+A program that calls `up` and `down` in one process reaps them."""
 
 
 def default_folder() -> Path:
@@ -121,12 +122,20 @@ def _up(options: argparse.Namespace) -> int:
         for member in folder.members:
             if not folder.pid(member.node):
                 _check_ports(member)
-                _started.append(folder.spawn(member.node))
+                _reap(folder, member.node)
+                _started[folder.path, member.node] = folder.spawn(member.node)
     _wait_ready(folder, READY_S)
     _announce(folder, as_json=options.json)
     if folder.store.kind != "local":
         _warn_of_store(folder)
     return 0
+
+
+def _reap(folder: ClusterFolder, node: int) -> None:
+    """Take the exit status of a node that has ended, if this process started it."""
+    process = _started.pop((folder.path, node), None)
+    if process is not None:
+        process.wait()
 
 
 @contextmanager
@@ -322,6 +331,8 @@ def _down(options: argparse.Namespace) -> int:
 
     folder = ClusterFolder(options.dir or default_folder())
     stopped = folder.stop()
+    for member in folder.members:
+        _reap(folder, member.node)
     print(_stopped(len(stopped), len(folder.members), folder.path))
     if options.remove:
         remove(folder)
