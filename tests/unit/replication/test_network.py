@@ -21,9 +21,16 @@ from nokv_replication.tcp import TcpNetwork
 
 
 @pytest.fixture(autouse=True)
-def patient_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection ends because its two ends, which share a loop, were slow to shake hands."""
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection ends or is dialed because the loop that both its ends share stood still."""
     monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(tcp, "DEFER_S", 60.0)
+
+
+@pytest.fixture
+def the_larger_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these tests it has to: the smaller one does not know it."""
+    monkeypatch.setattr(tcp, "DEFER_S", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +70,7 @@ def test_two_nodes_exchange_frames(either: Path | None, uv: bool) -> None:
     run(scenario, either, uv)
 
 
+@pytest.mark.usefixtures("the_larger_dials")
 def test_the_larger_id_dials_when_nobody_came(either: Path | None) -> None:
     async def scenario(net: Net) -> None:
         first = await net.start(1, ())
@@ -113,7 +121,9 @@ def test_a_dial_that_is_cancelled_as_it_succeeds_holds_nobody_up(
     assert cancelled == 1
 
 
-def test_peers_change_while_it_runs(either: Path | None) -> None:
+def test_peers_change_while_it_runs(either: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "DEFER_S", 1.0)
+
     async def scenario(net: Net) -> None:
         first, second = await net.start(1, (2,)), await net.start(2, (1,))
         await asyncio.gather(first.until("connected", 2), second.until("connected", 1))
@@ -141,6 +151,7 @@ def test_a_changed_address_is_dialed(either: Path | None) -> None:
     run(scenario, either)
 
 
+@pytest.mark.usefixtures("the_larger_dials")
 def test_a_name_that_is_none_is_tried_again(folder: Path) -> None:
     async def scenario(net: Net) -> None:
         first = await net.start(1, ())
@@ -186,6 +197,7 @@ def test_of_two_connections_the_one_the_smaller_id_dialed_stays(either: Path | N
 
 
 @pytest.mark.allow_logs("too many nodes")
+@pytest.mark.usefixtures("the_larger_dials")
 def test_visitors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "VISITORS_MAX", 1)
 
@@ -383,6 +395,7 @@ def test_a_node_at_anothers_address_is_not_greeted(folder: Path) -> None:
 
 
 @pytest.mark.allow_logs("closing the connection")
+@pytest.mark.usefixtures("the_larger_dials")
 def test_connections_that_say_nothing_are_bounded(
     either: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
