@@ -106,7 +106,7 @@ class _Collector(logging.Handler):
 
 _collector = _Collector()
 _ALLOWED = pytest.StashKey[list[str]]()
-_LOG_FILES = pytest.StashKey[list[Path]]()
+_LOG_FILES = pytest.StashKey[list[tuple[Path, int]]]()
 
 
 def _undeclared(lines: Iterable[str], allowed: Iterable[str]) -> list[str]:
@@ -143,11 +143,14 @@ def allow_logs(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 
 @pytest.fixture
-def check_log(request: pytest.FixtureRequest) -> Callable[[Path], None]:
-    """Hold the log file of a child process to the same rule: `check_log(path)`, at any time."""
+def check_log(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Hold the log file of a child process to the same rule: `check_log(path)`, at any time.
 
-    def check(path: Path) -> None:
-        request.node.stash[_LOG_FILES].append(path)
+    `check_log(path, start)` judges what comes after so many bytes.
+    """
+
+    def check(path: Path, start: int = 0) -> None:
+        request.node.stash[_LOG_FILES].append((path, start))
 
     return check
 
@@ -167,8 +170,8 @@ def pytest_runtest_makereport(
     report = yield
     lines = _collector.take()
     if call.when == "teardown":
-        for path in item.stash.get(_LOG_FILES, None) or []:
-            text = path.read_text(errors="replace") if path.exists() else ""
+        for path, start in item.stash.get(_LOG_FILES, None) or []:
+            text = path.read_bytes()[start:].decode(errors="replace") if path.exists() else ""
             lines += [f"{path.name}: {line}" for line in loud_lines(text)]
     allowed = item.stash.get(_ALLOWED, None) or []
     undeclared = _undeclared(lines, allowed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.cluster.conftest import NO_HELLO
 
 import nokv
 from nokv.client import AsyncClient, ClientConfig
@@ -48,7 +49,7 @@ def why_not() -> str:
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "usable"),
-    pytest.mark.allow_logs("disk space is"),
+    pytest.mark.allow_logs("disk space is", NO_HELLO),
 ]
 
 

@@ -90,9 +90,20 @@ def test_log_files_of_children_are_held_to_it(inner: pytest.Pytester) -> None:
             check_log(tmp_path / "node.log")
             allow_logs("slow")
             (tmp_path / "node.log").write_text('{"level":"warning","message":"slow"}')
+        def test_appended(check_log, tmp_path):
+            path = tmp_path / "node.log"
+            path.write_text('{"level":"warning","message":"before"}\\n')
+            check_log(path, path.stat().st_size)
+            with path.open("a") as file: file.write('{"level":"info","message":"fine"}\\n')
+        def test_loudly_appended(check_log, tmp_path):
+            path = tmp_path / "node.log"
+            path.write_text('{"level":"info","message":"before"}\\n')
+            check_log(path, path.stat().st_size)
+            with path.open("a") as file: file.write('{"level":"error","message":"after"}\\n')
         """,
     )
-    result.assert_outcomes(passed=3, errors=1)
+    result.assert_outcomes(passed=5, errors=2)
+    result.stdout.fnmatch_lines(["*node.log: *after*"])
     result.stdout.fnmatch_lines(["*node.log: *slow*"])
 
 
