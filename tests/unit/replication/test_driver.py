@@ -16,7 +16,7 @@ from tests.simulation.machine import ListMachine, ListStorage
 from tests.unit.replication.networks import peer_tls
 
 from nokv.server import certs
-from nokv.testing.ports import free_ports
+from nokv.testing.ports import free_ports, release_ports
 from nokv_replication import (
     Committed,
     ConfigurationError,
@@ -64,8 +64,8 @@ class Nodes:
         self.root = root
         self.tls = tls
         self.config = config
-        ports = free_ports(3)
-        self.addresses = {i + 1: f"127.0.0.1:{port}" for i, port in enumerate(ports)}
+        self.ports = free_ports(3)
+        self.addresses = {i + 1: f"127.0.0.1:{port}" for i, port in enumerate(self.ports)}
         self.listens = dict(self.addresses)
         self.storages = {n: ListStorage() for n in self.addresses}
         self.drivers: dict[int, Driver] = {}
@@ -218,6 +218,7 @@ async def nodes(
             await driver.close()
         for wire in wires:
             await wire.close()
+        release_ports(cluster.ports)
 
 
 def run(
