@@ -168,7 +168,7 @@ class OpenBody:
         self._closed = False
 
     async def begin(self, at: At) -> None:
-        """Read the map, or its start."""
+        """Read the map, or its start, and keep a hold only of what is still to be fetched."""
         session = self._session
         options = self._options
         for _ in range(TRIES):
@@ -181,9 +181,12 @@ class OpenBody:
             message = "no node could show the file at a version that is still kept"
             raise Stale(message)
         self.attr, self.version, self._chunks = view.attr, view.version, view.chunks
-        self._whole = self.attr.size <= length
-        if self.attr.body:
-            session.floors.want_lease(self._hold, self.attr.view, self.attr.inode, self.attr.body)
+        attr = self.attr
+        self._whole = not attr.body or attr.size <= length
+        if self._whole and not any(chunk.objects for chunk in self._chunks.values()):
+            session.floors.end(self._hold)  # all that there is was read: nothing is asked for again
+        else:
+            session.floors.want_lease(self._hold, attr.view, attr.inode, attr.body)
 
     @property
     def size(self) -> int:

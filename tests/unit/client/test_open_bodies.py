@@ -52,6 +52,27 @@ def test_an_open_file_shows_what_it_showed_and_holds_the_floor() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("kind", ["empty", "inline", "holes"])
+def test_a_file_without_objects_holds_nothing(kind: str) -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        session = await fs._core.session(20.0)
+        await fs.write_bytes("/f", b"inline" if kind == "inline" else b"")
+        if kind == "holes":
+            await fs.truncate("/f", (bodies.EAGER_CHUNKS + 1) * CHUNK_BYTES)
+        async with fs.open("/f") as file:
+            size = file.size
+            await fs.write_bytes("/f", noise(10_000))
+            await fs.unlink("/f")
+            await session.renew(5)  # brings the newest version
+            await session.renew(5)  # says it
+            floor = cluster.session(session.id).floor
+            assert floor > file.body.version
+            tail = await file.pread(max(0, size - 6), 6)
+            assert tail == {"empty": b"", "inline": b"inline", "holes": bytes(6)}[kind]
+
+    run(test)
+
+
 def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
