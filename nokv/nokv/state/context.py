@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import structs
 
@@ -169,7 +169,7 @@ class Context:
         assert record is not None, f"a directory of view {view}, which does not exist"
         if not directory or ino == record.root or record.origin is None:
             return
-        for above_it in chain(self.txn, view, directory):
+        for above_it in upwards(self.txn, view, directory):
             key = keys.changed(view, above_it, ino)
             if self.txn.get(Family.META, key) is not None:
                 return
@@ -428,7 +428,7 @@ def name_in(source: Source, place: tuple[int, int], directory: tuple[int, int]) 
 def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
     """Return (directory, names there) of a file with several names, in order; else nothing.
 
-    In a view with an origin only directories below its root count.
+    In a view with an origin only directories below its root count, at any depth.
     """
     prefix = keys.inode(view, ino)
     rows = source.scan(Family.BACKLINK, prefix, keys.after_prefix(prefix))
@@ -436,12 +436,29 @@ def names_inside(source: Source, view: int, ino: int) -> list[tuple[int, int]]:
     record = source.view(view) if view else None
     if record is None or record.origin is None:
         return found
-    return [one for one in found if _is_inside(source, view, one[0], record)]
+    inside: dict[int, bool] = {}
+    return [one for one in found if _is_inside(source, view, one[0], record, inside)]
 
 
-def _is_inside(source: Source, view: int, directory: int, record: View) -> bool:
-    """Whether a directory lies below its view's root, in its trash, or in a staged tree."""
-    top = chain(source, view, directory)[-1]
+def _is_inside(
+    source: Source, view: int, directory: int, record: View, inside: dict[int, bool]
+) -> bool:
+    """Whether a directory lies below its view's root, in its trash, or in a staged tree.
+
+    `inside` says so of some, and learns: names that were buried together share the walk up.
+    """
+    path: list[int] = []
+    for ino in upwards(source, view, directory):
+        if ino in inside:
+            break
+        path.append(ino)
+    else:
+        inside[ino] = _is_shown_root(source, view, ino, record)
+    inside.update(dict.fromkeys(path, inside[ino]))
+    return inside[ino]
+
+
+def _is_shown_root(source: Source, view: int, top: int, record: View) -> bool:
     if top in (record.root, record.trash):
         return True
     value = source.get(_INODE, keys.inode(view, top))
@@ -481,31 +498,49 @@ def chain(source: Source, view: int, directory: int) -> tuple[int, ...]:
     get deeper than DEPTH_MAX, as nobody knows its height: NameTooLong then.
     """
     parents: dict[tuple[int, int], int] = getattr(source, "parents", {})
-    record = source.view(view) if view else None
-    root = ROOT_INODE if record is None else record.root
+    root = _root_of(source, view)
     found = [directory]
     ino = directory
-    while True:
-        if ino == root:
-            return tuple(found)
+    while ino != root:
         parent = parents.get((view, ino))
         if parent is None:
-            value = source.get(_INODE, keys.inode(view, ino))
-            if value is None:
-                assert record is not None, f"inode {view}:{ino} is named and does not exist"
-                return tuple(found)  # what it named of the origin's is reachable by nothing
-            parent = parents[view, ino] = decode_inode(body_of(value)).parent
+            parent = _find_parent(source, parents, view, ino)
         if not parent:
-            return tuple(found)
+            break
         found.append(parent)
         ino = parent
         if len(found) > DEPTH_MAX + 1:
-            raise _too_deep(view, directory)
+            message = f"inode {view}:{directory} lies more than {DEPTH_MAX} directories deep"
+            raise NameTooLong(message, hint="move the tree up")
+    return tuple(found)
 
 
-def _too_deep(view: int, ino: int) -> NameTooLong:
-    message = f"inode {view}:{ino} lies more than {DEPTH_MAX} directories deep"
-    return NameTooLong(message, hint="move the tree up")
+def upwards(source: Source, view: int, directory: int) -> Iterator[int]:
+    """Yield what `chain` returns, at any depth: for what must go on where a tree was buried."""
+    parents: dict[tuple[int, int], int] = getattr(source, "parents", {})
+    root = _root_of(source, view)
+    yield directory
+    ino = directory
+    while ino != root and (ino := _find_parent(source, parents, view, ino)):
+        yield ino
+
+
+def _root_of(source: Source, view: int) -> int:
+    record = source.view(view) if view else None
+    return ROOT_INODE if record is None else record.root
+
+
+def _find_parent(source: Source, parents: dict[tuple[int, int], int], view: int, ino: int) -> int:
+    """Return the directory above one that is not its view's root; 0: there is none."""
+    parent = parents.get((view, ino))
+    if parent is not None:
+        return parent
+    value = source.get(_INODE, keys.inode(view, ino))
+    if value is None:
+        assert view, f"inode {view}:{ino} is named and does not exist"
+        return 0  # what it named of the origin's is reachable by nothing
+    parent = parents[view, ino] = decode_inode(body_of(value)).parent
+    return parent
 
 
 def is_directory(inode: Inode) -> bool:

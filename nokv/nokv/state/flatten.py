@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from nokv.errors import InvalidArgument
 from nokv.state import keys
 from nokv.state.branches import PRESENT, VERSIONED, page_at
-from nokv.state.context import JOB_ORPHAN, Context, chain, is_directory, local, names_inside
+from nokv.state.context import JOB_ORPHAN, Context, is_directory, local, names_inside, upwards
 from nokv.state.families import Family
 from nokv.state.flatten_copy import Copier
 from nokv.state.pinned import PinnedSource, Shard, Source
@@ -45,6 +45,7 @@ from nokv.state.records import (
     is_whiteout,
 )
 from nokv.state.views import release_origin
+from nokv.types.limits import DEPTH_MAX
 from nokv.types.results import Reaped
 from nokv.types.views import Flatten
 
@@ -253,7 +254,13 @@ class _Step:
         if ino in roots:
             return True
         above = [inode.parent, *(directory for directory, _ in names_inside(txn, self.number, ino))]
-        return any(one and chain(txn, self.number, one)[-1] in roots for one in above)
+        return any(one and self._top(one) in roots for one in above)
+
+    def _top(self, directory: int) -> int:
+        """Return the root of a directory's tree; a long way up to it counts as records do."""
+        up = list(upwards(self.ctx.txn, self.number, directory))
+        self.count += len(up) // DEPTH_MAX
+        return up[-1]
 
     def _walk_names(
         self, copier: Copier, source: Source, directory: int, todo: FlattenTodo

@@ -8,6 +8,7 @@ cost grows with the pins, not with the tree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any
 
 from nokv.errors import InvalidArgument, IsADirectory
@@ -17,13 +18,13 @@ from nokv.state.arguments import check_at
 from nokv.state.branches import PRESENT
 from nokv.state.collect import counters_of, live_sessions_of
 from nokv.state.context import (
-    chain,
     is_directory,
     is_regular,
     load_dentry,
     load_inode,
     names_inside,
     root_of,
+    upwards,
 )
 from nokv.state.families import Family
 from nokv.state.pinned import PinnedSource, Shard, Source
@@ -161,7 +162,9 @@ class _File:
         directories = {inode.parent}
         if inode.nlink > 1:
             directories.update(directory for directory, _ in names_inside(source, view, ino))
-        above = frozenset(one for d in sorted(directories) for one in chain(source, view, d))
+        above: set[int] = set()
+        for directory in directories:
+            above.update(takewhile(lambda one: one not in above, upwards(source, view, directory)))
         if root_of(source, view) not in above:
             return  # it lay in the trash
         prefix = keys.pack2(view, version)
@@ -170,7 +173,7 @@ class _File:
             if holder is not None:
                 yield holder
 
-    def _holder(self, pin: Pin, view: int, above: frozenset[int]) -> Holder | None:
+    def _holder(self, pin: Pin, view: int, above: set[int]) -> Holder | None:
         if pin.snapshot:
             name, snapshot = self._by_id().get(pin.snapshot, ("", None))
             if snapshot is None or is_over(snapshot, self._cluster_ns):

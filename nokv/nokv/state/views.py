@@ -297,9 +297,7 @@ def make_copy(ctx: Context, copy: Copy) -> None:
         assert record.holder is not None
         if number != copy.number:  # the entry lies in a directory that is inherited as it is
             view, directory, _ = record.holder
-            up = chain(ctx.txn, view, directory)
-            if len(up) > 1:
-                ctx.note_changed(view, up[1], directory)
+            ctx.note_changed(view, need_inode(ctx.txn, view, directory).parent, directory)
 
 
 # ---------------------------------------------------------------- the end of a view
