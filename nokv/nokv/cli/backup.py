@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from nokv.client.core import Core
     from nokv.client.fs import AsyncClient
     from nokv.objects.port import ObjectStore
+    from nokv.testing.folder import Store
     from nokv.types.reads import BackupRow, BackupsReply
+    from nokv.types.values import Volume
 
 KNOWN_MAX: Final = 8
 """Backups that an error names at most, the latest."""
@@ -225,11 +228,10 @@ def _file_of(text: str) -> Path | None:
     return Path(text.removeprefix("file:")).absolute() if text.startswith("file:") else None
 
 
-def _open_store(options: argparse.Namespace) -> ObjectStore:
+def _store_named(options: argparse.Namespace) -> Store:
     from nokv.cli.local import parse_store
-    from nokv.objects.open import open_store
 
-    return open_store(parse_store(options.store, options.endpoint, options.region))
+    return parse_store(options.store, options.endpoint, options.region)
 
 
 async def _store_of(options: argparse.Namespace) -> ObjectStore:
@@ -238,15 +240,16 @@ async def _store_of(options: argparse.Namespace) -> ObjectStore:
     Raises:
         UsageError: none is given, and no cluster could say.
     """
+    from nokv.objects.open import open_store
+
     if options.store:
-        return _open_store(options)
+        return open_store(_store_named(options))
     hint = "give where it is: --store s3://bucket/prefix, or file:PATH instead of its name"
     message = f"{options.source} is a backup by its name, and no store is given"
     if options.run is not _verify:  # a restore is for when there is no cluster to ask
         raise UsageError(message, hint=hint)
     from nokv.client.connect import connect
     from nokv.client.core import ClientConfig
-    from nokv.objects.open import open_store
 
     try:
         cluster = cluster_of(options)
@@ -307,6 +310,18 @@ async def _verified(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tell_other_store(options: argparse.Namespace, volume: Volume) -> None:
+    """Tell whoever restores from a copy of the bucket that the volume itself stays where it is."""
+    if not options.store:
+        return
+    given = _store_named(options)
+    there = (volume.kind, volume.endpoint, volume.bucket, volume.prefix)
+    if (given.kind, given.endpoint, given.bucket, given.prefix) != there:
+        place = "/".join(part for part in (volume.endpoint.rstrip("/"), volume.bucket) if part)
+        text = f"--store is not the volume's own: the new cluster uses the {volume.kind} store"
+        sys.stderr.write(f"nokv: {text} {place}\n")
+
+
 def _restore(options: argparse.Namespace) -> int:
     return asyncio.run(_restored(options))
 
@@ -319,13 +334,16 @@ async def _restored(options: argparse.Namespace) -> int:
 
     config = load(options.config, {})
     with tempfile.TemporaryDirectory() as scratch:
-        path, store = await _fetched(options, Path(scratch))
+        path, fetched_from = await _fetched(options, Path(scratch))
+        if fetched_from is not None:
+            await fetched_from.close()
         if not path.exists():
             raise BackupGone(f"no file {path}")
-        if store is None:
-            with path.open("rb") as stream:
-                head, _ = verify_stream(stream, options.source)
-            store = _open_store(options) if options.store else open_store(head.volume)
+        with path.open("rb") as stream:
+            head, _ = verify_stream(stream, options.source)
+        _tell_other_store(options, head.volume)
+        # The volume's own: the new cluster serves from it, whatever the backup was read from.
+        store = open_store(head.volume)
         try:
             made = await restore(
                 path,

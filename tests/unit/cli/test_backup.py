@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from tests.unit.backup.test_format import backup, head
 from tests.unit.state.shard import VOLUME
 
-from nokv.backup.format import MANIFEST, PART_BYTES, Manifest, place
+from nokv.backup.format import MANIFEST, PART_BYTES, Manifest, encode_head, place, read_head
 from nokv.backup.manage import marks_of
 from nokv.cli.main import main
 from nokv.objects.local import LocalStore
@@ -35,7 +37,11 @@ def prepare(store: Path, content: bytes, volume: str = VOLUME.volume) -> None:
         where = place(head())
         await bucket.put(f"{where}part-00000000", content)
         manifest = Manifest(
-            head=head(), where="bucket", size_bytes=len(content), digest="", parts=(len(content),)
+            head=read_head(io.BytesIO(content)),
+            where="bucket",
+            size_bytes=len(content),
+            digest="",
+            parts=(len(content),),
         )
         assert len(content) < PART_BYTES
         await bucket.put(where + MANIFEST, msgspec.json.encode(manifest))
@@ -50,8 +56,11 @@ def folder(tmp_path: Path, backup: bytes, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NOKV_CLUSTER", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "none"))
-    (tmp_path / FILE).write_bytes(backup)
-    prepare(tmp_path / "store", backup)
+    volume = msgspec.structs.replace(VOLUME, kind="local", bucket=str(tmp_path / "store"))
+    own = encode_head(msgspec.structs.replace(head(), volume=volume))
+    content = own + backup[len(encode_head(head())) :]
+    (tmp_path / FILE).write_bytes(content)
+    prepare(tmp_path / "store", content)
     (tmp_path / "new.toml").write_text(
         'data_dir = "data"\n[peer]\nlisten = "127.0.0.1:7201"\n[rpc]\nlisten = "127.0.0.1:7101"\n'
     )
@@ -145,9 +154,37 @@ def test_a_restore(
 
 
 def test_a_foreign_bucket_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(folder / "other", (folder / FILE).read_bytes(), "f" * 32)
-    assert restore(f"file:{FILE}", store="local:other") == 1
+    shutil.rmtree(folder / "store")
+    prepare(folder / "store", (folder / FILE).read_bytes(), "f" * 32)
+    assert restore(f"file:{FILE}") == 1
     assert "belongs to volume ffff" in capsys.readouterr().err
+    assert not (folder / "data" / "node.json").exists()
+
+
+@pytest.mark.parametrize("source", [f"file:{FILE}", "b"])
+def test_a_copy_of_the_bucket_gives_the_backup_and_nothing_else(
+    folder: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    """The new cluster uses the volume's own bucket, so that is compared with it and marked."""
+    shutil.copytree(folder / "store", folder / "copy")
+    assert restore(source, "--json", store="local:copy") == 0
+    printed = capsys.readouterr()
+    name = json.loads(printed.out)["cluster"]
+    assert f"the new cluster uses the local store {folder / 'store'}\n" in printed.err
+    assert asyncio.run(marks_of(LocalStore(folder / "store"), place(head()))) == [name]
+    assert asyncio.run(marks_of(LocalStore(folder / "copy"), place(head()))) == []
+    identity = read_identity(Path(load(folder / "new.toml", {}, {}).data_dir))
+    assert identity.cluster.volume.bucket == str(folder / "store")
+
+
+def test_the_volumes_own_bucket_must_hold_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "store", folder / "copy")
+    for path in list((folder / "store").rglob("manifest.json*")):
+        path.unlink()
+    assert restore("b", store="local:copy") == 1
+    assert "no complete backup is at" in capsys.readouterr().err
     assert not (folder / "data" / "node.json").exists()
 
 
@@ -164,7 +201,12 @@ def test_a_right_is_needed_where_a_cluster_is_changed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del folder
-    for command in (["backup", "create"], ["backup", "delete", "b"], ["volume", "adopt"]):
+    for command in (
+        ["backup", "create"],
+        ["backup", "delete", "b"],
+        ["volume", "adopt"],
+        ["volume", "reclaim"],
+    ):
         assert main([*command, "--cluster", "127.0.0.1:1"]) == 2
         assert "token" in capsys.readouterr().err
         assert main([*command, "--cluster", "127.0.0.1:1", "--config", "new.toml"]) == 2
