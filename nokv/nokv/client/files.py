@@ -315,9 +315,7 @@ class AsyncWriter:
                 await self._upload.upload(bytes(self._buffer))
             else:
                 if self._buffer:
-                    self._closed = False
                     await self._put(bytes(self._buffer))
-                    self._closed = True
                 await self._put(b"")
                 await self._storing
             self._buffer.clear()
@@ -333,10 +331,12 @@ class AsyncWriter:
 
     async def _give_up(self) -> None:
         self._buffer.clear()
-        if self._storing is not None:
-            self._storing.cancel()
-            await asyncio.gather(self._storing, return_exceptions=True)
-        await self._upload.release()
+        try:
+            if self._storing is not None:
+                self._storing.cancel()
+                await asyncio.gather(self._storing, return_exceptions=True)
+        finally:
+            await self._upload.release()
 
     async def __aenter__(self) -> Self:
         """Return the file."""

@@ -488,8 +488,10 @@ def batches(ops: Iterable[InnerOp]) -> list[tuple[InnerOp, ...]]:
 
 
 async def _release(uploads: Sequence[BodyUpload]) -> None:
-    """Be done with all uploads; the deletions run side by side."""
-    await asyncio.gather(*(upload.release() for upload in uploads))
+    """Be done with all uploads; the deletions run side by side, also if this is cancelled."""
+    endings = [ending for upload in uploads if (ending := upload.give_up()) is not None]
+    if endings:
+        await asyncio.wait(endings)
 
 
 async def _in_parallel(

@@ -31,7 +31,7 @@ from nokv.errors import (
     from_wire,
 )
 from nokv.types.commands import COMMAND_FORMAT, Command, ExpireSession, LeaseUploads, OpenSession
-from nokv.types.limits import SESSION_TTL_NS_MAX
+from nokv.types.limits import SESSION_TTL_NS_MAX, UPLOAD_WINDOW
 from nokv.types.results import Leased, Result, SessionOpened
 from nokv.types.values import Caller, Marks
 from nokv.wire.codec import encode_command, result_codec
@@ -81,6 +81,8 @@ class Session:
         self._dead: NokvError | None = None
         self._closing = False
         self._frame = 0
+        self._full_since_s = (-1, 0.0)
+        """The watermark at which the window of uploads was full, and since when, in loop time."""
         self._renewed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.stream.on_dead = self._die
@@ -225,25 +227,50 @@ class Session:
         self.check()
         return await self.uploads.take()
 
-    async def _lease_uploads(self, count: int) -> Leased:
+    async def _lease_uploads(self, count: int) -> None:
         attempt = 0
         while True:
             if self.stream.full:
                 await self.stream.room(_LEASE_TIMEOUT_S)
-            result = await self.stream.submit(LeaseUploads(count), timeout_s=_LEASE_TIMEOUT_S)
-            if isinstance(result.value, Leased):
-                return result.value
+            result = await self.stream.submit(
+                LeaseUploads(count), timeout_s=_LEASE_TIMEOUT_S, on_settled=self._leased
+            )
+            if result.code == 0:
+                return
             error = from_wire(result.code, result.message, result.hint)
             if not isinstance(error, WindowFull):
                 raise error
             # The window moves with the watermark, which travels with the marks once a second.
             self.check()
-            attempt += 1
             self.renew_soon()
+            self._check_window()
+            attempt += 1
             await asyncio.sleep(LEASE_POLL_S + backoff_s(attempt, self._rng))
+
+    def _check_window(self) -> None:
+        """Take note that the window of upload numbers is full.
+
+        Raises:
+            WindowFull: the same upload has held it up for long, so nobody waits any more.
+        """
+        now_s = asyncio.get_running_loop().time()
+        oldest = self.uploads.watermark
+        if self._full_since_s[0] != oldest:
+            self._full_since_s = oldest, now_s
+        if now_s - self._full_since_s[1] < WINDOW_WAIT_S:
+            return
+        message = f"upload {oldest} has not ended; {UPLOAD_WINDOW} numbers from it are taken"
+        raise WindowFull(message, hint="close or abort writers that were left open, then try again")
+
+    def _leased(self, outcome: Result | NokvError) -> None:
+        if isinstance(outcome, Result) and isinstance(outcome.value, Leased):
+            self.uploads.leased(outcome.value)
 
 
 _LEASE_TIMEOUT_S: Final = 30.0
+
+WINDOW_WAIT_S: Final = 30.0
+"""Uploads wait so long, all together, for an old one that holds the window of numbers up."""
 
 
 async def _propose_until(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from nokv.client.core import Core
 from nokv.client.session import Session
 from nokv.errors import DeadlineExceeded, NokvError, OutcomeUnknown, Unavailable, from_wire
 from nokv.objects.source import SourceLike
-from nokv.objects.upload import Progress, UploadAttempt, UploadedBody, Uploader
+from nokv.objects.upload import Progress, UploadAttempt, UploadedBody
 from nokv.types.commands import TIME_NOW, Op, Predicate, Publish, PublishMode
 from nokv.types.limits import CHUNK_BYTES
 from nokv.types.results import Result
@@ -45,7 +46,6 @@ class BodyUpload:
         """Set by a successful `upload`."""
         self._core = core
         self._attempt: UploadAttempt | None = None
-        self._uploader: Uploader | None = None
         self._number = 0
         self._outcome_open = False
         """A publish was sent and its outcome is not known."""
@@ -86,8 +86,8 @@ class BodyUpload:
                 if progress is not None:
                     progress(small.length)
                 return
-        self._uploader = await self._core.uploader(self.session)
-        self._attempt = self._uploader.attempt(self._lease)
+        uploader = await self._core.uploader(self.session)
+        self._attempt = uploader.attempt(self._lease)
         try:
             self.body = await self._attempt.upload(
                 source,
@@ -98,7 +98,7 @@ class BodyUpload:
                 progress=progress,
             )
         except BaseException:
-            self._settle()
+            self.give_up()
             raise
 
     def op(
@@ -143,18 +143,29 @@ class BodyUpload:
     async def release(self) -> None:
         """Be done with it: delete what was stored, unless the publish was ever sent.
 
-        Must be called in the end, whatever happened; then the number is in flight only as long as
-        the outcome of a publish is open.
+        As `give_up`, and waits; a cancellation ends the waiting only.
+        """
+        ending = self.give_up()
+        if ending is not None:
+            await asyncio.shield(ending)
+
+    def give_up(self) -> asyncio.Future[tuple[str, ...]] | None:
+        """Be done with it; return what deletes the rest of it, if that takes time.
+
+        This or `release` must be called in the end, whatever happened; then the number is in flight
+        only as long as the outcome of a publish is open, or a put may still be on its way.
         """
         self._released = True
         if self._outcome_open or self._settled:
-            return
-        attempt = self._attempt
-        if attempt is not None and not attempt.publish_sent:
-            uploader = self._uploader
-            assert uploader is not None
-            await uploader.run_cleanup(attempt.discard())
-        self._settle()
+            return None
+        ending = None
+        if self._attempt is not None and not self._attempt.publish_sent:
+            ending = self._attempt.give_up()
+        if ending is None or ending.done():
+            self._settle()
+            return None
+        ending.add_done_callback(lambda _: self._settle())
+        return ending
 
     def _settle(self) -> None:
         if self._number and not self._settled:

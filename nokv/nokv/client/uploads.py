@@ -20,10 +20,11 @@ class UploadNumbers:
     or, if that was never sent, when all its puts have ended.
 
     Args:
-        lease: leases so many numbers from the cluster.
+        lease: leases so many numbers from the cluster; hands them to `leased` before it returns,
+            and also when it was cancelled meanwhile.
     """
 
-    def __init__(self, lease: Callable[[int], Awaitable[Leased]]) -> None:
+    def __init__(self, lease: Callable[[int], Awaitable[None]]) -> None:
         self._lease = lease
         self._next = 0
         """The next unused number; 0 before the first lease."""
@@ -52,15 +53,21 @@ class UploadNumbers:
         if self._next == self._end:
             async with self._leasing:
                 while self._next == self._end:
-                    leased = await self._lease(self._block)
-                    assert leased.count > 0
-                    assert leased.first >= self._end, "uploads are leased once"
-                    self._next, self._end = leased.first, leased.first + leased.count
-                    self._block = min(BLOCK_MAX, self._block * 2)
+                    await self._lease(self._block)
         number = self._next
         self._next += 1
         self._in_flight.add(number)
         return number
+
+    def leased(self, block: Leased) -> None:
+        """Take numbers that were leased: else the watermark stayed below them, and never moved."""
+        assert block.count > 0
+        if block.first < self._end:
+            return  # overtaken by a later block: nothing was or will be stored under these
+        if block.first != self._end:
+            self._next = block.first
+        self._end = block.first + block.count
+        self._block = min(BLOCK_MAX, self._block * 2)
 
     def settled(self, number: int) -> None:
         """End the flight of a number."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nokv.errors import FileTooLarge, ObjectStoreError, UploadFailed
 from nokv.objects.budget import ByteBudget
@@ -86,18 +86,18 @@ class Uploader:
         self.slots = asyncio.Semaphore(parallel)
         self.settle_s = settle_s
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="nokv-upload")
-        self._cleanups: set[asyncio.Task[object]] = set()
+        self._cleanups: set[asyncio.Task[Any]] = set()
 
     def attempt(self, lease: Callable[[], Awaitable[int]]) -> UploadAttempt:
         """Return a new attempt; `lease` gets its upload number, just before the first put."""
         return UploadAttempt(self, lease)
 
-    async def run_cleanup(self, cleanup: Awaitable[object]) -> None:
-        """Run a cleanup to its end even if the caller is cancelled meanwhile."""
-        task = asyncio.ensure_future(_await(cleanup))
+    def begin_cleanup(self, cleanup: Coroutine[object, object, T]) -> asyncio.Task[T]:
+        """Run a cleanup to its end, whoever waits for it and is cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(cleanup)
         self._cleanups.add(task)
         task.add_done_callback(self._cleanups.discard)
-        await asyncio.shield(task)
+        return task
 
     async def close(self) -> None:
         """Wait for cleanups and end the threads. The store stays open."""
@@ -125,6 +125,8 @@ class UploadAttempt:
         self._puts: set[asyncio.Task[None]] = set()
         """Puts in flight. None begins once the attempt is given up."""
         self._given_up = False
+        self._discarding: asyncio.Task[tuple[str, ...]] | None = None
+        """Set by `give_up`."""
 
     async def upload(
         self,
@@ -165,10 +167,16 @@ class UploadAttempt:
             finally:
                 await opened.close()
         except BaseException as error:
-            await self._uploader.run_cleanup(self.discard())
+            await asyncio.shield(self.give_up())
             if isinstance(error, ObjectStoreError):
                 raise UploadFailed(f"upload failed: {error.message}", hint=error.hint) from error
             raise
+
+    def give_up(self) -> asyncio.Task[tuple[str, ...]]:
+        """Begin to `discard`, once; nobody has to wait. When it is done no put is in flight."""
+        if self._discarding is None:
+            self._discarding = self._uploader.begin_cleanup(self.discard())
+        return self._discarding
 
     async def discard(self) -> tuple[str, ...]:
         """Give the attempt up: delete what it stored, unless its publish was sent.
@@ -411,10 +419,6 @@ class _Body:
         )
         digest = self._hash.digest() if self._hash is not None else b""
         return UploadedBody(self._offset - self._start, digest, chunks)
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -156,14 +156,14 @@ TestFloorMachine = FloorMachine.TestCase
 def numbers(log: list[int], first: int = 1) -> UploadNumbers:
     state = {"next": first}
 
-    async def lease(count: int) -> Leased:
+    async def lease(count: int) -> None:
         log.append(count)
         await asyncio.sleep(0)
-        found = Leased(state["next"], count)
+        uploads.leased(Leased(state["next"], count))
         state["next"] += count
-        return found
 
-    return UploadNumbers(lease)
+    uploads = UploadNumbers(lease)
+    return uploads
 
 
 def test_upload_numbers_are_leased_in_growing_blocks_and_given_once() -> None:
