@@ -238,6 +238,9 @@ def clone(step: Step, op: Clone) -> ViewMade:
     access.require_makeable(step.caller, parent, op.name)
     if op.snapshot:
         snapshot = _known(step, op.snapshot)
+        if op.snapshot_id and op.snapshot_id != snapshot.number:
+            message = "another snapshot of that name"
+            raise NotFound(message)
         shown, version = snapshot.shown, snapshot.version
         source = shown.inodes[snapshot.root]
     else:

@@ -256,7 +256,8 @@ def clone(d: Drawing, s: int) -> c.Op:
     if d.crowded():
         return snapshot_delete(d, s)
     snapshot = d.snapshot() if d.chance(2) else ""
-    return Clone(d.parent(s if d.chance(8) else 0), *d.place(s if d.chance(8) else 0), snapshot)
+    where = d.parent(s if d.chance(8) else 0), *d.place(s if d.chance(8) else 0)
+    return Clone(*where, snapshot, d.snapshot_id(snapshot))
 
 
 def workspace_create(d: Drawing, s: int) -> c.Op:

@@ -432,6 +432,13 @@ class Drawing:
         """The name of a snapshot, mostly of one that exists."""
         return self.often(tuple(self._model.state.snapshots) or SNAPSHOTS, (*SNAPSHOTS, "none"))
 
+    def snapshot_id(self, name: str) -> int:
+        """The id of a snapshot, of another one now and then, or 0: whichever has the name."""
+        known = self._model.state.snapshots
+        if name not in known or self.chance(2):
+            return 0
+        return self.often((known[name].number,), [one.number for one in known.values()])
+
     def lease(self, *, held: bool = True) -> int:
         """How long a snapshot is kept."""
         long = (10**9, 10**15, 10**16)  # the last is too long for who does not own the directory

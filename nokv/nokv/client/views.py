@@ -253,7 +253,7 @@ class ViewHandle(ChangeHandle):
 
         Raises:
             AlreadyExists: the target's name is taken.
-            NotFound: also where the snapshot is not one of `source`.
+            NotFound: also where the snapshot is not one of `source`, or was made anew meanwhile.
             QuotaExceeded: the copy would not fit where it goes.
         """
         parent, name = split(target)
@@ -263,7 +263,7 @@ class ViewHandle(ChangeHandle):
             if plain_path(source) != shown.path and not await self._is_of(shown, source):
                 message = f"snapshot {at!r} is not of {shown_path(source)}"
                 raise NotFound(message, hint=f"it is of {shown_path(shown.path)}")
-            op = Clone(At(shown.view, shown.inode), At(0, 1, parent), name, at)
+            op = Clone(At(shown.view, shown.inode), At(0, 1, parent), name, at, shown.snapshot)
         return expect((await self._do(op)).value, ViewMade)
 
     async def _is_of(self, snapshot: SnapshotReply, path: AnyPath) -> bool:

@@ -177,7 +177,7 @@ def clone(ctx: Context, op: Clone) -> ViewMade:
     """Make a writable copy of a directory, as it is or as a snapshot shows it."""
     parent = place(ctx, op.parent, op.name)
     if op.snapshot:
-        shown = _shown(need_snapshot(ctx.txn, op.snapshot, ctx.cluster_ns))
+        shown = _shown(_snapshot_of(ctx, op))
         then = PinnedSource(ctx.txn, shown.version)
         need(need_inode(then, shown.view, shown.ino), ctx.caller, R | X)
         _need_reachable(ctx, parent)
@@ -199,6 +199,15 @@ def clone(ctx: Context, op: Clone) -> ViewMade:
     place_of = (parent.view, parent.ino, op.name)
     ctx.emit(EventKind.CLONE, *place_of, shown.ino, inode_view=copy.number)
     return ViewMade(copy.number, shown.ino, ctx.version)
+
+
+def _snapshot_of(ctx: Context, op: Clone) -> Snapshot:
+    """Return the snapshot that a clone is made of. Raises NotFound."""
+    snapshot = need_snapshot(ctx.txn, op.snapshot, ctx.cluster_ns)
+    if op.snapshot_id not in (0, snapshot.snapshot):
+        message = f"snapshot {op.snapshot!r} is another one than was looked up: it was made since"
+        raise NotFound(message, hint="look at it, and try again")
+    return snapshot
 
 
 def check_workspace(op: WorkspaceCreate) -> None:

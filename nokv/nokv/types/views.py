@@ -48,6 +48,9 @@ class Clone(Strict, frozen=True, tag=47):
     name: bytes
     snapshot: str = ""
     """Copy what this snapshot shows; empty: what is there now."""
+    snapshot_id: int = 0
+    """With a snapshot's name: only if that is this one (`SnapshotReply.snapshot`), NotFound for
+    one that was made since. 0: whichever has the name."""
 
 
 class WorkspaceCreate(Strict, frozen=True, tag=48):

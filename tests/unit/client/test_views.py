@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from tests.unit.client.loopback import Cluster, Fault, client
 
-from nokv.client import AsyncClient, ClientConfig
+from nokv.client import AsyncClient, ClientConfig, views
+from nokv.client.core import Core
+from nokv.client.options import Options, find_snapshot
 from nokv.client.readonly import CHANGES
 from nokv.errors import (
     AlreadyExists,
@@ -24,7 +26,7 @@ from nokv.errors import (
     VersionNotPinned,
 )
 from nokv.types.values import Caller
-from nokv.types.views import ExpireSnapshots
+from nokv.types.views import ExpireSnapshots, SnapshotReply
 
 BIG = bytes(range(256)) * 400
 """Too much for the metadata: an object."""
@@ -311,6 +313,25 @@ def test_clone() -> None:
             await fs.clone("/runs/7", "/x", at="none")
         with pytest.raises(InvalidArgument):
             await fs.clone("/runs/7", "/")
+
+    run(test)
+
+
+def test_a_clone_is_of_the_snapshot_that_was_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(fs: AsyncClient, _: Cluster) -> None:
+        await populate(fs)
+        await fs.snapshots.create("/runs/7", "s")
+
+        async def remake(core: Core, options: Options, name: str) -> SnapshotReply:
+            found = await find_snapshot(core, options, name)
+            await fs.snapshots.delete(name)
+            await fs.snapshots.create("/runs/7/sub", name)
+            return found
+
+        monkeypatch.setattr(views, "find_snapshot", remake)
+        with pytest.raises(NotFound, match="made since"):
+            await fs.clone("/runs/7", "/x", at="s")
+        assert not await fs.exists("/x")
 
     run(test)
 

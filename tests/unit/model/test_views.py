@@ -88,6 +88,15 @@ def test_a_snapshot_shows_what_was_there_and_a_clone_goes_on_by_itself() -> None
     assert usage(shard, At()) == 2 + 1 + (1 + 4) + 1  # a, g; d, h without f; b, d, f, h, new
 
 
+def test_a_clone_is_of_the_snapshot_that_its_id_says() -> None:
+    shard = tree()
+    first = snap(shard, at(b"a")).snapshot
+    shard.do(SnapshotDelete("s"))
+    again = snap(shard, at(b"a")).snapshot
+    assert shard.error(Clone(At(), At(), b"b", "s", first)) is errors.NotFound
+    shard.do(Clone(At(), At(), b"b", "s", again))
+
+
 def test_a_clone_counts_the_names_below_its_root() -> None:
     shard = populated()
     clone(shard, at(b"a"), At(), b"b")

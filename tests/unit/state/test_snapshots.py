@@ -228,6 +228,18 @@ def test_nobody_takes_all_the_snapshots_there_may_be(monkeypatch: pytest.MonkeyP
     shard.check()
 
 
+def test_a_clone_says_of_which_snapshot_it_is() -> None:
+    shard = tree()
+    first = shard.snapshot("a", "s")
+    shard.do(Clone(at(), at(), b"b", "s", first.snapshot))
+    shard.do(SnapshotDelete("s"))
+    again = shard.snapshot("a", "s")
+    assert shard.fails(Clone(at(), at(), b"c", "s", first.snapshot)) is NotFound
+    shard.do(Clone(at(), at(), b"c", "s", again.snapshot))
+    shard.do(Clone(at(), at(), b"d", "s"))
+    shard.check()
+
+
 def test_a_lease_ends_in_cluster_time_whoever_comes_by() -> None:
     shard = tree()
     made = shard.snapshot("a", "s", 5 * SECOND_NS)
