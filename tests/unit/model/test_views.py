@@ -89,7 +89,7 @@ def test_a_snapshot_shows_what_was_there_and_a_clone_goes_on_by_itself() -> None
 
 
 def test_a_clone_is_of_the_snapshot_that_its_id_says() -> None:
-    shard = tree()
+    shard = populated()
     first = snap(shard, at(b"a")).snapshot
     shard.do(SnapshotDelete("s"))
     again = snap(shard, at(b"a")).snapshot
