@@ -18,7 +18,7 @@ from nokv.types import reads as r
 from nokv.types import trash as t
 from nokv.types import views as v
 from nokv.types.copies import GetQuota, QuotaReply
-from nokv.types.limits import CHUNK_BYTES, PAGE_MAX
+from nokv.types.limits import CHUNK_BYTES, PAGE_MAX, RANGES_PAGE_MAX
 from nokv.types.values import Attr, Caller, FileType, StoredChunk, StoredExtent, StoredObject
 from nokv_model import access, acls, locking, trash
 from nokv_model.access import R, Resolver, X, check_name
@@ -275,9 +275,20 @@ def _session(state: State, number: int) -> Session:
 
 
 def _sessions(state: State, cluster_ns: int, read: r.ListSessions) -> r.SessionsReply:
-    numbers = sorted(number for number in state.sessions if number > read.after)
-    page = tuple(state.sessions[number].reply() for number in numbers[: read.limit])
-    return r.SessionsReply(page, len(page) < len(numbers), cluster_ns)
+    first = read.after if read.above else read.after + 1
+    numbers = sorted(number for number in state.sessions if number >= first)
+    page: list[r.SessionReply] = []
+    cut, left = 0, RANGES_PAGE_MAX
+    for number in numbers[: read.limit]:
+        above = read.above if number == read.after else 0
+        reply = state.sessions[number].reply(above, left)
+        page.append(reply)
+        left -= len(reply.consumed)
+        if not left:
+            last = reply.consumed[-1][1]
+            cut = last if state.sessions[number].published(last) else 0
+            break
+    return r.SessionsReply(tuple(page), len(page) < len(numbers), cluster_ns, cut)
 
 
 def _events(state: State, version: int, read: r.ReadEvents) -> r.EventsReply:

@@ -13,7 +13,7 @@ from nokv.errors import (
     WindowFull,
 )
 from nokv.types.commands import INTERNAL_OPS, Command, ExpireSession, OpenSession
-from nokv.types.limits import LEASES_MAX, RESULT_WINDOW, UPLOAD_WINDOW
+from nokv.types.limits import LEASES_MAX, RANGES_PAGE_MAX, RESULT_WINDOW, UPLOAD_WINDOW
 from nokv.types.reads import SessionReply
 from nokv.types.results import Result
 from nokv.types.values import Lease, Marks
@@ -43,8 +43,8 @@ class Session:
         """Return an independent copy."""
         return replace(self, consumed=set(self.consumed))
 
-    def reply(self) -> SessionReply:
-        """Return what GetSession answers."""
+    def reply(self, above: int = 0, most: int = RANGES_PAGE_MAX) -> SessionReply:
+        """Return what is told of it, with at most so many ranges, of uploads beyond `above`."""
         return SessionReply(
             session=self.number,
             alive=not self.died,
@@ -57,8 +57,12 @@ class Session:
             marks_number=self.marks_number,
             died=self.died,
             died_cluster_ns=self.died_cluster_ns if self.died else self.abandoned_cluster_ns,
-            consumed=ranges(self.consumed),
+            consumed=self.published(above)[:most],
         )
+
+    def published(self, above: int) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of its published uploads beyond `above`."""
+        return ranges({upload for upload in self.consumed if upload > above})
 
     def lease_uploads(self, count: int) -> int:
         """Lease `count` upload numbers; return the first."""

@@ -434,7 +434,9 @@ class NamespaceMachine(RuleBasedStateMachine):
     @rule(seed=SEEDS)
     def get_session(self, seed: bytes) -> None:
         draw = self.drawing(seed)
-        self.ask(draw, "get_session", r.GetSession(draw.one((*self.sessions, 77))))
+        number = draw.one((*self.sessions, 77))
+        self.ask(draw, "get_session", r.GetSession(number))
+        self.ask(draw, "list_sessions", r.ListSessions(number, draw.one((1, 9)), draw.one((0, 2))))
 
     def ask(self, draw: Drawing, name: str, request: r.Read) -> None:
         """Read from both, as some caller."""

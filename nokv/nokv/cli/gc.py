@@ -325,8 +325,8 @@ def _session_text(row: WaitingSession, cluster_ns: int) -> str:
     if row.why == WhySession.ALIVE:
         return f"alive, {row.pins} pins, {row.leases} leases, reads from version {row.floor} on"
     if row.why == WhySession.ABANDONED:
-        wait = f"the grace, {left_s:.0f} s more" if row.until_cluster_ns else "the next sweep"
-        return f"alive; {uploads} given up wait for {wait}"
+        wait = f"after the grace, {left_s:.0f} s more" if row.until_cluster_ns else "next"
+        return f"alive; {uploads} given up: the last of them goes {wait}"
     if row.why == WhySession.GRACE:
         return f"ended; its last PUTs may arrive for {left_s:.0f} s more"
     if row.why == WhySession.ANSWERS:

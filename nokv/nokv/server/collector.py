@@ -9,7 +9,9 @@ no session that is known is nobody's business here.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from nokv.errors import InvalidArgument, ObjectStoreError
@@ -38,6 +40,9 @@ SESSIONS_PAGE: Final = 256
 IDLE_PAGES_MAX: Final = 2
 """Pages without anything to free that one round asks for: what a snapshot keeps for a year is not
 looked at every second. The next round goes on behind them."""
+RISES_IN_GRACE: Final = 16
+"""Watermarks remembered of a session: what it gives up goes a sixteenth of the grace late at most,
+and the pause between two sweeps."""
 UPLOAD_MAX: Final = (1 << 64) - 1
 
 V = TypeVar("V")
@@ -61,6 +66,20 @@ class Orphan(NamedTuple):
     info: ObjectInfo
     session: SessionReply
     """As read before the listing: dead, or with a watermark above the upload."""
+
+
+class _Told(NamedTuple):
+    session: SessionReply
+    above: int
+    """If not 0, it has published uploads beyond this one that are to be asked for."""
+    cluster_ns: int
+    """When the session was so."""
+
+
+class _Rise(NamedTuple):
+    watermark: int
+    at_ns: int
+    """Cluster time by which the session's watermark was there."""
 
 
 class Collector:
@@ -89,6 +108,9 @@ class Collector:
         self._grace_ns = grace_ns
         self._after = 0
         """Drop row that the last round has come to."""
+        self._rises: dict[int, deque[_Rise]] = {}
+        """Session to its watermarks as they were read, ascending: the newest that the grace is over
+        for, if any, and RISES_IN_GRACE + 1 younger ones at most."""
         self._swept: dict[int, int] = {}
         """Session to the upload below which the last round found nothing."""
         self.rounds = 0
@@ -183,122 +205,154 @@ class Collector:
         What was found clean before is listed again only `anew`.
         """
         before = self.orphans
-        known, after = {} if anew else self._swept, 0
+        known = {} if anew else self._swept
         self._swept = {}
-        while True:
-            page = await self._sessions(after)
-            for session in page.sessions:
-                below = await self._sweep_session(
-                    session, known.get(session.session, 0), page.cluster_ns
-                )
-                self._swept[session.session] = below
-                after = session.session
-            if not page.more:
-                return self.orphans - before
+        async for told in self._sessions():
+            number = told.session.session
+            self._swept[number] = await self._sweep_session(told, known.get(number, 0))
+        for forgotten in self._rises.keys() - self._swept.keys():
+            del self._rises[forgotten]
+        return self.orphans - before
 
     async def find_orphans(self) -> AsyncIterator[Orphan]:
-        """Yield what a sweep would delete, in the order of the names; nothing is deleted."""
+        """Yield what a sweep would delete, in the order of the names; nothing is deleted.
+
+        A collector that has not swept before knows of a live session only when it last gave
+        something up: it shows none of its orphans until the grace is over since.
+        """
+        async for told in self._sessions():
+            spans = self._unpublished(told, 0, self._end_of(told))
+            async for infos in self._listed(told.session.session, spans):
+                for info in infos:
+                    yield Orphan(info, told.session)
+
+    async def _sessions(self) -> AsyncIterator[_Told]:
         after = 0
         while True:
-            page = await self._sessions(after)
+            page = await self._node.read(ListSessions(after, SESSIONS_PAGE), SessionsReply)
             for session in page.sessions:
                 after = session.session
-                if not self._is_judged(session, page.cluster_ns):
-                    continue
-                for first, last in gaps(session.consumed, _end_of(session)):
-                    async for infos in self._listed(session.session, first, last):
-                        for info in infos:
-                            yield Orphan(info, session)
+                above = page.above if session is page.sessions[-1] else 0
+                yield _Told(session, above, page.cluster_ns)
             if not page.more:
                 return
 
-    async def _sessions(self, after: int) -> SessionsReply:
-        return await self._node.read(ListSessions(after, SESSIONS_PAGE), SessionsReply)
+    def _end_of(self, told: _Told) -> int:
+        """Return the upload below which, for the grace already, nothing can be published any more.
 
-    def _is_judged(self, session: SessionReply, cluster_ns: int) -> bool:
-        """Whether the grace has passed since what the session gave up was given up."""
+        The record says when the watermark rose last. A session that works on raises it all the
+        time, so where it was at earlier rounds is remembered here: watermarks never fall.
+        """
+        session, _, cluster_ns = told
+        rises = self._rises.setdefault(session.session, deque())
+        spacing_ns = self._grace_ns // RISES_IN_GRACE
+        if not rises or (
+            session.watermark > rises[-1].watermark and cluster_ns - rises[-1].at_ns > spacing_ns
+        ):
+            rises.append(_Rise(session.watermark, cluster_ns))
+        while len(rises) > 1 and cluster_ns - rises[1].at_ns > self._grace_ns:
+            rises.popleft()
         # Of a live session `died_cluster_ns` is when its watermark rose last.
-        return cluster_ns - session.died_cluster_ns > self._grace_ns
+        if cluster_ns - session.died_cluster_ns > self._grace_ns:
+            return session.watermark if session.alive else UPLOAD_MAX
+        return rises[0].watermark if cluster_ns - rises[0].at_ns > self._grace_ns else 0
 
-    async def _sweep_session(self, session: SessionReply, swept: int, cluster_ns: int) -> int:
+    async def _sweep_session(self, told: _Told, swept: int) -> int:
         """Sweep what a session gave up; return the upload below which nothing is left.
 
         `swept` is what the round before returned: what was found clean is not listed again, but
-        once more before the tombstone goes.
+        once more before the tombstone goes. Only a listing that found nothing proves that nothing
+        is left.
         """
-        if not self._is_judged(session, cluster_ns):
-            return 0
+        session, _, cluster_ns = told
+        end = self._end_of(told)
         old = cluster_ns - session.died_cluster_ns >= TOMBSTONE_NS
-        forget = not session.alive and old
-        end = _end_of(session)
+        forget = end == UPLOAD_MAX and old
         if swept >= end and not forget:
             return swept
         found = 0
-        for first, last in gaps(session.consumed, end):
-            found += await self._sweep_range(session.session, first, last)
-        if found:
-            return 0
-        if forget:
-            await self._node.run(Swept(session.session, cluster_ns, self._grace_ns))
-            self.sessions += 1
-        return end
-
-    async def _sweep_range(self, session: int, first: int, last: int) -> int:
-        """Delete the objects of uploads [first, last]; return how many a whole listing found.
-
-        Only a listing that found nothing proves that nothing is left.
-        """
-        found = 0
-        async for infos in self._listed(session, first, last):
+        spans = self._unpublished(told, 0 if forget else swept, end)
+        async for infos in self._listed(session.session, spans):
             found += len(infos)
             failed = await self._delete([info.name for info in infos])
             gone = [info.length for info in infos if info.name not in failed]
             self.orphans += len(gone)
             self.orphan_bytes += sum(gone)
-        return found
+        if found:
+            return swept
+        if forget:
+            await self._node.run(Swept(session.session, cluster_ns, self._grace_ns))
+            self.sessions += 1
+        return end
 
-    async def _listed(self, session: int, first: int, last: int) -> AsyncIterator[list[ObjectInfo]]:
-        """Yield the objects of a session's uploads [first, last], page by page."""
-        prefix = session_prefix(self._volume, SHARD, session)
-        after = f"{prefix}{first:016x}"
+    async def _unpublished(
+        self, told: _Told, first: int, end: int
+    ) -> AsyncGenerator[tuple[int, int], None]:
+        """Yield the ranges [first, last] of uploads in [first, end) that were not published.
+
+        What no page could hold of a session is asked for as it is needed. A later answer proves no
+        less: nothing below `end` is published any more.
+        """
+        session, above, _ = told
+        ranges = session.consumed
         while True:
-            page = await self._store.list(prefix, after, LIST_NAMES_MAX)
-            mine: list[ObjectInfo] = []
-            beyond = False
-            for info in page.objects:
-                try:
-                    name = parse_name(info.name)
-                except InvalidArgument:
-                    log.warning("%s is no object of ours; left alone", info.name[:160])
-                    continue
-                if name.upload > last:
-                    beyond = True
-                    break
-                assert (name.volume, name.session) == (self._volume, session), "a foreign name"
-                assert first <= name.upload, "a name before the cursor"
-                mine.append(info)
-            yield mine
-            if beyond or not page.more:
+            through = min(end, above + 1) if above else end
+            for span in gaps(ranges, first, through):
+                yield span
+            if through == end:
                 return
-            after = page.objects[-1].name
+            first = max(first, through)
+            request = ListSessions(session.session, 1, first - 1)
+            page = await self._node.read(request, SessionsReply)
+            if not page.sessions or page.sessions[0].session != session.session:
+                return  # forgotten meanwhile: another worker found nothing of it left
+            ranges, above = page.sessions[0].consumed, page.above
+
+    async def _listed(
+        self, session: int, spans: AsyncGenerator[tuple[int, int], None]
+    ) -> AsyncIterator[list[ObjectInfo]]:
+        """Yield the objects of these ranges of a session's uploads, page by page.
+
+        One listing goes through all of them: past the names between two, or, where those fill more
+        than a page, straight to the next.
+        """
+        prefix = session_prefix(self._volume, SHARD, session)
+        after = ""
+        async with aclosing(spans):
+            span = await anext(spans, None)
+            while span is not None:
+                start = f"{prefix}{span[0]:016x}"
+                page = await self._store.list(prefix, max(after, start), LIST_NAMES_MAX)
+                mine: list[ObjectInfo] = []
+                for info in page.objects:
+                    try:
+                        name = parse_name(info.name)
+                    except InvalidArgument:
+                        log.warning("%s is no object of ours; left alone", info.name[:160])
+                        continue
+                    assert (name.volume, name.session) == (self._volume, session), "a foreign name"
+                    while span is not None and span[1] < name.upload:
+                        span = await anext(spans, None)
+                    if span is None:
+                        break
+                    if span[0] <= name.upload:
+                        mine.append(info)
+                yield mine
+                if not page.more:
+                    return
+                after = page.objects[-1].name
 
 
-def _end_of(session: SessionReply) -> int:
-    """Return the upload below which what was not published never will be."""
-    return session.watermark if session.alive else UPLOAD_MAX
+def gaps(ranges: Sequence[tuple[int, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [first, last] of the numbers in [first, end) that are in none of `ranges`.
 
-
-def gaps(consumed: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [first, last] of uploads below `end` that are in none of `consumed`.
-
-    `consumed` is ascending and disjoint, both ends included.
+    `ranges` is ascending and disjoint, both ends included.
     """
-    first = 0
-    for low, high in consumed:
+    for low, high in ranges:
         if low >= end:
             break
         if first < low:
             yield first, low - 1
-        first = high + 1
+        first = max(first, high + 1)
     if first < end:
         yield first, end - 1

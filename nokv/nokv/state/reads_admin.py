@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,11 +11,10 @@ from nokv.state import keys
 from nokv.state.collect import counters_of, get_drops, sessions_of
 from nokv.state.families import Family
 from nokv.state.ops_backup import backups_of, origin_of
-from nokv.state.ops_session import consumed_ranges
 from nokv.state.pinned import Shard, Source
 from nokv.state.port import KEY_BYTES_MAX
 from nokv.state.records import Session, body_of, decode_chunk, decode_session, is_whiteout
-from nokv.types.limits import PAGE_MAX
+from nokv.types.limits import PAGE_MAX, RANGES_PAGE_MAX
 from nokv.types.reads import (
     BackupRow,
     BackupsReply,
@@ -41,24 +40,58 @@ _PAST = b"\x01"
 
 
 def get_session(source: Source, _caller: Caller, request: GetSession) -> SessionReply:
-    """Answer `GetSession`; NotFound for one that was never there or is forgotten."""
+    """Answer `GetSession`, with the lowest ranges; NotFound for one that was never, or is gone."""
     in_range = 0 < request.session < 2**64
     row = source.get(Family.SESSION, keys.session(request.session)) if in_range else None
     if row is None:
         message = f"no session {request.session:x}"
         raise NotFound(message)
-    return _session_reply(source, request.session, decode_session(row))
+    ranges = tuple(islice(_consumed_above(source, request.session, 0), RANGES_PAGE_MAX))
+    return _session_reply(request.session, decode_session(row), ranges)
 
 
 def list_sessions(source: Source, _caller: Caller, request: ListSessions) -> SessionsReply:
     """Answer `ListSessions`."""
     limit = max(1, min(request.limit, PAGE_MAX))
-    found = list(islice(sessions_of(source, max(0, request.after)), limit + 1))
-    replies = tuple(_session_reply(source, sid, s) for sid, s in found[:limit])
-    return SessionsReply(replies, len(found) > limit, counters_of(source).cluster_ns)
+    above = max(0, request.above)
+    start = max(0, request.after - 1 if above else request.after)
+    replies: list[SessionReply] = []
+    cut, left = 0, RANGES_PAGE_MAX
+    more = False
+    for session_id, session in sessions_of(source, start):
+        if len(replies) == limit or not left:
+            more = True
+            break
+        rows = _consumed_above(source, session_id, above if session_id == request.after else 0)
+        ranges = tuple(islice(rows, left))
+        replies.append(_session_reply(session_id, session, ranges))
+        left -= len(ranges)
+        if not left and next(rows, None) is not None:
+            cut = ranges[-1][1]
+    return SessionsReply(tuple(replies), more, counters_of(source).cluster_ns, cut)
 
 
-def _session_reply(source: Source, session_id: int, s: Session) -> SessionReply:
+def _consumed_above(source: Source, session_id: int, above: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [first, last] of a session's published uploads beyond `above`, ascending.
+
+    One that reaches across is cut: it may have grown since the page that ended at `above`.
+    """
+    if above >= 2**64 - 1:
+        return
+    first, end = keys.consumed(session_id, above + 1), keys.consumed(session_id, 2**64 - 1)
+    start = keys.consumed(session_id, 0)
+    for _, value in source.scan(Family.SESSION, start, first, reverse=True):
+        last = int.from_bytes(value, "big")
+        if last > above:
+            yield above + 1, last
+        break
+    for key, value in source.scan(Family.SESSION, first, end):
+        yield int.from_bytes(key[-8:], "big"), int.from_bytes(value, "big")
+
+
+def _session_reply(
+    session_id: int, s: Session, ranges: tuple[tuple[int, int], ...]
+) -> SessionReply:
     return SessionReply(
         session_id,
         not s.died,
@@ -71,7 +104,7 @@ def _session_reply(source: Source, session_id: int, s: Session) -> SessionReply:
         s.number,
         s.died,
         s.died_cluster_ns if s.died else s.abandoned_cluster_ns,
-        tuple(consumed_ranges(source, session_id)),
+        ranges,
     )
 
 

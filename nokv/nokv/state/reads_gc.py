@@ -244,14 +244,18 @@ def list_waiting_sessions(
 ) -> WaitingSessionsReply:
     """Answer `ListWaitingSessions`."""
     limit = max(1, min(request.limit, PAGE_MAX))
-    found = list(islice(sessions_of(source, max(0, request.after)), limit + 1))
     pins: Counter[int] = Counter()
     for _, value in source.scan(Family.PIN, b"", b"\xff" * 8):
         pins[decode_pin(value).session] += 1
     cluster_ns = counters_of(source).cluster_ns
-    rows = []
-    for number, session in found[:limit]:
-        abandoned = _abandoned(source, number, session)
+    rows: list[WaitingSession] = []
+    more, cost = False, 0
+    for number, session in sessions_of(source, max(0, request.after)):
+        if len(rows) == limit or cost >= PAGE_COST_MAX:
+            more = True
+            break
+        abandoned, ranges = _abandoned(source, number, session)
+        cost += 1 + ranges
         why, until_ns = _why_session(session, abandoned, cluster_ns, request.grace_ns)
         rows.append(
             WaitingSession(
@@ -265,24 +269,25 @@ def list_waiting_sessions(
                 session.floor,
             )
         )
-    return WaitingSessionsReply(tuple(rows), len(found) > limit, cluster_ns)
+    return WaitingSessionsReply(tuple(rows), more, cluster_ns)
 
 
-def _abandoned(source: Source, number: int, session: Session) -> int:
-    """Return how many uploads were given up and never published."""
+def _abandoned(source: Source, number: int, session: Session) -> tuple[int, int]:
+    """Return how many uploads were given up and never published, and how many ranges were."""
     end = session.next_upload if session.died else session.watermark
-    published = sum(
-        min(last, end - 1) - first + 1
-        for first, last in consumed_ranges(source, number)
-        if first < end
-    )
-    return end - 1 - published
+    ranges = consumed_ranges(source, number)
+    published = sum(min(last, end - 1) - first + 1 for first, last in ranges if first < end)
+    return end - 1 - published, len(ranges)
 
 
 def _why_session(
     session: Session, abandoned: int, cluster_ns: int, grace_ns: int
 ) -> tuple[int, int]:
-    """Return (WhySession, cluster time at which that wait is over or 0)."""
+    """Return (WhySession, cluster time at which that wait is over or 0).
+
+    Of a live session the time is that of what it gave up last: the record knows no other. The
+    collector remembers more, and what was given up earlier goes earlier.
+    """
     if not session.died:
         graced_ns = session.abandoned_cluster_ns + grace_ns
         if not abandoned:

@@ -109,7 +109,8 @@ class WhySession(IntEnum):
     ALIVE = 1
     """Alive, with nothing abandoned."""
     ABANDONED = 2
-    """Alive; uploads below its watermark wait for the grace, or for the sweep after it."""
+    """Alive; uploads below its watermark wait for the grace, or for the sweep after it. The time is
+    that of the last that it gave up: older ones go earlier."""
     GRACE = 3
     """Dead; a PUT of it may still arrive."""
     ANSWERS = 4
@@ -135,7 +136,7 @@ class WaitingSession(Lenient, frozen=True):
     until_cluster_ns: int
     """When that wait is over; 0: it does not end by time."""
     abandoned: int
-    """Uploads given up and never published."""
+    """Uploads given up and never published, those included whose objects are gone already."""
     pins: int
     leases: int
     stages: int

@@ -46,6 +46,9 @@ FRAME_BYTES_MAX = 8 * 1024 * 1024
 PAGE_MAX = 4096
 """Entries of one listing page."""
 
+RANGES_PAGE_MAX = 8192
+"""Ranges of published uploads in one page of sessions: 160 KB, whatever the sessions did."""
+
 CHUNK_BYTES = 64 * 1024 * 1024
 BLOCK_BYTES = 4 * 1024 * 1024
 SUM_BYTES = 256 * 1024

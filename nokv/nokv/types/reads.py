@@ -141,6 +141,8 @@ class ListSessions(Strict, frozen=True, tag=33):
 
     after: int
     limit: int
+    above: int = 0
+    """If not 0, session `after` comes first, with its ranges beyond this upload only."""
 
 
 class GetPending(Strict, frozen=True, tag=34):
@@ -324,7 +326,7 @@ class SessionReply(Lenient, frozen=True, tag=9):
     """Version of its expiry; 0 while alive."""
     died_cluster_ns: int
     consumed: tuple[tuple[int, int], ...] = ()
-    """Ranges [first, last] of published uploads."""
+    """Ranges [first, last] of published uploads, ascending; RANGES_PAGE_MAX in one reply."""
 
 
 class SessionsReply(Lenient, frozen=True, tag=10):
@@ -333,6 +335,9 @@ class SessionsReply(Lenient, frozen=True, tag=10):
     sessions: tuple[SessionReply, ...]
     more: bool
     cluster_ns: int
+    above: int = 0
+    """If not 0, the last session has published uploads beyond this one that did not fit: they are
+    asked for with its id and this number."""
 
 
 class DroppedObject(Lenient, frozen=True):

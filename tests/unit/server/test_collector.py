@@ -15,9 +15,10 @@ from nokv.errors import NotFound, ObjectStoreError, ObjectStoreUnavailable
 from nokv.objects.faults import FaultyStore
 from nokv.objects.layout import ObjectName, format_name
 from nokv.objects.memory import MemoryStore
-from nokv.server.collector import Collector, gaps
+from nokv.server.collector import RISES_IN_GRACE, Collector, gaps
 from nokv.state.ops_internal import TOMBSTONE_NS
 from nokv.types.commands import ExpireSession, Reap, SessionMarks, Unlink
+from nokv.types.gc import ListWaitingSessions, WaitingSession, WaitingSessionsReply, WhySession
 from nokv.types.reads import GetDrops, GetSession, Read, SessionReply
 from nokv.types.values import At, Caller, Marks
 
@@ -147,6 +148,91 @@ def test_a_live_session_loses_only_what_is_below_its_watermark(world: World) -> 
     world.tick(61)
     assert world.sweep() == 1
     assert world.store.names == names[1:]
+
+
+def test_what_a_busy_session_gave_up_goes_after_the_grace_and_not_before(world: World) -> None:
+    session = world.shard.open_session()
+    upload = world.shard.lease(session, 400)
+    given_up: dict[str, int] = {}
+    kept = []
+    for number in range(1, 121):
+        # One publish was refused, its objects stay; the next succeeds, and the watermark rises.
+        given_up[world.put(session, upload)] = world.shard.now_ns
+        kept.append(world.put(session, upload + 1))
+        world.shard.publish(session, upload + 1, b"f")
+        upload += 2
+        world.shard.do(SessionMarks((Marks(session, number, 0, upload),)))
+        world.tick(10)
+        world.sweep()
+        for name, at_ns in given_up.items():
+            waits_s = (world.shard.now_ns - at_ns) // S
+            if waits_s <= 60:
+                assert name in world.store.names, waits_s
+            if waits_s > 60 + 10 + 4:  # the grace, a pause between sweeps, a sixteenth
+                assert name not in world.store.names, waits_s
+    assert world.collector.orphans > 100
+    assert len(world.collector._rises[session]) < 9
+    # An operator is told of the last one, and by then all of them go.
+    told = waiting(world, session)
+    assert told.until_cluster_ns == world.shard.now_ns + 50 * S
+    world.tick(50)
+    world.sweep()
+    assert list(given_up)[-1] in world.store.names
+    assert list(given_up)[-3] not in world.store.names
+    world.tick(1)
+    assert waiting(world, session).until_cluster_ns == 0
+    world.sweep()
+    assert world.store.names == sorted(kept)
+
+
+def waiting(world: World, session: int) -> WaitingSession:
+    _, reply = world.shard.machine.read(Caller(), ListWaitingSessions(grace_ns=GRACE_NS))
+    assert isinstance(reply, WaitingSessionsReply)
+    row = {row.session: row for row in reply.rows}[session]
+    assert row.why == WhySession.ABANDONED
+    return row
+
+
+def test_watermarks_of_a_session_are_remembered_while_it_is_known(world: World) -> None:
+    session = world.shard.open_session()
+    upload = world.shard.lease(session, 2000)
+    for number in range(1, 200):
+        world.shard.do(SessionMarks((Marks(session, number, 0, upload + number),)))
+        world.tick(1)
+        world.sweep()
+        assert len(world.collector._rises[session]) <= RISES_IN_GRACE + 2
+    world.shard.do(ExpireSession(session))
+    world.tick(TOMBSTONE_NS // S)
+    world.sweep()
+    world.sweep()
+    assert not world.collector._rises
+
+
+@pytest.mark.parametrize("ranges_page", [1, 3, 8192])
+def test_a_session_of_any_number_of_ranges_is_swept(
+    world: World, monkeypatch: pytest.MonkeyPatch, ranges_page: int
+) -> None:
+    monkeypatch.setattr("nokv.state.reads_admin.RANGES_PAGE_MAX", ranges_page)
+    monkeypatch.setattr("nokv.server.collector.LIST_NAMES_MAX", 7)
+    kept = []
+    for _ in range(2):
+        session = world.shard.open_session()
+        first = world.shard.lease(session, 40)
+        for upload in range(first, first + 40):
+            name = world.put(session, upload)
+            if upload % 2:
+                world.shard.publish(session, upload, f"{session}-{upload}".encode())
+                kept.append(name)
+        world.shard.do(ExpireSession(session))
+    world.tick(61)
+    assert len(asyncio.run(orphans(world))) == 40
+    assert world.sweep() == 40
+    assert world.store.names == sorted(kept)
+    # A listing goes on past what is kept: six of seven names, not one for each of twenty gaps.
+    assert world.faulty.calls["list"] <= 2 * 2 * 7
+    world.tick(TOMBSTONE_NS // S)
+    world.sweep()
+    assert world.shard.machine.counters.sessions == 0
 
 
 def test_a_late_put_of_a_dead_session_goes_before_its_tombstone(world: World) -> None:
@@ -284,22 +370,23 @@ def test_a_listing_that_fails_on_its_second_page_proves_nothing(
 # ---------------------------------------------------------------- rounds
 
 
+async def orphans(world: World) -> list[tuple[str, int]]:
+    return [(o.info.name, o.session.died) async for o in world.collector.find_orphans()]
+
+
 def test_orphans_are_shown_with_their_proof_and_left_alone(world: World) -> None:
     session = world.shard.open_session()
     first = world.shard.lease(session, 3)
     names = [world.put(session, first + n) for n in range(3)]
     world.shard.publish(session, first + 1, b"f")
 
-    async def found() -> list[tuple[str, int]]:
-        return [(o.info.name, o.session.died) async for o in world.collector.find_orphans()]
-
     world.tick(100)
-    assert asyncio.run(found()) == []
+    assert asyncio.run(orphans(world)) == []
     world.shard.do(ExpireSession(session))
     died = world.shard.machine.version
-    assert asyncio.run(found()) == []
+    assert asyncio.run(orphans(world)) == []
     world.tick(61)
-    assert asyncio.run(found()) == [(names[0], died), (names[2], died)]
+    assert asyncio.run(orphans(world)) == [(names[0], died), (names[2], died)]
     assert world.store.names == names
 
 
@@ -348,14 +435,17 @@ def test_a_round_is_bounded_and_the_next_one_goes_on(
 
 @given(
     consumed=st.sets(st.integers(0, 30)),
+    first=st.integers(0, 40),
     end=st.integers(0, 40),
 )
-def test_gaps_and_consumed_ranges_cover_everything_once(consumed: set[int], end: int) -> None:
+def test_gaps_and_consumed_ranges_cover_everything_once(
+    consumed: set[int], first: int, end: int
+) -> None:
     ranges: list[tuple[int, int]] = []
     for upload in sorted(consumed):
         if ranges and ranges[-1][1] == upload - 1:
             ranges[-1] = (ranges[-1][0], upload)
         else:
             ranges.append((upload, upload))
-    covered = [n for first, last in gaps(ranges, end) for n in range(first, last + 1)]
-    assert covered == [n for n in range(end) if n not in consumed]
+    covered = [n for low, high in gaps(ranges, first, end) for n in range(low, high + 1)]
+    assert covered == [n for n in range(first, end) if n not in consumed]

@@ -312,7 +312,7 @@ class Programs:
             lambda: r.GetSession(self.session()),
             lambda: r.Access(self.at(), self.below(8)),
             lambda: r.GetDrops(self.below(9), self.below(9), self.below(9)),
-            lambda: r.ListSessions(self.session(), self.below(9)),
+            lambda: r.ListSessions(self.session(), self.below(9), self.below(4)),
             r.GetPending,
             lambda: r.ListBodies(
                 self.one((b"", b"\x00", b"\x01", b"\x02", b"\x01" * 600)),

@@ -14,6 +14,7 @@ from nokv.types.commands import (
     ExpireSession,
     Mkdir,
     PinView,
+    PublishMode,
     RemoveTree,
     SessionMarks,
     Unlink,
@@ -172,3 +173,19 @@ def test_a_session_says_what_it_waits_for(files: Files) -> None:
     assert sessions(files)[other].why == WhySession.ANSWERS
     files.wait(DAY_NS)
     assert sessions(files)[other].why == WhySession.SWEEP
+
+
+def test_a_page_of_sessions_ends_by_its_cost(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nokv.state.reads_gc.PAGE_COST_MAX", 3)
+    files.upload(9)
+    for upload in (2, 4, 6):
+        files.publish("f", stored(5), publish_mode=PublishMode.REPLACE, upload=upload)
+    for nonce in range(5, 9):
+        files.open(bytes([nonce]) * 16)
+    after, pages, more = 0, [], True
+    while more:
+        page = files.read(ListWaitingSessions(after, grace_ns=GRACE_NS))
+        assert isinstance(page, WaitingSessionsReply)
+        pages.append(len(page.rows))
+        after, more = page.rows[-1].session, page.more
+    assert pages == [1, 3, 1]

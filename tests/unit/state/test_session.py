@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from tests.unit.state.bodies import DAY_NS, GRACE_NS, Files, inline, stored
 from tests.unit.state.shard import at
@@ -20,7 +21,7 @@ from nokv.errors import (
     UnknownSession,
     WindowFull,
 )
-from nokv.state import ops_session
+from nokv.state import ops_session, reads_admin
 from nokv.state.effects import SessionDead, SessionLive
 from nokv.state.families import Family
 from nokv.types.commands import (
@@ -39,10 +40,18 @@ from nokv.types.commands import (
     Swept,
     UnpinView,
 )
-from nokv.types.limits import RESULT_WINDOW, SESSION_TTL_NS_DEFAULT, UPLOAD_WINDOW
-from nokv.types.reads import BodyMapReply, GetSession, SessionReply
+from nokv.types.limits import (
+    FRAME_BYTES_MAX,
+    PAGE_MAX,
+    RANGES_PAGE_MAX,
+    RESULT_WINDOW,
+    SESSION_TTL_NS_DEFAULT,
+    UPLOAD_WINDOW,
+)
+from nokv.types.reads import BodyMapReply, GetSession, ListSessions, SessionReply, SessionsReply
 from nokv.types.results import Leased, Pinned, Result, SessionOpened
 from nokv.types.values import Caller, Lease
+from nokv.wire.codec import encode
 
 TTL = SESSION_TTL_NS_DEFAULT
 
@@ -230,6 +239,43 @@ def test_consumed_uploads_merge_into_ranges(files: Files) -> None:
         files.publish("f", stored(5), publish_mode=PublishMode.REPLACE, upload=upload)
         files.check()
     assert known(files).consumed == ((1, 5), (8, 9))
+
+
+def told(files: Files, after: int, limit: int = 9, above: int = 0) -> SessionsReply:
+    reply = files.read(ListSessions(after, limit, above))
+    assert isinstance(reply, SessionsReply)
+    return reply
+
+
+def test_published_uploads_come_in_pages(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads_admin, "RANGES_PAGE_MAX", 2)
+    mine, other = files.session, files.open(b"\x07" * 16)
+    files.upload(12)
+    for upload in (2, 4, 6, 8, 9):
+        files.publish("f", stored(5), publish_mode=PublishMode.REPLACE, upload=upload)
+    assert known(files).consumed == ((2, 2), (4, 4))
+    first = told(files, 0)
+    assert [(one.session, one.consumed) for one in first.sessions] == [(mine, ((2, 2), (4, 4)))]
+    assert (first.more, first.above) == (True, 4)
+    # What was published since makes one range of both sides; only what is beyond is told.
+    files.publish("f", stored(5), publish_mode=PublishMode.REPLACE, upload=5)
+    rest = told(files, mine, 9, first.above)
+    assert [(one.session, one.consumed) for one in rest.sessions] == [(mine, ((5, 6), (8, 9)))]
+    assert (rest.more, rest.above) == (True, 0)
+    assert [one.session for one in told(files, mine).sessions] == [other]
+    assert [one.session for one in told(files, mine, 9, 12).sessions] == [mine, other]
+    assert told(files, mine, 1, 2**64 - 1).sessions[0].consumed == ()
+    # One that is not there is not told of, nor are others as if they were it.
+    assert [one.session for one in told(files, mine - 1, 9, 4).sessions] == [mine]
+
+
+def test_a_page_of_sessions_fits_a_frame() -> None:
+    # Numbers of the longest encoding, in as many ranges and sessions as a page may have.
+    top = 2**64 - 1
+    empty = SessionReply(top, True, top, top, top, top, top, top, top, top, top)
+    full = msgspec.structs.replace(empty, consumed=((top, top),) * RANGES_PAGE_MAX)
+    reply = SessionsReply((full, *[empty] * (PAGE_MAX - 1)), True, top, top)
+    assert len(encode(reply)) < FRAME_BYTES_MAX // 4
 
 
 # ---------------------------------------------------------------- pins
