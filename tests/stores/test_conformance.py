@@ -281,7 +281,10 @@ def test_a_name_that_is_too_long_is_refused(open_store: OpenStore) -> None:
 def test_aborting_stale_uploads_leaves_objects_alone(open_store: OpenStore) -> None:
     async def body(store: ObjectStore) -> None:
         await store.put("x", b"x")
-        assert await store.abort_stale(time.time_ns() + 10**12) == 0
+        for prefix in ("", "x", "x/"):
+            assert await store.abort_stale(prefix, time.time_ns() + 10**12) == 0
+        with pytest.raises(InvalidArgument):
+            await store.abort_stale("../", 1)
         assert await store.get("x") == b"x"
 
     with_store(open_store, body)

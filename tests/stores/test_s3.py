@@ -46,7 +46,7 @@ def call(store: ObjectStore, operation: str) -> object:
         "list": ("",),
         "delete": (["name"],),
         "ensure_bucket": (),
-        "abort_stale": (1,),
+        "abort_stale": ("", 1),
     }
     return getattr(store, operation)(*arguments[operation])
 
@@ -259,13 +259,14 @@ def test_old_multipart_uploads_are_aborted(s3: S3Server) -> None:
         store = S3Store(bucket, prefix="mine", endpoint=s3.endpoint)
         await store.ensure_bucket()
         async with aioboto3.Session().client("s3", endpoint_url=s3.endpoint) as client:
-            for key in ("mine/one", "mine/two", "other/three"):
+            others = ["mine/three", "other/a/four"]
+            for key in ("mine/a/one", "mine/a/two", *others):
                 await client.create_multipart_upload(Bucket=bucket, Key=key)
-            assert await store.abort_stale(1) == 0
-            assert await store.abort_stale(2**62) == 2
-            assert await store.abort_stale(2**62) == 0
+            assert await store.abort_stale("a/", 1) == 0
+            assert await store.abort_stale("a/", 2**62) == 2
+            assert await store.abort_stale("a/", 2**62) == 0
             left = await client.list_multipart_uploads(Bucket=bucket)
-            assert [row["Key"] for row in left["Uploads"]] == ["other/three"]
+            assert [row["Key"] for row in left["Uploads"]] == others
         await store.close()
 
     asyncio.run(main())

@@ -49,9 +49,9 @@ class GuardedStore:
         """Create the bucket unless it is there."""
         await self._store.ensure_bucket()
 
-    async def abort_stale(self, before_ns: int) -> int:
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:
         """Remove the remains of old uploads."""
-        return await self._store.abort_stale(before_ns)
+        return await self._store.abort_stale(prefix, before_ns)
 
     async def close(self) -> None:
         """Do nothing: the store below is the client's."""

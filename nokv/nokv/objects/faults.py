@@ -155,11 +155,11 @@ class FaultyStore:
         await self.inner.ensure_bucket()
         await self._meet("ensure_bucket", "", after)
 
-    async def abort_stale(self, before_ns: int) -> int:
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:
         """Pass on, or fail."""
-        after = await self._enter("abort_stale", "")
-        removed = await self.inner.abort_stale(before_ns)
-        await self._meet("abort_stale", "", after)
+        after = await self._enter("abort_stale", prefix)
+        removed = await self.inner.abort_stale(prefix, before_ns)
+        await self._meet("abort_stale", prefix, after)
         return removed
 
     async def close(self) -> None:

@@ -139,8 +139,9 @@ class LocalStore:
         """Create the directory and its parents unless they are there."""
         await self._run(self._ensure)
 
-    async def abort_stale(self, before_ns: int) -> int:
-        """Remove the temporary files that were written last before `before_ns`."""
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:
+        """Remove the temporary files, of whatever prefix, written last before `before_ns`."""
+        check_prefix(prefix)
         return await self._run(self._abort_stale, before_ns)
 
     async def close(self) -> None:

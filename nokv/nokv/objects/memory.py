@@ -75,8 +75,9 @@ class MemoryStore:
     async def ensure_bucket(self) -> None:
         """Do nothing: memory is there."""
 
-    async def abort_stale(self, before_ns: int) -> int:  # noqa: ARG002 - the port's signature
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:  # noqa: ARG002 - the port's
         """Do nothing: a put here is never half done."""
+        check_prefix(prefix)
         return 0
 
     async def close(self) -> None:

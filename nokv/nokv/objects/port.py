@@ -113,11 +113,12 @@ class ObjectStore(Protocol):
         """Create the bucket (the directory) unless it is there; check that it can be used."""
         ...
 
-    async def abort_stale(self, before_ns: int) -> int:
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:
         """Remove the remains of uploads begun before `before_ns` (ns since 1970).
 
-        Multipart uploads on S3 and temporary files in a directory, also those that some other
-        program left. Return how many there were.
+        Multipart uploads on S3 of objects whose names start with `prefix`, by whatever program:
+        nothing here makes any. In a directory the temporary files of this module, which have no
+        names yet. Return how many there were.
         """
         ...
 

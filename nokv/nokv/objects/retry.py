@@ -113,9 +113,11 @@ class RetryingStore:
         """Create the bucket unless it is there."""
         await self._retry("ensure_bucket", "", self.inner.ensure_bucket)
 
-    async def abort_stale(self, before_ns: int) -> int:
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:
         """Remove the remains of old uploads."""
-        return await self._retry("abort_stale", "", lambda: self.inner.abort_stale(before_ns))
+        return await self._retry(
+            "abort_stale", prefix, lambda: self.inner.abort_stale(prefix, before_ns)
+        )
 
     async def close(self) -> None:
         """Close the store below."""

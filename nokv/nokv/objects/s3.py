@@ -270,12 +270,13 @@ class S3Store:
             raise
         return True
 
-    async def abort_stale(self, before_ns: int) -> int:
-        """Abort the multipart uploads below the prefix that were begun before `before_ns`."""
+    async def abort_stale(self, prefix: str, before_ns: int) -> int:
+        """Abort the multipart uploads below `prefix` that were begun before `before_ns`."""
+        check_prefix(prefix)
         aborted = 0
         try:
             client = self._administration or await self._open_administration()
-            request: dict[str, object] = {"Bucket": self.bucket, "Prefix": self._prefix}
+            request: dict[str, object] = {"Bucket": self.bucket, "Prefix": self._prefix + prefix}
             while True:
                 try:
                     reply = await client.list_multipart_uploads(**request)
@@ -294,7 +295,7 @@ class S3Store:
         except ObjectStoreError:
             raise
         except Exception as error:
-            raise self._typed("abort_stale", self._prefix, error) from error
+            raise self._typed("abort_stale", prefix, error) from error
 
     async def _abort(self, client: _Untyped, key: str, upload: str) -> None:
         try:

@@ -30,6 +30,7 @@ from nokv.errors import (
     Unavailable,
     from_wire,
 )
+from nokv.objects.layout import volume_prefix
 from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore
 from nokv.objects.volume import claim_volume
@@ -315,7 +316,9 @@ class Worker:
         if time.monotonic() >= self._stale_due_s:
             self._stale_due_s = time.monotonic() + STALE_PERIOD_S
             before_ns = time.time_ns() - self.config.worker.stale_upload_ms * _MS
-            removed = await self.store.abort_stale(before_ns)
+            # Nothing outside: other programs keep uploads of their own in the bucket.
+            prefix = volume_prefix(self.identity.cluster.volume.volume)
+            removed = await self.store.abort_stale(prefix, before_ns)
             if removed:
                 log.info("removed the remains of %d uploads", removed)
 

@@ -88,7 +88,7 @@ def test_a_put_that_fails_anywhere_leaves_no_part(
             assert (await store.list("")).objects == ()
         await store.put(NAME, b"data")
         assert await store.get(NAME) == b"data"
-        assert await store.abort_stale(2**62) == 0, "temporary files went with their puts"
+        assert await store.abort_stale("", 2**62) == 0, "temporary files went with their puts"
 
     run(tmp_path, body)
 
@@ -226,7 +226,7 @@ def test_a_directory_that_is_not_mounted_is_not_made_anew(tmp_path: Path) -> Non
         failed = await store.delete([NAME])
         assert isinstance(failed[NAME], ObjectStoreUnavailable)
         with pytest.raises(ObjectStoreUnavailable):
-            await store.abort_stale(1)
+            await store.abort_stale("", 1)
         assert not store.root.exists()
 
     run(tmp_path, body)
@@ -301,7 +301,7 @@ def test_old_temporary_files_are_removed(tmp_path: Path) -> None:
         old.write_bytes(b"half")
         new.write_bytes(b"half")
         os.utime(old, ns=(1000, 1000))
-        assert await store.abort_stale(10**9) == 1
+        assert await store.abort_stale("x/", 10**9) == 1
         assert not old.exists()
         assert new.exists()
         assert [info.name for info in (await store.list("")).objects] == ["x"]

@@ -26,7 +26,7 @@ CALLS: dict[Operation, tuple[object, ...]] = {
     "list": ("",),
     "delete": (["x"],),
     "ensure_bucket": (),
-    "abort_stale": (1,),
+    "abort_stale": ("", 1),
 }
 
 

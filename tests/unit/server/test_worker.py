@@ -7,10 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
+from tests.unit.server.local import LocalShard
 from tests.unit.server.test_init import init_first
 
 from nokv.backup.gone import state_gone
 from nokv.errors import ForeignVolume, ObjectStoreUnavailable, Unavailable
+from nokv.objects.faults import FaultyStore
 from nokv.objects.memory import MemoryStore
 from nokv.server.config import load
 from nokv.server.worker import Worker
@@ -30,7 +32,7 @@ class DownStore(MemoryStore):
         await super().ensure_bucket()
 
 
-def make_worker(tmp_path: Path, store: MemoryStore) -> Worker:
+def make_worker(tmp_path: Path, store: ObjectStore) -> Worker:
     identity = init_first(tmp_path)
     overrides = {"worker.interval_ms": "1", "rpc.listen": "127.0.0.1:1"}
     return Worker(load(tmp_path / "node1.toml", overrides, {}), identity, store)
@@ -132,3 +134,18 @@ def test_a_trouble_that_lasts_is_told_once_and_when_it_is_over(
     said = [record.getMessage().split(" (")[0] for record in caplog.records]
     over = "collect: no trouble any more"
     assert said == ["collect: silence", "collect: other", over, "collect: silence"]
+
+
+def test_remains_of_uploads_go_below_the_volume_s_blocks_only(tmp_path: Path) -> None:
+    store = FaultyStore(MemoryStore())
+    worker = make_worker(tmp_path, store)
+    worker._gone = ""
+
+    async def main() -> None:
+        worker.client.read = LocalShard().read  # type: ignore[method-assign]
+        for _ in range(2):  # the second is not due
+            await worker._sweep()
+
+    asyncio.run(main())
+    prefix = f"blocks/{worker.identity.cluster.volume.volume}/"
+    assert [call for call in store.log if call[0] == "abort_stale"] == [("abort_stale", prefix)]
