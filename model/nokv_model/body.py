@@ -218,7 +218,7 @@ def content_after(op: Publish, session: int, size: int, content: Content) -> tup
     """
     if op.publish_mode == PublishMode.APPEND:
         new_size, base = size + op.size, size
-    elif op.publish_mode == PublishMode.PATCH:
+    elif op.publish_mode in {PublishMode.PATCH, PublishMode.FOLD}:
         new_size, base = max(size, op.size), 0
     else:
         return op.size, runs_of(op, session, 0)

@@ -6,6 +6,7 @@ from nokv.errors import (
     AlreadyExists,
     CrossesView,
     GenerationMismatch,
+    InvalidArgument,
     IsADirectory,
     NotADirectory,
     NotFound,
@@ -27,7 +28,7 @@ from nokv.types.events import EventKind
 from nokv.types.results import Done, Made, Published
 from nokv.types.values import FileType, InodeFlag
 from nokv_model import access
-from nokv_model.access import W, X
+from nokv_model.access import R, W, X
 from nokv_model.body import ObjectName, content_after
 from nokv_model.step import Step
 from nokv_model.tree import Inode
@@ -90,7 +91,7 @@ def _target(step: Step, op: Publish) -> tuple[Inode | None, Inode, bool]:
             raise AlreadyExists(message)
         _require_publishable(step, op, inode)
         return parent, inode, False
-    if op.publish_mode in {PublishMode.PATCH, PublishMode.APPEND}:
+    if op.publish_mode in {PublishMode.PATCH, PublishMode.APPEND, PublishMode.FOLD}:
         message = "no such file"
         raise NotFound(message)
     if op.publish_mode == PublishMode.REPLACE_GENERATION and op.if_generation:
@@ -111,11 +112,17 @@ def _require_publishable(step: Step, op: Publish, inode: Inode) -> None:
         raise NotSupported(message)
     access.require(step.caller, inode, W)
     access.require_flags_clear(inode, InodeFlag.IMMUTABLE)
-    if op.publish_mode != PublishMode.APPEND:
+    if op.publish_mode not in {PublishMode.APPEND, PublishMode.FOLD}:
         access.require_flags_clear(inode, InodeFlag.APPEND)
-    if op.publish_mode == PublishMode.REPLACE_GENERATION and op.if_generation != inode.generation:
+    conditional = op.publish_mode in {PublishMode.REPLACE_GENERATION, PublishMode.FOLD}
+    if conditional and op.if_generation != inode.generation:
         message = f"generation {inode.generation}, not {op.if_generation}"
         raise GenerationMismatch(message)
+    if op.publish_mode == PublishMode.FOLD:
+        access.require(step.caller, inode, R)
+        if op.size > inode.size:
+            message = "a fold does not let the file grow"
+            raise InvalidArgument(message)
 
 
 # ---------------------------------------------------------------- staging

@@ -222,7 +222,7 @@ def publish_append(d: Drawing, s: int) -> c.InnerOp:
 
 
 def publish_handle(d: Drawing, s: int) -> c.InnerOp:
-    mode = d.often((1, 2, 3, 3, 4), (0, 5, -1))
+    mode = d.often((1, 2, 3, 3, 4, 5, 5), (0, 6, -1))
     return _published(d, s, mode, d.at(s, kind=regular if d.chance(4) else filled), b"")
 
 

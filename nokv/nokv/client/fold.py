@@ -2,8 +2,9 @@
 
 A chunk record holds a bounded number of extents, and small appends and patches add one each. When
 one is refused for that (ResultTooLarge), the client reads the part of the chunk behind its last
-whole block, stores it as objects and patches it over itself, on the condition that the file is
-still of the generation that was read. Then the append is sent again.
+whole block, stores it as objects and publishes it over itself (FOLD), which the file takes only
+while it is of the generation that was read, and if it is append-only too. Then the append is sent
+again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from nokv.client.bodies import fetch_map, read_at
 from nokv.client.core import Core
 from nokv.client.options import Options, expect, query
 from nokv.client.upload import BodyUpload, begin_upload, propose_uploads
-from nokv.errors import GenerationMismatch, PermissionDenied, PredicateFailed, ResultTooLarge
-from nokv.types.commands import GenerationIs, Publish, PublishMode
+from nokv.errors import GenerationMismatch, PermissionDenied, ResultTooLarge
+from nokv.types.commands import Publish, PublishMode
 from nokv.types.limits import (
     BLOCK_BYTES,
     CHUNK_BYTES,
@@ -88,11 +89,15 @@ async def _fold(
     try:
         await upload.upload(data, offset=start, inline=False, sha256=False)
         size, mtime_ns = start + len(data), attr.mtime_ns
-        op = upload.op(handle, b"", PublishMode.PATCH, size=size, mtime_ns=mtime_ns)
-        unchanged = (GenerationIs(handle, generation),)
-        result = await propose_uploads(
-            core, upload.session, op, [upload], unchanged, options.deadline_s
+        op = upload.op(
+            handle,
+            b"",
+            PublishMode.FOLD,
+            size=size,
+            if_generation=generation,
+            mtime_ns=mtime_ns,
         )
+        result = await propose_uploads(core, upload.session, op, [upload], (), options.deadline_s)
     finally:
         await upload.release()
-    return result.code in {0, PredicateFailed.code, GenerationMismatch.code}
+    return result.code in {0, GenerationMismatch.code}

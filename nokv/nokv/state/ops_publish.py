@@ -12,6 +12,7 @@ from nokv.errors import (
     FileTooLarge,
     GenerationMismatch,
     Immutable,
+    InvalidArgument,
     IsADirectory,
     NotFound,
     NotSupported,
@@ -46,7 +47,10 @@ from nokv.types.limits import EXTENTS_PER_CHUNK_MAX, FILE_BYTES_MAX, MERGED_INLI
 from nokv.types.results import Published
 from nokv.types.values import FileType, InodeFlag, StoredChunk
 
-_KEEPS_BODY = (PublishMode.PATCH, PublishMode.APPEND)
+_KEEPS_BODY = (PublishMode.PATCH, PublishMode.APPEND, PublishMode.FOLD)
+_KEEPS_BYTES = (PublishMode.APPEND, PublishMode.FOLD)
+"""What an append-only file takes."""
+_NEEDS_GENERATION = (PublishMode.REPLACE_GENERATION, PublishMode.FOLD)
 
 
 def publish(ctx: Context, op: Publish) -> Published:
@@ -112,13 +116,18 @@ def _rewrite(
         message = "only regular files have bodies"
         raise NotSupported(message, hint="publish to the link's target, or another name")
     access.need(inode, ctx.caller, access.W)
-    append_only = inode.flags & InodeFlag.APPEND and op.publish_mode != PublishMode.APPEND
+    append_only = inode.flags & InodeFlag.APPEND and op.publish_mode not in _KEEPS_BYTES
     if inode.flags & InodeFlag.IMMUTABLE or append_only:
         message = "the file is immutable or append-only"
         raise Immutable(message)
-    if op.publish_mode == PublishMode.REPLACE_GENERATION and inode.generation != op.if_generation:
+    if op.publish_mode in _NEEDS_GENERATION and inode.generation != op.if_generation:
         message = f"generation {inode.generation}; {op.if_generation} was expected"
         raise GenerationMismatch(message)
+    if op.publish_mode == PublishMode.FOLD:
+        access.need(inode, ctx.caller, access.R)
+        if op.size > inode.size:
+            message = f"a fold up to {op.size} of a file of {inode.size} bytes"
+            raise InvalidArgument(message)
     offset = inode.size if op.publish_mode == PublishMode.APPEND else 0
     if op.publish_mode in _KEEPS_BODY:
         after = _merge_body(ctx, op, view, ino, inode)
@@ -186,7 +195,7 @@ def _new_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) -> I
 
 
 def _merge_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) -> Inode:
-    """Return the inode after a patch or append: ranges are merged into the present records."""
+    """Return the inode after a patch, fold or append: ranges go into the present records."""
     if op.publish_mode == PublishMode.APPEND:
         size = inode.size + op.size
         base = inode.size
@@ -225,7 +234,7 @@ def _merge_body(ctx: Context, op: Publish, view: int, ino: int, inode: Inode) ->
 
 def _placed(ctx: Context, op: Publish, base: int) -> dict[int, StoredChunk]:
     """Return the publish's chunks where they go in the file, each index once."""
-    if op.publish_mode == PublishMode.PATCH:
+    if op.publish_mode != PublishMode.APPEND:
         return {c.index: from_publish(c, ctx.session_id, op.upload, ctx.version) for c in op.chunks}
     placed: dict[int, StoredChunk] = {}
     for chunk in op.chunks:

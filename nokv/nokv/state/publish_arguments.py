@@ -26,7 +26,7 @@ def check_publish(op: Publish) -> None:
     check_at(op.parent)
     if op.name:
         check_name(op.name)
-    if not 0 <= op.publish_mode <= PublishMode.APPEND:
+    if not 0 <= op.publish_mode <= PublishMode.FOLD:
         _refuse(f"publish mode {op.publish_mode}")
     if not op.name and op.publish_mode == PublishMode.CREATE:
         _refuse("a publish by handle can't create")

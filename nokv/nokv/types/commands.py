@@ -42,6 +42,9 @@ class PublishMode(IntEnum):
     """Rewrites the ranges that the chunks cover; the file must exist."""
     APPEND = 4
     """The chunks' offsets count from the end of the file, chosen in apply."""
+    FOLD = 5
+    """As PATCH, with the bytes that stand there already, in fewer extents: an append-only file
+    takes it too. Only if the generation is `if_generation` (GenerationMismatch)."""
 
 
 class RenameFlag(IntFlag):
@@ -195,7 +198,8 @@ class Publish(Strict, frozen=True, tag=13):
     mode: int
     """Permission bits of a file that this creates."""
     size: int
-    """CREATE, REPLACE: the size. PATCH: at least so large afterwards. APPEND: bytes appended."""
+    """CREATE, REPLACE: the size. PATCH: at least so large afterwards. APPEND: bytes appended.
+    FOLD: at most the size."""
     upload: int
     """The session's upload that holds the parts; 0 where every extent is inline."""
     chunks: tuple[ChunkMap, ...]

@@ -10,9 +10,9 @@ import pytest
 from tests.unit.client.loopback import Cluster, client
 
 from nokv.client import AsyncClient, fold
-from nokv.errors import ResultTooLarge
+from nokv.errors import Immutable, ResultTooLarge
 from nokv.state import invariants_holds, ops_publish
-from nokv.types.values import Caller
+from nokv.types.values import Caller, InodeFlag
 
 EXTENTS = 8
 
@@ -43,6 +43,20 @@ def test_appends_never_end() -> None:
         async with await fs.open("/log", "ab") as file:
             await file.write(b"end")
         assert await fs.read_bytes("/log") == b"".join(lines) + b"end"
+
+    run(test)
+
+
+def test_appends_to_an_append_only_file_never_end() -> None:
+    async def test(_: Cluster, fs: AsyncClient) -> None:
+        await fs.write_bytes("/log", b"")
+        await fs.set_flags("/log", int(InodeFlag.APPEND))
+        lines = [b"%d\n" % number for number in range(4 * EXTENTS)]
+        for line in lines:
+            await fs.append("/log", line)
+        assert await fs.read_bytes("/log") == b"".join(lines)
+        with pytest.raises(Immutable):
+            await fs.patch("/log", 0, b"x")
 
     run(test)
 

@@ -11,6 +11,7 @@ from nokv.errors import (
     FileTooLarge,
     GenerationMismatch,
     Immutable,
+    InvalidArgument,
     IsADirectory,
     NotFound,
     NotSupported,
@@ -37,7 +38,7 @@ from nokv.types.reads import EventsReply, ReadEvents
 from nokv.types.results import AtomicDone, Published
 from nokv.types.values import ChunkMap, Extent, InodeFlag
 
-CREATE, REPLACE, IF_GENERATION, PATCH, APPEND = PublishMode
+CREATE, REPLACE, IF_GENERATION, PATCH, APPEND, FOLD = PublishMode
 
 
 @pytest.fixture
@@ -185,6 +186,37 @@ def test_permissions_and_flags(files: Files) -> None:
     files.publish("f", inline(b"x"), publish_mode=APPEND)
     files.do(SetAttr(at("f"), flags=InodeFlag.IMMUTABLE))
     assert files.fails(files.publishing(at(), b"f", inline(b"x"), mode=APPEND)) is Immutable
+
+
+def test_a_fold_of_an_append_only_file(files: Files) -> None:
+    made = files.publish("f", inline(b"some "))
+    made = files.publish("f", inline(b"text"), publish_mode=APPEND)
+    files.do(SetAttr(at("f"), flags=InodeFlag.APPEND))
+    text = inline(b"some text")
+
+    def fold(size: int, generation: int) -> Publish:
+        return files.publishing(at("f"), b"", text, size=size, mode=FOLD, if_generation=generation)
+
+    assert files.fails(fold(9, made.generation - 1)) is GenerationMismatch
+    assert files.fails(fold(10, made.generation)) is InvalidArgument
+    assert files.fails(fold(9, made.generation), ALICE) is PermissionDenied
+    folded = files.do(fold(9, made.generation))
+    assert isinstance(folded, Published)
+    assert (folded.size, folded.generation) == (9, files.stat("f").version)
+    assert files.show("f") == b"some text"
+    (chunk,) = files.body(at("f")).chunks
+    assert len(chunk.chunk.extents) == 1
+    missing = files.publishing(at(), b"none", text, mode=FOLD)
+    assert files.fails(missing) is NotFound
+    files.do(SetAttr(at("f"), flags=InodeFlag.IMMUTABLE))
+    assert files.fails(fold(9, folded.generation)) is Immutable
+
+
+def test_who_may_not_read_a_file_folds_nothing_of_it(files: Files) -> None:
+    made = files.publish("f", inline(b"text"))
+    files.do(SetAttr(at("f"), mode=0o622))
+    op = files.publishing(at(), b"f", inline(b"lies"), mode=FOLD, if_generation=made.generation)
+    assert files.fails(op, ALICE) is PermissionDenied
 
 
 def test_a_publish_by_another_clears_privileges(files: Files) -> None:
