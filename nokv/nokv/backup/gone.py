@@ -7,11 +7,13 @@ this one's must end nothing that the other needs.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from nokv.backup.manage import names_of
 from nokv.errors import ForeignVolume, ObjectMissing
 from nokv.objects.port import ObjectStore
 
@@ -42,6 +44,32 @@ async def state_gone(store: ObjectStore, volume: str, clusters: Iterable[str], b
         await store.put(_name(volume, cluster), data)
 
 
+async def statements(store: ObjectStore, volume: str) -> dict[str, str]:
+    """Return every cluster that was stated to be gone, and the one that was told so.
+
+    Raises ObjectStoreError. Of a statement that can't be read the second is empty.
+    """
+    found: dict[str, str] = {}
+    for name in await names_of(store, f"{GONE}{volume}/"):
+        with contextlib.suppress(ObjectMissing):  # taken back meanwhile
+            cluster = name.rpartition("/")[2].removesuffix(".json")
+            found[cluster] = _read(await store.get(name))
+    return found
+
+
+async def take_back(store: ObjectStore, volume: str, cluster: str) -> None:
+    """Take back the statement that a cluster is gone. Raises ObjectStoreError."""
+    for error in (await store.delete([_name(volume, cluster)])).values():
+        raise error
+
+
+def _read(data: bytes) -> str:
+    try:
+        return msgspec.json.decode(data, type=Gone).adopted_by
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return ""
+
+
 async def check_not_gone(store: ObjectStore, volume: str, cluster: str) -> None:
     """Return if nobody stated that a cluster is gone.
 
@@ -54,11 +82,8 @@ async def check_not_gone(store: ObjectStore, volume: str, cluster: str) -> None:
         data = await store.get(name)
     except ObjectMissing:
         return
-    try:
-        by = msgspec.json.decode(data, type=Gone).adopted_by
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        by = "unknown"
+    by = _read(data) or "unknown"
     raise ForeignVolume(
-        f"cluster {by} adopted the volume: it was told that this cluster, {cluster}, is gone",
-        hint=f"stop this one for good; if {by} is the one that ends, delete {name} in the bucket",
+        f"cluster {by} has the volume: it was told that this one, {cluster}, is gone",
+        hint=f"stop this one for good; if that one ends instead: nokv volume reclaim --gone {by}",
     )

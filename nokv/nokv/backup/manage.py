@@ -104,14 +104,16 @@ async def clear(
     """Delete an ended backup's objects; return whether its hold may go.
 
     A cluster that was restored from it, that is not `own` and was not said to be `gone`, keeps the
-    hold, whatever else is deleted. False too while anything is left to delete.
+    hold, whatever else is deleted. False too while anything is left to delete. The mark of `own`
+    stays: it tells others of a cluster that lives.
     """
     failed: dict[str, ObjectStoreError] = dict(await store.delete([where + MANIFEST]))
     if failed:
         return False
     if set(await marks_of(store, where)) - {own} - gone:
         return False
-    names = await names_of(store, where)
+    mine = f"{where}{MARK}{own}.json"
+    names = [name for name in await names_of(store, where) if name != mine]
     for start in range(0, len(names), DELETE_NAMES_MAX):
         failed |= await store.delete(names[start : start + DELETE_NAMES_MAX])
     return not failed

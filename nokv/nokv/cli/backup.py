@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nokv.cli import output
 from nokv.cli.client import add_config, cluster_of, duration_ns, with_client
 from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
-from nokv.errors import BackupDamaged, BackupGone, ConfigError, NotPermitted, UsageError
+from nokv.errors import BackupDamaged, BackupGone, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from nokv.backup.format import Manifest
@@ -191,36 +191,23 @@ def _state(row: BackupRow, there: set[tuple[str, int]], cluster_ns: int) -> str:
 
 
 async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
-    from nokv.backup.format import MANIFEST, place
-    from nokv.backup.gone import state_gone
-    from nokv.backup.manage import check_unmarked, clear, manifests, marks_of, place_of_row
-    from nokv.types.commands import EndBackup
+    from nokv.backup.ending import end_backup
 
     core = _core(fs)
     rows = [one for one in (await _rows(fs)).rows if one.name == options.name]
     if not rows:
         raise BackupGone(f"no backup is named {options.name}")
-    # This cluster's own mark holds nothing: the state refuses it to end what is not its own yet.
-    leader = await core.router.find_leader(options.timeout)
-    own, volume = leader.hello.cluster, core.volume.volume
-    gone = frozenset((*options.gone, own))
+    own = (await core.router.find_leader(options.timeout)).hello.cluster
     store = await core.object_store()
+    whole = True
     for row in rows:
-        where = place_of_row(volume, row)
-        await check_unmarked(store, where, gone)
-        stated = {*await marks_of(store, where)} & gone - {own}
-        theirs = [one for one in await manifests(store, volume) if one.head.cluster in stated]
-        if theirs and not options.abandon:
-            names = ", ".join(one.head.name for one in theirs)
-            message = f"backups {names} are of clusters said to be gone and need what it holds"
-            raise NotPermitted(message, hint="keep it until they are deleted, or say --abandon")
-        await state_gone(store, volume, stated, own)
-        await store.delete([place(one.head) + MANIFEST for one in theirs])
-        await core.propose(EndBackup(row.backup), (), options.timeout)
-        await clear(store, where, gone=gone)
+        whole &= await end_backup(
+            core, store, own, row, options.gone, abandon=options.abandon, timeout_s=options.timeout
+        )
         if row.where.startswith("file:"):
             print(f"its bytes stay where they were stored: {output.shown(row.where)}")
-    print(f"backup {options.name} is deleted; what it held goes after the collector's grace")
+    left = "" if whole else "; not all of its objects could be deleted, the worker goes on with it"
+    print(f"backup {options.name} is deleted; what it held goes after the collector's grace{left}")
     return 0
 
 

@@ -347,6 +347,7 @@ def _session_fields(row: WaitingSession) -> dict[str, Any]:
 
 
 async def _orphans(fs: AsyncClient, options: argparse.Namespace) -> int:
+    from nokv.backup.gone import check_not_gone
     from nokv.objects.port import DELETE_NAMES_MAX
     from nokv.server.collector import Collector
     from nokv.types.reads import GetOrigin, OriginReply
@@ -360,6 +361,14 @@ async def _orphans(fs: AsyncClient, options: argparse.Namespace) -> int:
     collector: Collector = Collector(
         _Reader(core), store, volume=core.volume.volume, grace_ns=grace_ns
     )
+    own = (await core.router.find_leader(options.timeout)).hello.cluster
+
+    async def delete(names: list[str]) -> int:
+        if options.dry_run or not names:
+            return 0
+        await check_not_gone(store, core.volume.volume, own)
+        return len(await store.delete(names))
+
     found, size_bytes, failed = 0, 0, 0
     names: list[str] = []
     async for orphan in collector.find_orphans():
@@ -371,10 +380,9 @@ async def _orphans(fs: AsyncClient, options: argparse.Namespace) -> int:
             print(f"{orphan.info.name}  {output.size(orphan.info.length)}  {_proof(orphan)}")
         names.append(orphan.info.name)
         if len(names) == DELETE_NAMES_MAX:
-            failed += 0 if options.dry_run else len(await store.delete(names))
+            failed += await delete(names)
             names = []
-    if names and not options.dry_run:
-        failed += len(await store.delete(names))
+    failed += await delete(names)
     if not options.json:
         done = "found" if options.dry_run else "deleted"
         print(f"{output.plural(found - failed, 'orphan')} of {output.size(size_bytes)} {done}")
@@ -412,9 +420,10 @@ async def _fsck(fs: AsyncClient, options: argparse.Namespace) -> int:
     if options.repair and not options.deep:
         raise UsageError("--repair without --deep", hint="say both: nokv fsck --deep --repair")
     store = await fs.core.object_store()
+    own = (await fs.core.router.find_leader(options.timeout)).hello.cluster
     with tempfile.TemporaryDirectory(prefix="nokv-fsck-", dir=options.scratch) as folder:
         report = await check_volume(
-            fs.core, store, Path(folder), deep=options.deep, repair=options.repair
+            fs.core, store, Path(folder), cluster=own, deep=options.deep, repair=options.repair
         )
     if options.json:
         output.line(_report_fields(report))

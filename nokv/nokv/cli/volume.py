@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from nokv.cli import output
 from nokv.cli.client import add_config, with_client
 from nokv.cli.main import add_action, add_cluster
-from nokv.errors import NotPermitted, UsageError
 
 if TYPE_CHECKING:
     from nokv.client.fs import AsyncClient
@@ -31,12 +30,23 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
     add_config(adopt)
     adopt.add_argument(
         "--gone", action="append", default=[], metavar="CLUSTER",
-        help="another cluster that was restored from a backup of this volume and is gone too",
+        help="another cluster that may share the bucket, and is gone for good too",
     )  # fmt: skip
     adopt.add_argument(
         "--abandon", action="store_true", help="give up the original's later backups"
     )
     adopt.set_defaults(run=with_client(_adopt, operator=True))
+    reclaim = add_action(
+        actions,
+        "reclaim",
+        "take the volume back from a cluster that adopted it by mistake and was stopped for good",
+    )
+    add_cluster(reclaim)
+    add_config(reclaim)
+    reclaim.add_argument(
+        "--gone", action="append", default=[], metavar="CLUSTER", help="the one that adopted it"
+    )
+    reclaim.set_defaults(run=with_client(_reclaim, operator=True))
 
 
 async def _origin(fs: AsyncClient) -> OriginReply:
@@ -68,49 +78,30 @@ async def _show(fs: AsyncClient, options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_gone(gone: list[str], restored: set[str], originals: set[str]) -> None:
-    """Raise UsageError unless each cluster that is said to be gone is one of these."""
-    for name in gone:
-        if name not in restored | originals:
-            known = ", ".join(sorted(restored))
-            hint = f"restored from it: {known}" if known else "none was: leave --gone out"
-            raise UsageError(
-                f"--gone {name}: no such cluster was restored from this volume", hint=hint
-            )
+async def _own(fs: AsyncClient, options: argparse.Namespace) -> str:
+    cluster: str = (await fs.core.router.find_leader(options.timeout)).hello.cluster
+    return cluster
 
 
 async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
-    from nokv.backup.format import MANIFEST, place
-    from nokv.backup.gone import state_gone
-    from nokv.backup.manage import manifests, restored
-    from nokv.types.commands import AdoptVolume
-    from nokv.types.reads import BackupsReply, ListBackups
+    from nokv.backup.ending import adopt
 
-    core, origin = fs.core, await _origin(fs)
-    store = await core.object_store()
-    cluster = (await core.router.find_leader(options.timeout)).hello.cluster
-    originals = {one for one, _ in origin.lineage}
-    others = await restored(store, core.volume.volume) - {cluster}
-    _check_gone(options.gone, others, originals)
-    left = sorted(others - originals - set(options.gone))
-    if left:
-        message = f"cluster {', '.join(left)} was restored from a backup of this volume too"
-        raise NotPermitted(message, hint="if it is gone for good too, say --gone CLUSTER")
-    rows = await core.read(ListBackups())
-    assert isinstance(rows, BackupsReply)
-    known = {(row.cluster, row.backup) for row in rows.rows}
-    unknown = [
-        one
-        for one in await manifests(store, core.volume.volume)
-        if (one.head.cluster, one.head.backup) not in known
-    ]
-    if unknown and not options.abandon:
-        names = ", ".join(one.head.name for one in unknown)
-        message = f"backups {names} are later than this volume's: nobody would hold their bodies"
-        raise NotPermitted(message, hint="restore the latest instead, or say --abandon")
-    gone = (originals | set(options.gone)) - {cluster}
-    await state_gone(store, core.volume.volume, gone, cluster)
-    await store.delete([place(one.head) + MANIFEST for one in unknown])
-    await core.propose(AdoptVolume(), (), options.timeout)
+    core = fs.core
+    store, own = await core.object_store(), await _own(fs, options)
+    gone = await adopt(
+        core, store, own, options.gone, abandon=options.abandon, timeout_s=options.timeout
+    )
+    if gone:
+        print(f"stated to be gone for good: cluster {', '.join(gone)}")
     print("the volume is this cluster's alone: the collector begins")
+    return 0
+
+
+async def _reclaim(fs: AsyncClient, options: argparse.Namespace) -> int:
+    from nokv.backup.ending import reclaim
+
+    store, own = await fs.core.object_store(), await _own(fs, options)
+    by = await reclaim(store, fs.core.volume.volume, own, options.gone)
+    print(f"the volume is this cluster's again, and cluster {by} is stated to be gone")
+    print("what that one deleted is gone: nokv fsck --deep lists it")
     return 0

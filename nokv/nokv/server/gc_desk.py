@@ -33,8 +33,8 @@ class GcDesk:
         self.totals = GcTotals()
         """As the worker told last; it begins anew with its process."""
         self.gone = ""
-        """Why nothing may be written here, as the worker told last: another cluster adopted the
-        volume. Empty: nobody did."""
+        """Why nothing may be written here, as the worker told last: another cluster has the volume.
+        Empty: none has."""
 
     def report(self, body: ReportGc, *, leads: bool, commands: int) -> GcOrders:
         """Take what the worker tells; return what it is to do.
@@ -45,7 +45,9 @@ class GcDesk:
         sent, self._commands = commands - self._commands, commands
         busy = before_s is not None and sent > BUSY_PER_S * (now_s - before_s)
         self._reported_s = now_s
-        self.totals, self.gone = body.totals, body.gone
+        self.totals = body.totals
+        if body.gone is not None:
+            self.gone = body.gone
         if body.office == self._office and self._finished < body.finished <= self._ordered:
             self._finished, self._error = body.finished, body.error
         return GcOrders(self._office, leads, self._ordered, busy)

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple, cast
 import msgspec
 
 from nokv.backup.create import pull_image, release_image
+from nokv.backup.gone import check_not_gone
 from nokv.client.core import Core
 from nokv.errors import (
     InvalidArgument,
@@ -126,7 +127,7 @@ class Report(msgspec.Struct):
 
 
 async def check_volume(
-    core: Core, store: ObjectStore, folder: Path, *, deep: bool, repair: bool
+    core: Core, store: ObjectStore, folder: Path, *, cluster: str, deep: bool, repair: bool
 ) -> Report:
     """Check the cluster that `core` is connected to, with its token, working in an empty folder.
 
@@ -135,6 +136,7 @@ async def check_volume(
 
     Raises:
         NotPermitted: `repair` of a restored volume that is not adopted.
+        ForeignVolume: `repair`, and `cluster`, this one, was stated to be gone.
         ResultTooLarge: more than RECORDS_MAX records.
         NokvError: as `pull_image` and the store.
     """
@@ -142,7 +144,7 @@ async def check_volume(
     try:
         report = Report()
         report.listed = await _list(store, core.volume.volume, listed)
-        check = _Check(store, core.volume.volume, listed, report)
+        check = _Check(store, core.volume.volume, cluster, listed, report)
         async with _image(core, folder / "state") as state:
             await check.run(state, deep=deep, repair=repair)
         if check.missing:
@@ -199,9 +201,12 @@ def _settle(scratch: LmdbKV) -> None:
 class _Check:
     """One image against one listing."""
 
-    def __init__(self, store: ObjectStore, volume: str, listed: LmdbKV, report: Report) -> None:
+    def __init__(
+        self, store: ObjectStore, volume: str, cluster: str, listed: LmdbKV, report: Report
+    ) -> None:
         self._store = store
         self._volume = volume
+        self._cluster = cluster
         self._listed = listed
         self._report = report
         self.missing: dict[bytes, str] = {}
@@ -345,6 +350,7 @@ class _Check:
         return True
 
     async def _remove(self, names: list[str]) -> None:
+        await check_not_gone(self._store, self._volume, self._cluster)
         failed = await self._store.delete(names)
         self._report.repaired += len(names) - len(failed)
         for name, error in list(failed.items())[:1]:

@@ -185,8 +185,9 @@ class Worker:
         """(office, number, error) of the last ordered run."""
         self._claimed = False
         """The bucket is this volume's; never falls."""
-        self._gone = ""
-        """Why this cluster must delete nothing any more: another one adopted the volume."""
+        self._gone: str | None = None
+        """Why this cluster must delete nothing any more: another one has the volume. Empty: none
+        has. None: nothing was found out yet."""
         self._stale_due_s = 0.0
         self._started_s: Final = time.monotonic()
         self._seen_node = False

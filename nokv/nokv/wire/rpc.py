@@ -193,8 +193,9 @@ class ReportGc(Strict, frozen=True, tag=18):
     """The newest run of that office that it has ended; 0: none."""
     error: str = ""
     """Why that run could not free everything, or empty."""
-    gone: str = ""
-    """Who adopted the volume from this cluster, which was told to be gone; or empty."""
+    gone: str | None = None
+    """Which cluster has the volume because this one was stated to be gone; empty: none has. None:
+    the worker has not found out yet."""
 
 
 class RunGc(Strict, frozen=True, tag=19):

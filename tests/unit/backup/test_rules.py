@@ -34,8 +34,13 @@ RULES = (
     "guard, not mine",
     "others",  # an adoption states that all that share the bucket are gone
     "unknown",  # and ends every backup that it knows nothing of
+    # Those that adopted are asked of too, and the end of a backup leaves one's own mark: each is
+    # enough here, and both are kept.
+    "adopters",
     "theirs",  # who ends a backup states who is gone, and ends the backups that those made
     "gone",  # what was stated to be gone does nothing any more, should it come back after all
+    "unheld mark",  # a restore of a backup that nobody keeps leaves its mark too
+    "unheld gone",  # and is refused where its maker was stated to be gone
 )
 CLUSTERS_MAX = 4
 STEPS_MAX = 90
@@ -86,8 +91,12 @@ class World:
     without: str = ""
     clusters: dict[str, State] = field(default_factory=lambda: {"c0": State()})
     dead: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    """Those of the dead that never come back."""
     stated: set[str] = field(default_factory=set)
     """Clusters that an operator stated to be gone for good. What only they name may go."""
+    adopters: set[str] = field(default_factory=set)
+    """Clusters that were told so by an adoption."""
     objects: set[str] = field(default_factory=set)
     manifests: set[str] = field(default_factory=set)
     images: dict[str, tuple[str, State]] = field(default_factory=dict)
@@ -289,7 +298,8 @@ def step_check(world: World, rng: random.Random) -> None:
             if record.ending and gone and settled and world.has("recheck"):
                 record.checked = not marked(world, cluster, name)
                 if record.checked:
-                    world.marks = {mark for mark in world.marks if mark[0] != name}
+                    mine = (name, cluster) if world.has("adopters") else ()
+                    world.marks = {mark for mark in world.marks if mark[0] != name or mark == mine}
 
 
 def step_release(world: World, rng: random.Random) -> None:
@@ -307,12 +317,11 @@ def step_release(world: World, rng: random.Random) -> None:
 
 def step_mark(world: World, rng: random.Random) -> None:
     known = sorted(world.manifests)
-    if known and len(world.clusters) + len(world.restoring) < CLUSTERS_MAX:
+    if known and has_room(world):
         name = rng.choice(known)
         cluster = f"c{world.minted}"
         world.minted += 1
-        links = world.images[name][1].lineage if world.has("lineage") else ()
-        world.marks |= {(link, cluster) for _, link in links} | {(name, cluster)}
+        leave_marks(world, cluster, name)
         world.restoring[cluster] = name
 
 
@@ -324,6 +333,40 @@ def step_restore(world: World, rng: random.Random) -> None:
     if name not in world.manifests:
         world.marks = {mark for mark in world.marks if mark[1] != cluster}
         return
+    begin(world, cluster, name)
+
+
+def step_unheld(world: World, rng: random.Random) -> None:
+    """A restore though nobody keeps the backup: its maker has ended, and no body is missing."""
+    known = sorted(
+        name
+        for name, (maker, image) in world.images.items()
+        if name not in world.manifests | world.puts
+        and maker in world.dead
+        and not (maker in world.stated and world.has("unheld gone"))
+        and all(obj in world.objects for obj, _ in image.live.values())
+    )
+    if known and has_room(world):
+        name = rng.choice(known)
+        cluster = f"c{world.minted}"
+        world.minted += 1
+        world.ended.add(world.images[name][0])
+        if world.has("unheld mark"):
+            leave_marks(world, cluster, name)
+        begin(world, cluster, name)
+
+
+def has_room(world: World) -> bool:
+    return len(world.clusters) + len(world.restoring) < CLUSTERS_MAX
+
+
+def leave_marks(world: World, cluster: str, name: str) -> None:
+    links = world.images[name][1].lineage if world.has("lineage") else ()
+    world.marks |= {(link, cluster) for _, link in links} | {(name, cluster)}
+
+
+def begin(world: World, cluster: str, name: str) -> None:
+    """Make a cluster of a backup's image."""
     source, image = world.images[name]
     state = copy.deepcopy(image)
     for record in state.backups.values():
@@ -346,8 +389,9 @@ def step_die(world: World, rng: random.Random) -> None:
 
 def step_return(world: World, rng: random.Random) -> None:
     """A cluster that was down comes back, also one of which nobody thought so any more."""
-    if world.dead and rng.random() < 0.4:
-        cluster = rng.choice(sorted(world.dead))
+    down = sorted(world.dead - world.ended)
+    if down and rng.random() < 0.4:
+        cluster = rng.choice(down)
         if cluster not in world.stated or not world.has("gone"):
             world.dead.discard(cluster)
 
@@ -361,10 +405,12 @@ def step_adopt(world: World, rng: random.Random) -> None:
     asked = {source for source, _ in state.lineage}
     if world.has("others"):
         asked |= {who for _, who in world.marks if who != cluster}
+        asked |= world.adopters - {cluster} if world.has("adopters") else set()
         asked |= set(world.restoring)
     if asked - world.dead or world.putting(asked):
         return
     world.stated |= asked
+    world.adopters.add(cluster)
     if world.has("unknown"):
         world.manifests &= set(state.backups)
     state.guard, state.lineage = -1, ()
@@ -389,6 +435,7 @@ STEPS: tuple[tuple[Callable[[World, random.Random], None], int], ...] = (
     (step_release, 2),
     (step_mark, 2),
     (step_restore, 2),
+    (step_unheld, 1),
     (step_die, 1),
     (step_return, 1),
     (step_adopt, 2),
@@ -403,6 +450,16 @@ ENDED = [*[step_end] * 2, *[step_clear] * 2, step_check, step_release]
 RETURNED = [
     *(*[step_die] * 2, *[step_adopt] * 3, *ENDED, *[step_return] * 3),
     *(*ENDED, *[step_delete] * 2, step_collect),
+]
+
+UNHELD = [
+    *(*[step_end] * 2, *[step_clear] * 2, *[step_die] * 3, *[step_unheld] * 2),
+    *(*[step_adopt] * 3, *[step_delete] * 2, step_collect),
+]
+
+BESIDE = [
+    *(*RESTORED[:4], *[step_write] * 2, *RESTORED, *[step_die] * 3, *[step_adopt] * 2, *ENDED),
+    *(step_mark, step_restore, *[step_adopt] * 2, *[step_sweep] * 2),
 ]
 
 
@@ -431,7 +488,7 @@ def run(seed: int, without: str = "") -> list[str]:
         (step,) = rng.choices(steps, weights)
         if rng.random() < 0.15:
             start += RESTORED
-            start += RETURNED if rng.random() < 0.3 else []
+            start += rng.choice((RETURNED, BESIDE, UNHELD, [], []))
         step = start[number] if number < len(start) and rng.random() < 0.9 else step
         step(world, rng)
         trace.append(step.__name__)

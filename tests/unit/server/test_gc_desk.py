@@ -53,6 +53,8 @@ def test_what_the_worker_tells_of_an_adoption_stands_until_it_tells_otherwise(cl
     desk.report(ReportGc(GcTotals(), 0, 0, gone="c2 has it"), leads=False, commands=0)
     assert desk.gone == "c2 has it"
     desk.report(ReportGc(GcTotals(), 0, 0), leads=False, commands=0)
+    assert desk.gone == "c2 has it", "a worker that was started again and has not looked yet"
+    desk.report(ReportGc(GcTotals(), 0, 0, gone=""), leads=False, commands=0)
     assert desk.gone == ""
 
 

@@ -66,7 +66,9 @@ class Serving(Files):
         folder = self.folder / f"check-{self.checks}"
         folder.mkdir()
         core = cast("Core", self)
-        return asyncio.run(check_volume(core, self.store, folder, deep=deep, repair=repair))
+        return asyncio.run(
+            check_volume(core, self.store, folder, cluster="c1", deep=deep, repair=repair)
+        )
 
     # What the check asks of its client.
 
