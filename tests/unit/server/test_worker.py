@@ -14,6 +14,7 @@ from nokv.backup.gone import state_gone
 from nokv.errors import ForeignVolume, ObjectStoreUnavailable, Unavailable
 from nokv.objects.faults import FaultyStore
 from nokv.objects.memory import MemoryStore
+from nokv.objects.port import ObjectStore
 from nokv.server.config import load
 from nokv.server.worker import Worker
 
