@@ -17,7 +17,8 @@ from nokv.client.paths import AnyPath, components, encode_name, join, split
 from nokv.client.paths import at as address
 from nokv.client.reads import ReadHandle, shown_path
 from nokv.client.session import Session
-from nokv.client.upload import FileInfo, certainly_not_applied
+from nokv.client.stage import staged
+from nokv.client.upload import FileInfo, checked, propose_uploads
 from nokv.client.views import ViewHandle
 from nokv.errors import (
     AlreadyExists,
@@ -43,7 +44,6 @@ from nokv.types.commands import (
     SetAttr,
     SetXattr,
     StageBegin,
-    StageDrop,
     StageMode,
     StageSwap,
     Symlink,
@@ -62,7 +62,7 @@ from nokv.types.copies import (
 )
 from nokv.types.limits import FILE_BYTES_MAX
 from nokv.types.reads import AttrReply, GetAttr, Read
-from nokv.types.results import AtomicDone, Made, Published, Result
+from nokv.types.results import AtomicDone, Published, Result
 from nokv.types.values import At, Attr, FileType
 
 ROOM_BYTES: Final = 16 * 1024 * 1024
@@ -274,19 +274,16 @@ class _Change(NamedTuple):
         view = expect(value, AttrReply).attr.view  # what is staged lies in the view that it enters
         session = await self.core.session(self.options.deadline_s)
         begin = StageBegin(view, stat.S_IFREG | copy.mode, copy.parent, copy.name)
-        root = expect((await self._send(session, begin)).value, Made).attr
         mode = StageMode.CREATE if copy.copy_mode == CopyMode.CREATE else StageMode.REPLACE
-        swap = StageSwap(root.view, root.inode, copy.parent, copy.name, int(mode))
-        swapping = False
-        try:
-            await self._fill(session, At(root.view, root.inode))
-            swapping = True
+        deadline_s = self.options.deadline_s
+        async with staged(self.core, session, begin, deadline_s) as stage:
+            root = stage.root
+            await self._fill(session, root)
+            swap = StageSwap(root.view, root.inode, copy.parent, copy.name, int(mode))
             op = Atomic((*self.before, swap, *self.after))
-            result = await self._send(session, op, self.predicates)
-        except BaseException as error:
-            if not swapping or certainly_not_applied(error):
-                self.core.spawn(self._send(session, StageDrop(root.view, root.inode)))
-            raise
+            result = checked(
+                await propose_uploads(self.core, session, op, [stage], self.predicates, deadline_s)
+            )
         return expect(expect(result.value, AtomicDone).values[len(self.before)], Published)
 
     async def _fill(self, session: Session, stage: At) -> None:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, fields
 from typing import Final, TypeVar
 
 from nokv.client.arguments import check
+from nokv.client.calls import Settled
 from nokv.client.guard import GuardedStore
 from nokv.client.routing import Router
 from nokv.client.session import Session
 from nokv.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    NokvError,
     SessionExpired,
     Unavailable,
     from_wire,
@@ -260,19 +262,61 @@ class Core:
         return await self._propose_again(op, predicates, timeout_s)
 
     async def submit(
-        self, session: Session, op: Op, predicates: tuple[Predicate, ...], timeout_s: float
+        self,
+        session: Session,
+        op: Op,
+        predicates: tuple[Predicate, ...],
+        timeout_s: float,
+        on_settled: Settled | None = None,
     ) -> Result | None:
         """Run a command in `session`; None: the session ended and it was never applied."""
         stream = session.stream
         if stream.full:
             await stream.room(timeout_s)
         try:
-            result = await stream.submit(op, timeout_s=timeout_s, predicates=predicates)
+            result = await stream.submit(
+                op, timeout_s=timeout_s, predicates=predicates, on_settled=on_settled
+            )
         except SessionExpired:
             return None
         if result.code:
             raise from_wire(result.code, result.message, result.hint)
         return result
+
+    async def acquire(
+        self, session: Session, op: Op, timeout_s: float, undo: Callable[[Result], Op]
+    ) -> Result | None:
+        """Run a command that makes something of the session's, which its caller has to end.
+
+        If the caller is cancelled, or its time is over, before it learns of a success, what
+        `undo` makes of the result is sent instead. Returns and raises as `submit`.
+        """
+        made: Result | None = None
+        left = False
+
+        def settled(outcome: Result | NokvError) -> None:
+            nonlocal made
+            if isinstance(outcome, Result) and outcome.code == 0:
+                made = outcome
+                if left:
+                    self.undo(session, undo(made))
+
+        try:
+            return await self.submit(session, op, (), timeout_s, settled)
+        except BaseException:
+            left = True
+            if made is not None:
+                self.undo(session, undo(made))
+            raise
+
+    def undo(self, session: Session, op: Op) -> asyncio.Task[object] | None:
+        """Send what ends something of the session's, whoever waits, as long as the session lives.
+
+        None: the client is being closed, and everything of the session ends with it.
+        """
+        if self._closed:
+            return None
+        return self.spawn(self.submit(session, op, (), session.ttl_ns / 1e9))
 
     async def _propose_again(
         self, op: Op, predicates: tuple[Predicate, ...], timeout_s: float

@@ -561,17 +561,25 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
         The pin belongs to the session: if that ends, reads of the view raise VersionNotPinned.
         """
         deadline_s = self._options.deadline_s
-        session = await self._core.session(deadline_s)
-        result = await self._core.submit(session, PinView(0), (), deadline_s)
+        core = self._core
+        session = await core.session(deadline_s)
+        result = await core.acquire(session, PinView(0), deadline_s, _unpin)
         if result is None:
-            session = await self._core.session(deadline_s)
-            result = await self._core.submit(session, PinView(0), (), deadline_s)
+            session = await core.session(deadline_s)
+            result = await core.acquire(session, PinView(0), deadline_s, _unpin)
         pin = expect(result.value if result is not None else None, Pinned)
         try:
-            yield PinnedView(self._core, self._options._replace(at_version=pin.version))
+            yield PinnedView(core, self._options._replace(at_version=pin.version))
         finally:
-            op = UnpinView(pin.view, pin.version, pin.pin)
-            await self._core.submit(session, op, (), deadline_s)
+            assert result is not None
+            unpinning = core.undo(session, _unpin(result))
+            if unpinning is not None:
+                await asyncio.wait([unpinning], timeout=deadline_s)
+
+
+def _unpin(pinned: Result) -> UnpinView:
+    pin = expect(pinned.value, Pinned)
+    return UnpinView(pin.view, pin.version, pin.pin)
 
 
 def _publish_mode(if_generation: int | None, *, if_absent: bool) -> PublishMode:

@@ -30,10 +30,11 @@ from nokv.client.plan import (
 )
 from nokv.client.segments import segment_op
 from nokv.client.session import Session
+from nokv.client.stage import staged
 from nokv.client.upload import (
     BodyUpload,
+    Carried,
     FileInfo,
-    certainly_not_applied,
     checked,
     propose_uploads,
 )
@@ -42,7 +43,6 @@ from nokv.errors import (
     InvalidArgument,
     NotADirectory,
     NotFound,
-    SessionExpired,
     Stale,
     TooLarge,
 )
@@ -54,14 +54,13 @@ from nokv.types.commands import (
     PublishMode,
     SetAttr,
     StageBegin,
-    StageDrop,
     StageMode,
     StageSwap,
     Unlink,
 )
 from nokv.types.limits import ATOMIC_MAX, COMMAND_BYTES_MAX
 from nokv.types.reads import AttrReply, GetAttr
-from nokv.types.results import AtomicDone, Made, Result
+from nokv.types.results import AtomicDone, Result
 from nokv.types.results import Published as PublishedValue
 from nokv.types.values import At, Attr, FileType
 from nokv.wire.codec import encode
@@ -239,8 +238,8 @@ class _Job:
         info = FileInfo(value.generation, sha256, length, value.inode)
         self._files[decode_name(b"/".join(file.path))] = info
 
-    async def _send(self, session: Session, op: Atomic, uploads: Sequence[BodyUpload]) -> Result:
-        return await propose_uploads(self._core, session, op, uploads, (), self._options.deadline_s)
+    async def _send(self, session: Session, op: Atomic, carried: Sequence[Carried]) -> Result:
+        return await propose_uploads(self._core, session, op, carried, (), self._options.deadline_s)
 
     # ------------------------------------------------------------ merge
 
@@ -345,38 +344,29 @@ class _Job:
     ) -> Published:
         kind = stat.S_IFDIR | self._plan.root.mode | OWNER_ALL
         begin = StageBegin(self._view, kind, self._parent, self._name)
-        begun = await self._command(session, begin)
-        root = expect(begun.value, Made).attr
-        base = At(root.view, root.inode)
-        swap = StageSwap(root.view, root.inode, self._parent, self._name, int(mode))
-        filler = _Filler(self._core, session, self._options.deadline_s)
-        try:
+        async with staged(self._core, session, begin, self._options.deadline_s) as stage:
+            base = stage.root
+            swap = StageSwap(base.view, base.inode, self._parent, self._name, int(mode))
             made: list[InnerOp] = [directory_op(base, one) for one in self._plan.directories]
             for link in self._plan.links:
                 made += link_ops(base, link)
             for batch in batches(made):
                 checked(await self._send(session, Atomic(batch), ()))
-            await self._fill(session, base, filler, uploaded)
+            await self._fill(session, base, uploaded)
             *early, last = batches([*finish_ops(base, self._plan), swap])
             for batch in early:
                 checked(await self._send(session, Atomic(batch), ()))
-            filler.swapping = True
-            result = checked(await self._send(session, Atomic(last), ()))
-        except BaseException as error:
-            # Unless the swap may be applied, the tree goes; else it goes with the session.
-            if not filler.swapping or certainly_not_applied(error):
-                self._core.spawn(self._drop(session, root))
-            raise
+            result = checked(await self._send(session, Atomic(last), [stage]))
         return Published(result.version, self._shown(), self._files)
 
     async def _fill(
         self,
         session: Session,
         base: At,
-        filler: _Filler,
         uploaded: Sequence[BodyUpload] | None,
     ) -> None:
         """Upload what is not uploaded yet, and publish it into the staged tree in batches."""
+        filler = _Filler(self._core, session, self._options.deadline_s)
         uploads = uploaded or [BodyUpload(self._core, session) for _ in self._plan.files]
         pairs = list(zip(self._plan.files, uploads, strict=True))
 
@@ -424,23 +414,11 @@ class _Job:
         info = FileInfo(value.generation, "", file.before.st_size, value.inode)
         self._files[decode_name(b"/".join(file.path))] = info
 
-    async def _command(self, session: Session, op: StageBegin | StageDrop) -> Result:
-        result = await self._core.submit(session, op, (), self._options.deadline_s)
-        if result is None:
-            message = "the session ended before the publish was complete"
-            raise SessionExpired(message, hint="publish again")
-        return result
-
-    async def _drop(self, session: Session, root: Attr) -> None:
-        await self._command(session, StageDrop(root.view, root.inode))
-
 
 class _Filler:
     """Collects publishes into commands of a good size; whoever completes one sends it."""
 
     def __init__(self, core: Core, session: Session, deadline_s: float) -> None:
-        self.swapping = False
-        """The command that makes the tree visible may have been sent."""
         self._core = core
         self._session = session
         self._deadline_s = deadline_s

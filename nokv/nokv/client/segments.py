@@ -16,31 +16,31 @@ from nokv.client.core import Core
 from nokv.client.options import Options, expect, query
 from nokv.client.paths import AnyPath, split
 from nokv.client.session import Session
+from nokv.client.stage import staged
 from nokv.client.upload import (
     BodyUpload,
+    Carried,
     FileInfo,
-    certainly_not_applied,
     checked,
     propose_uploads,
 )
-from nokv.errors import SessionExpired
 from nokv.objects.source import Source, open_source
 from nokv.objects.upload import Progress
 from nokv.types.commands import (
     TIME_NOW,
     Atomic,
     InnerOp,
+    Op,
     Predicate,
     PublishMode,
     SetAttr,
     StageBegin,
-    StageDrop,
     StageMode,
     StageSwap,
 )
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES
 from nokv.types.reads import AttrReply, GetAttr
-from nokv.types.results import AtomicDone, Made, Published
+from nokv.types.results import AtomicDone, Published, Result
 from nokv.types.values import At
 
 SEGMENT_BYTES: Final = 512 * CHUNK_BYTES
@@ -144,37 +144,24 @@ async def write_large(
     view = expect(value, AttrReply).attr.view  # what is staged lies in the view that it will enter
     session = await core.session(options.deadline_s)
     begin = StageBegin(view, stat.S_IFREG | mode, above, name)
-    begun = await core.submit(session, begin, (), options.deadline_s)
-    if begun is None:
-        message = f"session {session.id:x} is over"
-        raise SessionExpired(message, hint="write the file again")
-    root = expect(begun.value, Made).attr
-    stage = At(root.view, root.inode)
+    async with staged(core, session, begin, options.deadline_s) as stage:
+        root = stage.root
 
-    async def place(upload: BodyUpload, offset: int) -> Published:
-        op = segment_op(upload, stage, b"", offset, mode, mtime_ns)
-        result = checked(await propose_uploads(core, session, op, [upload], (), options.deadline_s))
-        return expect(result.value, Published)
+        async def send(op: Op, carried: Carried, when: tuple[Predicate, ...] = ()) -> Result:
+            return checked(
+                await propose_uploads(core, session, op, [carried], when, options.deadline_s)
+            )
 
-    swapping = False
-    try:
+        async def place(upload: BodyUpload, offset: int) -> Published:
+            op = segment_op(upload, root, b"", offset, mode, mtime_ns)
+            return expect((await send(op, upload)).value, Published)
+
         await upload_segments(core, session, local, before, place, progress)
         kind = StageMode.CREATE if create else StageMode.REPLACE
         ops: list[InnerOp] = []
         if mtime_ns != TIME_NOW:
-            ops.append(SetAttr(stage, mtime_ns=mtime_ns))
+            ops.append(SetAttr(root, mtime_ns=mtime_ns))
         ops.append(StageSwap(root.view, root.inode, above, name, int(kind)))
-        swapping = True
-        result = checked(
-            await propose_uploads(
-                core, session, Atomic(tuple(ops)), [], predicates, options.deadline_s
-            )
-        )
-    except BaseException as error:
-        if not swapping or certainly_not_applied(error):
-            core.spawn(
-                core.submit(session, StageDrop(root.view, root.inode), (), options.deadline_s)
-            )
-        raise
+        result = await send(Atomic(tuple(ops)), stage, predicates)
     done = expect(expect(result.value, AtomicDone).values[-1], Published)
     return FileInfo(done.generation, "", before.st_size, done.inode)

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from nokv.client.core import Core
 from nokv.client.session import Session
-from nokv.errors import DeadlineExceeded, NokvError, OutcomeUnknown, Unavailable, from_wire
+from nokv.errors import NokvError, from_wire
 from nokv.objects.source import SourceLike
 from nokv.objects.upload import Progress, UploadAttempt, UploadedBody
 from nokv.types.commands import TIME_NOW, Op, Predicate, Publish, PublishMode
@@ -114,7 +114,7 @@ class BodyUpload:
     ) -> Publish:
         """Return the command that publishes this body; `size` as in `Publish`, else its length."""
         assert self.body is not None, "a body is uploaded before it is published"
-        whole = mode not in {PublishMode.PATCH, PublishMode.APPEND}
+        whole = mode not in {PublishMode.PATCH, PublishMode.APPEND, PublishMode.FOLD}
         return Publish(
             parent,
             name,
@@ -195,15 +195,32 @@ async def begin_upload(core: Core, deadline_s: float) -> BodyUpload:
     return BodyUpload(core, await core.session(deadline_s))
 
 
+class Carried(Protocol):
+    """What hangs on the outcome of one command: an upload, a staged tree."""
+
+    @property
+    def session(self) -> Session:
+        """Whose it is."""
+        ...
+
+    def sent(self) -> None:
+        """Take note that the command goes out now."""
+        ...
+
+    def answered(self, outcome: Result | NokvError) -> None:
+        """Take note of its outcome, which comes once, even if nobody waits any more."""
+        ...
+
+
 async def propose_uploads(
     core: Core,
     session: Session,
     op: Op,
-    uploads: Sequence[BodyUpload],
+    carried: Sequence[Carried],
     predicates: tuple[Predicate, ...],
     deadline_s: float,
 ) -> Result:
-    """Send the command that publishes `uploads` and return its result, a failed one too.
+    """Send the command that publishes what it carries and return its result, a failed one too.
 
     Raises:
         TooLarge: the command passes its limit; it was not sent.
@@ -211,19 +228,19 @@ async def propose_uploads(
         DeadlineExceeded: it may yet be applied, and goes on being asked for.
         NokvError: the refusal of every attempt.
     """
-    assert all(upload.session is session for upload in uploads), "one session, its own uploads"
+    assert all(one.session is session for one in carried), "one session, its own uploads"
     await core.fault_point("publish")
     stream = session.stream
     if stream.full:
         await stream.room(deadline_s)
 
     def settled(outcome: Result | NokvError) -> None:
-        for upload in uploads:
-            upload.answered(outcome)
+        for one in carried:
+            one.answered(outcome)
 
     answer = stream.submit(op, timeout_s=deadline_s, predicates=predicates, on_settled=settled)
-    for upload in uploads:
-        upload.sent()
+    for one in carried:
+        one.sent()
     try:
         await core.fault_point("sent")
     except BaseException:
@@ -241,9 +258,3 @@ def checked(result: Result) -> Result:
     if result.code:
         raise from_wire(result.code, result.message, result.hint)
     return result
-
-
-def certainly_not_applied(error: BaseException) -> bool:
-    """Return whether an error of a command that was sent says that it had no effect."""
-    open_ended = DeadlineExceeded | OutcomeUnknown | Unavailable
-    return isinstance(error, NokvError) and not isinstance(error, open_ended)

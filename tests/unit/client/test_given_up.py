@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.client.loopback import Cluster, Fault
 from tests.unit.client.test_bodies import blocks, noise, run
+from tests.unit.client.test_copies import many_chunks
 
-from nokv.client import AsyncClient, calls, session
+from nokv.client import AsyncClient, calls, publish, segments, session
 from nokv.client.files import AsyncWriter
 from nokv.client.session import Session
 from nokv.errors import WindowFull
-from nokv.types.commands import LeaseUploads
-from nokv.types.limits import BLOCK_BYTES
+from nokv.state.ops_session import load_session
+from nokv.types.commands import (
+    Atomic,
+    Command,
+    LeaseUploads,
+    Op,
+    PinView,
+    StageBegin,
+    StageSwap,
+    UnpinView,
+)
+from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES
+
+Work = Callable[[AsyncClient], Awaitable[object]]
+
+DATA = noise(BLOCK_BYTES + 1)
 
 TURNS = 12
 """Of the event loop: in each of so many a caller is cancelled again."""
@@ -25,11 +41,13 @@ async def quiet(fs: AsyncClient) -> Session:
     """Wait until nothing runs in the background; return the session."""
     core = fs._core
     session = await core.session(20.0)
-    uploader = core._uploader
-    while cleanups := {*core._background, *(uploader._cleanups if uploader is not None else ())}:
-        await asyncio.wait(cleanups)
-    assert await session.stream.drain(20)
-    return session
+    while True:
+        assert await session.stream.drain(20)
+        uploader = core._uploader
+        work = {*core._background, *(uploader._cleanups if uploader is not None else ())}
+        if not work:
+            return session
+        await asyncio.wait(work)
 
 
 async def cancel(task: asyncio.Task[Any], turns: int, times: int = 3) -> None:
@@ -99,7 +117,7 @@ async def _write(fs: AsyncClient) -> None:
     writer = await fs.open("/f", "wb")
     assert isinstance(writer, AsyncWriter)
     async with writer:
-        await writer.write(noise(BLOCK_BYTES + 1))
+        await writer.write(DATA)
 
 
 async def _publish(fs: AsyncClient) -> None:
@@ -107,12 +125,11 @@ async def _publish(fs: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("work", [_write, _publish])
-def test_cancelled_in_any_turn_of_its_clean_up(work: Any) -> None:
+def test_cancelled_in_any_turn_of_its_clean_up(work: Work) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         for turns in range(TURNS):
             held = Held(fs, "publish")
-            going: Coroutine[Any, Any, None] = work(fs)
-            task = asyncio.create_task(going)
+            task = asyncio.ensure_future(work(fs))
             await held.reached.wait()
             await cancel(task, turns)
             held.remove()
@@ -126,15 +143,14 @@ def test_cancelled_in_any_turn_of_its_clean_up(work: Any) -> None:
 @pytest.mark.parametrize("times", [1, 3])
 def test_cancelled_in_any_turn_of_an_upload(times: int) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        data = noise(2 * BLOCK_BYTES + 5)
         for turns in range(40):
-            task = asyncio.create_task(fs.write_bytes("/f", data))
+            task = asyncio.create_task(fs.write_bytes("/f", DATA))
             for _ in range(turns):
                 await asyncio.sleep(0)
             await cancel(task, 1, times)
             assert (await quiet(fs)).uploads.in_flight == 0, turns
             if await fs.exists("/f"):
-                assert await fs.read_bytes("/f") == data
+                assert await fs.read_bytes("/f") == DATA
                 await fs.unlink("/f")
         mine = await fs._core.session(20.0)
         await mine.renew(20)
@@ -183,5 +199,139 @@ def test_a_window_that_stays_full_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         await fs.write_bytes("/f", data)
         assert await fs.read_bytes("/f") == data
         assert cluster.session(mine.id).alive
+
+    run(test)
+
+
+# ---------------------------------------------------------------- pins and staged trees
+
+
+def cancel_at(cluster: Cluster, kind: type[Op], task: asyncio.Future[Any]) -> None:
+    """Cancel a task when such a command arrives: it is applied, and its answer is late."""
+
+    def look(command: Command) -> None:
+        ops = command.op.ops if isinstance(command.op, Atomic) else (command.op,)
+        if any(isinstance(op, kind) for op in ops):
+            task.cancel()
+
+    cluster.refuse = look
+
+
+async def nothing_is_left(cluster: Cluster, fs: AsyncClient) -> None:
+    """Check that the session holds neither pins nor staged trees."""
+    mine = await quiet(fs)
+    cluster.refuse = lambda _: None
+    txn = cluster.machine._txn
+    found = load_session(txn, mine.id)
+    assert found is not None
+    assert (found.pins, found.stages, txn.pins(0)) == (0, (), ())
+    assert mine.uploads.in_flight == 0
+    cluster.reap()
+
+
+async def _pin(fs: AsyncClient) -> None:
+    async with fs.pinned():
+        pass
+
+
+@pytest.mark.parametrize("kind", [PinView, UnpinView])
+def test_a_pin_whose_asker_was_cancelled_is_given_back(kind: type[Op]) -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        task = asyncio.ensure_future(_pin(fs))
+        cancel_at(cluster, kind, task)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await nothing_is_left(cluster, fs)
+        assert sum(isinstance(one.op, UnpinView) for one in cluster.commands) == 1
+
+    run(test)
+
+
+def test_a_pin_that_is_cancelled_in_any_turn() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        await fs.session_id()
+        for turns in range(3 * TURNS):
+            task = asyncio.ensure_future(_pin(fs))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await cancel(task, 1)
+            await nothing_is_left(cluster, fs)
+
+    run(test)
+
+
+class Staging:
+    """The three ways to stage, each making `/new`, which must not be there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, local: Path) -> None:
+        monkeypatch.setattr(publish, "ATOMIC_BYTES", 1)
+        monkeypatch.setattr(segments, "SEGMENT_BYTES", BLOCK_BYTES)
+        monkeypatch.setattr("nokv.state.ops_copy.COPY_CHUNKS_MAX", 2)
+        self.local = local / "local"
+        with self.local.open("wb") as file:
+            file.truncate(BLOCK_BYTES + 1)
+
+    async def set(self, fs: AsyncClient) -> None:
+        await fs.publish("/new", {"a": noise(10_000), "b/c": b"2"})
+
+    async def file(self, fs: AsyncClient) -> None:
+        await fs.put_file(self.local, "/new", if_absent=True)
+
+    async def copy(self, fs: AsyncClient) -> None:
+        await fs.copy("/many", "/new", replace=False)
+
+
+@pytest.mark.parametrize("way", ["set", "file", "copy"])
+def test_what_was_staged_for_nobody_is_dropped(
+    way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work: Work = getattr(Staging(monkeypatch, tmp_path), way)
+
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        await many_chunks(fs, "/many", 5)
+        task = asyncio.ensure_future(work(fs))
+        cancel_at(cluster, StageBegin, task)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await nothing_is_left(cluster, fs)
+        assert not await fs.exists("/new")
+        await work(fs)
+        await nothing_is_left(cluster, fs)
+        assert await fs.exists("/new")
+
+    run(test)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("way", ["set", "file", "copy"])
+def test_a_swap_that_nobody_waits_for_decides_what_is_dropped(
+    way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, taken: bool
+) -> None:
+    work: Work = getattr(Staging(monkeypatch, tmp_path), way)
+
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        await many_chunks(fs, "/many", 5)
+        before = (await fs.statfs()).files
+
+        def look(command: Command) -> None:
+            if isinstance(command.op, Atomic) and isinstance(command.op.ops[-1], StageSwap):
+                task.cancel()
+
+        async def point(name: str) -> None:
+            if name == "publish" and not await fs.exists("/new"):
+                await fs.mkdir("/new")
+
+        if taken:  # by the time that the swap is applied
+            fs._core.fault_point = point  # type: ignore[misc]
+        task = asyncio.ensure_future(work(fs))
+        cluster.refuse = look
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await nothing_is_left(cluster, fs)
+        if taken:
+            assert await fs.listdir("/new") == []
+            assert (await fs.statfs()).files == before + 1
+        else:
+            assert (await fs.lstat("/new")).size in {0, BLOCK_BYTES + 1, 4 * CHUNK_BYTES + 7}
 
     run(test)
