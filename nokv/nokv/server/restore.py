@@ -31,8 +31,15 @@ from nokv.backup.format import (
     place,
     read_head,
 )
+from nokv.backup.gone import check_not_gone
 from nokv.backup.manage import read_manifest, verify_stream
-from nokv.errors import BackupDamaged, BackupGone, DataDirectoryError, WrongCluster
+from nokv.errors import (
+    BackupDamaged,
+    BackupGone,
+    DataDirectoryError,
+    ForeignVolume,
+    WrongCluster,
+)
 from nokv.kv.errors import StoreFailed
 from nokv.kv.image import restore_image
 from nokv.kv.lmdb_store import LmdbKV
@@ -84,28 +91,44 @@ class Restored(msgspec.Struct, frozen=True):
     missing: tuple[Missing, ...]
 
 
-async def mark(store: ObjectStore, head: Head, cluster: str, lineage: Iterable[str]) -> None:
-    """Leave the mark of a restored cluster, and see that the backup is still kept.
+async def mark(
+    store: ObjectStore, head: Head, cluster: str, lineage: Iterable[str], *, held: bool = True
+) -> None:
+    """Leave the mark of a restored cluster, and see that it may still be restored.
 
     In this order: whoever ends the backup deletes its manifest first and looks for marks then, so
     one of both sees the other. What was looked at before is there, then: nothing was let go of.
-    Raises BackupGone; no mark is left.
+    Raises as `check_allowed`; no mark is left.
     """
     places = [place(head), *lineage]
     for where in places:
         await store.put(f"{where}{MARK}{cluster}.json", b'{"format":1}')
     try:
-        await check_held(store, head)
-    except BackupGone:
+        await check_allowed(store, head, held=held)
+    except (BackupGone, BackupDamaged, ForeignVolume):
         await store.delete([f"{where}{MARK}{cluster}.json" for where in places])
         raise
 
 
-async def check_held(store: ObjectStore, head: Head) -> None:
-    """Return if a backup is kept. Raises BackupGone, and BackupDamaged for another's manifest."""
-    found: Manifest = await read_manifest(store, place(head))
-    if found.head != head:
-        raise BackupDamaged(f"{place(head)}{MANIFEST} is another backup's")
+async def check_allowed(store: ObjectStore, head: Head, *, held: bool) -> None:
+    """Return if a backup is kept, or (not `held`) if its maker was not stated to be gone.
+
+    Whoever has the volume after such a statement deletes what only that cluster's backups show.
+    Raises BackupGone, BackupDamaged for another's manifest, ForeignVolume.
+    """
+    if held:
+        found: Manifest = await read_manifest(store, place(head))
+        if found.head != head:
+            raise BackupDamaged(f"{place(head)}{MANIFEST} is another backup's")
+        return
+    try:
+        await check_not_gone(store, head.volume.volume, head.cluster)
+    except ForeignVolume as error:
+        raise ForeignVolume(
+            f"cluster {head.cluster}, which made the backup, was stated to be gone: another one"
+            " has the volume and deletes what it shows",
+            hint="restore a backup of that one, or copy the files from there",
+        ) from error
 
 
 async def restore(
@@ -123,13 +146,15 @@ async def restore(
 ) -> Restored:
     """Make the data directory of `config` from the backup in the file `source`.
 
-    `held` False goes on where the cluster that made the backup does not keep it any more. Errors
-    call the backup by `name`, or else by its file.
+    `held` False goes on where the cluster that made the backup does not keep it any more; the mark
+    is left all the same, for others that share the bucket. Errors call the backup by `name`, or
+    else by its file.
 
     Raises:
         BackupDamaged: nothing was made.
         BackupGone: nobody holds what the backup shows.
-        ForeignVolume, WrongCluster: the bucket is another volume's.
+        ForeignVolume, WrongCluster: the bucket is another volume's; or it is not `held`, and the
+            cluster that made it was stated to be gone.
         DataDirectoryError: the directory is initialised, or not writable.
     """
     data_dir = Path(config.data_dir)
@@ -147,8 +172,7 @@ async def restore(
     kv = LmdbKV(made)
     try:
         lineage = _lineage(kv)
-        if held:
-            await check_held(store, head)
+        await check_allowed(store, head, held=held)
         position = _rewrite(kv, head, identity, lineage, silence_ns)
         missing, files = await fsck(kv, store, head.volume.volume, made.with_name("fsck"))
     except StoreFailed as error:
@@ -157,8 +181,8 @@ async def restore(
         kv.close()
     _found_log(data_dir, config, identity, position)
     _rename(made, state_path(data_dir))
-    if held:
-        await mark(store, head, identity.cluster.cluster, [where for _, where in lineage])
+    linked = [where for _, where in lineage]
+    await mark(store, head, identity.cluster.cluster, linked, held=held)
     if join_file is not None:
         write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
     _rename(data_dir / RESTORING_FILE, data_dir / IDENTITY_FILE)

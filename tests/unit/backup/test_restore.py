@@ -15,6 +15,7 @@ from tests.unit.backup.test_format import backup, head
 from tests.unit.state.shard import VOLUME
 
 from nokv.backup.format import MANIFEST, Manifest, place
+from nokv.backup.gone import state_gone
 from nokv.backup.manage import marks_of
 from nokv.errors import BackupDamaged, BackupGone, DataDirectoryError, ForeignVolume
 from nokv.kv.lmdb_store import LmdbKV
@@ -45,6 +46,7 @@ def run(
     manifest: bool = True,
     volume: str = VOLUME.volume,
     store: MemoryStore | None = None,
+    held: bool = True,
 ) -> tuple[Restored, MemoryStore]:
     store = store or MemoryStore()
 
@@ -61,6 +63,7 @@ def run(
             peer="127.0.0.1:7201",
             rpc="127.0.0.1:7101",
             silence_ns=5,
+            held=held,
         )
         assert await marks_of(store, place(head())) == [made.identity.cluster.cluster]
         return made, store
@@ -105,6 +108,36 @@ def test_one_that_nobody_holds_is_refused(source: Path, config: NodeConfig) -> N
     with pytest.raises(BackupGone):
         run(source, config, manifest=False)
     run(source, config)
+
+
+def test_one_that_nobody_holds_is_restored_with_a_mark(source: Path, config: NodeConfig) -> None:
+    """Others that share the bucket must hear of it before they adopt the volume."""
+    run(source, config, manifest=False, held=False)  # which looks at the marks
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_one_of_a_cluster_that_is_stated_to_be_gone_is_refused_unless_it_is_held(
+    source: Path, config: NodeConfig, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    """Early, or while the restore is at work."""
+    store = MemoryStore()
+    state = state_gone(store, VOLUME.volume, {"c1"}, "c9")
+    if late:
+        own = restoring.mark
+
+        async def mark(*args: Any, **named: Any) -> None:
+            await state
+            await own(*args, **named)
+
+        monkeypatch.setattr(restoring, "mark", mark)
+    else:
+        asyncio.run(state)
+    with pytest.raises(ForeignVolume, match="cluster c1, which made the backup, was stated"):
+        run(source, config, manifest=False, held=False, store=store)
+    assert not asyncio.run(marks_of(store, place(head())))
+    assert not (Path(config.data_dir) / "node.json").exists()
+    monkeypatch.undo()
+    run(source, config, store=store)
 
 
 def test_another_volumes_bucket_is_refused(source: Path, config: NodeConfig) -> None:
