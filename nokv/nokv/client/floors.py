@@ -5,6 +5,14 @@ flight holds the version that was the newest when it began, a handle the version
 the floor is the smallest of these, else the newest version seen, and never decreases. A handle
 that stays open longer than `lease_after_ns` asks for a lease on its one body and holds the floor
 until the lease is known to be applied, so that one slow reader does not stop collection.
+
+Handles of one body at one version share one lease. A frame that says what is applied already is
+not logged again, so a lease counts from the first frame of an unbroken run of frames that carry
+it; and what is carried or left out stays so until that is known to be applied. Until then every
+frame differs from the applied one, so it is logged, and no wait lasts for ever:
+
+    (none) -> sent: until a frame with it is applied -> held: while a handle wants it
+           -> left out: until a frame without it is applied -> (none)
 """
 
 from __future__ import annotations
@@ -20,17 +28,14 @@ from nokv.types.values import Lease
 class Hold:
     """One reader's claim: everything current at `version` and later stays readable."""
 
-    __slots__ = ("begun_ns", "lease", "lease_frame", "leased", "version")
+    __slots__ = ("begun_ns", "lease", "version")
 
     def __init__(self, version: int, begun_ns: int) -> None:
         self.version = version
         """Never below the floor that was announced while this hold counts towards it."""
         self.begun_ns = begun_ns
         self.lease: Lease | None = None
-        """Wanted, or held once `leased`."""
-        self.lease_frame = 0
-        """The first marks frame that carried the lease; 0 before."""
-        self.leased = False
+        """What would do instead of the floor; None: nothing (yet). Of `version`."""
 
 
 class Floors:
@@ -48,6 +53,12 @@ class Floors:
         """The newest version that any answer has shown; never below `floor`."""
         self._lease_after_ns: Final = lease_after_ns
         self._holds: set[Hold] = set()
+        self._sent: dict[Lease, int] = {}
+        """The first frame with the lease; none of those with it is known to be applied."""
+        self._held: set[Lease] = set()
+        """In the applied frame, and in every later one."""
+        self._left: dict[Lease, int] = {}
+        """The first frame without the lease; none of those without it is known to be applied."""
 
     def note(self, version: int) -> None:
         """Take note of an answer's version."""
@@ -88,37 +99,50 @@ class Floors:
 
     def marks(self, frame: int, now_ns: int) -> tuple[int, tuple[Lease, ...]]:
         """Return the floor and the leases that marks frame number `frame` carries."""
-        sent = [hold for hold in self._holds if hold.lease_frame]
-        due = [
-            hold
-            for hold in self._holds
-            if not hold.lease_frame
-            and hold.lease is not None
-            and now_ns - hold.begun_ns >= self._lease_after_ns
-        ]
-        due.sort(key=lambda hold: hold.begun_ns)
-        for hold in due[: LEASES_MAX - len(sent)]:
-            hold.lease_frame = frame
-            sent.append(hold)
-        leases = {hold.lease for hold in sent if hold.lease is not None}
+        for lease in self._held - {hold.lease for hold in self._holds}:
+            self._held.remove(lease)
+            self._left[lease] = frame
+        room = LEASES_MAX - len(self._sent) - len(self._held)
+        self._sent |= dict.fromkeys(self._due(now_ns)[:room], frame)
+        leases = {*self._sent, *self._held}
         assert len(leases) <= LEASES_MAX, "the leader refuses a longer frame"
-        low = min((hold.version for hold in self._holds if not hold.leased), default=self.seen)
+        low = min(
+            (hold.version for hold in self._holds if not self.leased(hold)), default=self.seen
+        )
         assert low >= self.floor, "a hold below the announced floor"
         self.floor = low
         return low, tuple(sorted(leases, key=lambda at: (at.view, at.inode, at.body, at.version)))
 
+    def _due(self, now_ns: int) -> list[Lease]:
+        """Return the leases to be asked for, each once, those of the oldest holds first."""
+        known = self._sent.keys() | self._held | self._left.keys()
+        due = [
+            hold
+            for hold in self._holds
+            if hold.lease is not None
+            and hold.lease not in known
+            and now_ns - hold.begun_ns >= self._lease_after_ns
+        ]
+        due.sort(key=lambda hold: hold.begun_ns)
+        return list(dict.fromkeys(hold.lease for hold in due if hold.lease is not None))
+
     def applied(self, frame: int) -> None:
-        """All marks up to this frame are applied: the leases that they carry are held."""
-        for hold in self._holds:
-            if 0 < hold.lease_frame <= frame:
-                hold.leased = True
+        """Marks frame number `frame` was the last one that was applied when this was answered."""
+        held = {lease for lease, first in self._sent.items() if first <= frame}
+        self._sent = {lease: first for lease, first in self._sent.items() if lease not in held}
+        self._held |= held
+        self._left = {lease: first for lease, first in self._left.items() if first > frame}
+
+    def leased(self, hold: Hold) -> bool:
+        """Whether the hold's lease is held, now and as long as the hold is not ended."""
+        return hold.lease in self._held
 
     def serves(self, hold: Hold) -> bool:
         """Whether the cluster reads this hold's body at its version for whoever names the lease.
 
         It goes by (view, inode, body), so of several leases of one body only the oldest.
         """
-        if not hold.leased or hold.lease is None:
+        if not self.leased(hold) or hold.lease is None:
             return False
         mine = hold.lease
         return not any(
@@ -131,5 +155,5 @@ class Floors:
 
     @property
     def waiting_for_lease(self) -> bool:
-        """Whether some lease was sent and is not known to be applied."""
-        return any(hold.lease_frame and not hold.leased for hold in self._holds)
+        """Whether a lease was sent, or its end, and some hold waits until that is applied."""
+        return any(hold.lease in self._sent or hold.lease in self._left for hold in self._holds)
