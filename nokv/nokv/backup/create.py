@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,7 +27,14 @@ from nokv.backup.format import (
 )
 from nokv.backup.manage import clear
 from nokv.client.core import Core
-from nokv.errors import BackupDamaged, DeadlineExceeded, NokvError, NotReady, Unavailable
+from nokv.errors import (
+    AlreadyExists,
+    BackupDamaged,
+    DeadlineExceeded,
+    NokvError,
+    NotReady,
+    Unavailable,
+)
 from nokv.kv.errors import ImageDamaged
 from nokv.kv.image import ImageChecker, LmdbImageSink
 from nokv.kv.lmdb_store import INCOMING_SUFFIX
@@ -74,13 +82,18 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """A file that is whole or absent: written under another name, synced, renamed."""
+    """A file that is whole or absent: written under a name of its own, synced, then linked.
 
-    def __init__(self, path: Path) -> None:
+    What has its name is another backup's, maybe the last one, and is never replaced. Only the file
+    that a scheduled backup left when it was cut short is, with `leftover`: nobody else makes that.
+    """
+
+    def __init__(self, path: Path, *, leftover: bool = False) -> None:
         self._path = path
-        self._made = path.with_name(f".{path.name}.new")
+        self._leftover = leftover
         self._finished = False
-        self._fd = os.open(self._made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._fd, made = tempfile.mkstemp(".new", f".{path.name}.", path.parent)
+        self._made = Path(made)
 
     async def write(self, data: bytes) -> None:
         """Write; the call blocks, and so does whoever pulls."""
@@ -89,12 +102,18 @@ class FileSink:
             rest = rest[os.write(self._fd, rest) :]
 
     async def finish(self) -> tuple[int, ...]:
-        """Sync, rename, sync the directory."""
+        """Sync, give it its name, sync the directory. Raises AlreadyExists."""
         await asyncio.to_thread(os.fsync, self._fd)
         os.close(self._fd)
         self._fd = -1
-        self._made.replace(self._path)
+        if self._leftover:
+            self._path.unlink(missing_ok=True)
+        try:
+            os.link(self._made, self._path)
+        except FileExistsError:
+            raise _exists(self._path) from None
         self._finished = True
+        self._made.unlink()
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -107,7 +126,19 @@ class FileSink:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        (self._path if self._finished else self._made).unlink(missing_ok=True)
+        self._made.unlink(missing_ok=True)
+        if self._finished:
+            self._path.unlink(missing_ok=True)
+
+
+def check_absent(path: Path) -> None:
+    """Raise AlreadyExists if a file has the name of one that is to be made."""
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
+def _exists(path: Path) -> AlreadyExists:
+    return AlreadyExists(f"{path} exists", hint="a backup replaces no file: choose another name")
 
 
 class BucketSink:
@@ -157,10 +188,13 @@ async def create_backup(
     the session's until the manifest is stored: whatever fails before, it goes.
 
     Raises:
-        NokvError: AlreadyExists for a name or slot that is taken; Forbidden without the token; what
-            the last replica failed with: Unavailable, BackupGone, DeadlineExceeded, BackupDamaged.
+        NokvError: AlreadyExists for a name, slot or file that is taken; Forbidden without the
+            token; what the last replica failed with: Unavailable, BackupGone, DeadlineExceeded,
+            BackupDamaged.
         OSError: of the file.
     """
+    if to is not None and not slot:
+        check_absent(to)
     tried: set[int] = set()
     failure: NokvError | None = None
     while len(tried) < TRIES_MAX:
@@ -288,7 +322,7 @@ class _Attempt:
         sink: Sink | None = None
         try:
             opened = await self._opened(backup)
-            sink = BucketSink(store, prefix) if to is None else FileSink(to)
+            sink = BucketSink(store, prefix) if to is None else FileSink(to, leftover=slot > 0)
             head = Head(
                 cluster=cluster,
                 volume=_volume(self._core.volume),

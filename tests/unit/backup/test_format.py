@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from tests.unit.state.shard import VOLUME
 
-from nokv.backup.create import BucketSink, FileSink
+from nokv.backup.create import BucketSink, FileSink, create_backup
 from nokv.backup.format import (
     MANIFEST,
     MARK,
@@ -22,7 +23,7 @@ from nokv.backup.format import (
     read_head,
 )
 from nokv.backup.manage import check_unmarked, clear, fetch, manifests, marks_of, verify_stream
-from nokv.errors import BackupDamaged, BackupGone, NotPermitted
+from nokv.errors import AlreadyExists, BackupDamaged, BackupGone, NotPermitted
 from nokv.kv.image import LmdbImageSource, source_pieces
 from nokv.kv.lmdb_store import LmdbKV
 from nokv.objects.memory import MemoryStore
@@ -95,6 +96,49 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
         await sink.write(b"abc")
         await sink.finish()
         assert path.read_bytes() == b"abc"
+        assert [one.name for one in tmp_path.iterdir()] == ["backup"]  # noqa: ASYNC240
+
+    asyncio.run(run())
+
+
+def test_a_file_replaces_no_backup_that_is_there(tmp_path: Path) -> None:
+    """Nor does its end take away what another one made; only a scheduled one's leftover goes."""
+
+    async def run() -> None:
+        path = tmp_path / "backup"
+        path.write_bytes(b"first")
+        nobody: Any = None  # neither the cluster nor the store is asked
+        with pytest.raises(AlreadyExists, match="backup exists"):
+            await create_backup(nobody, nobody, name="b", keep_ns=1, to=path)
+        sink = FileSink(path)
+        await sink.write(b"second")
+        with pytest.raises(AlreadyExists, match="backup exists"):
+            await sink.finish()
+        await sink.abort()
+        assert path.read_bytes() == b"first"
+        again = FileSink(path, leftover=True)
+        await again.write(b"third")
+        await again.finish()
+        assert path.read_bytes() == b"third"
+        await again.abort()
+        assert not any(tmp_path.iterdir())  # noqa: ASYNC240
+
+    asyncio.run(run())
+
+
+def test_two_makers_of_one_file_never_mix_their_bytes(tmp_path: Path) -> None:
+    async def run() -> None:
+        path = tmp_path / "backup"
+        first, second = FileSink(path), FileSink(path)
+        await first.write(b"a" * 10)
+        await second.write(b"b" * 4)
+        await first.write(b"a" * 10)
+        await first.finish()
+        await second.write(b"b" * 30)
+        with pytest.raises(AlreadyExists):
+            await second.finish()
+        await second.abort()
+        assert path.read_bytes() == b"a" * 20
         assert [one.name for one in tmp_path.iterdir()] == ["backup"]  # noqa: ASYNC240
 
     asyncio.run(run())
