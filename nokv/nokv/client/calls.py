@@ -137,6 +137,8 @@ class CommandStream:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._closed = False
+        self._closed_for: NokvError | None = None
+        """What `close` was told."""
 
     # ------------------------------------------------------------ submitting
 
@@ -200,11 +202,11 @@ class CommandStream:
 
         Raises:
             TooLarge: the command passes COMMAND_BYTES_MAX; it was not sent.
-            Unavailable: the stream was closed.
+            Unavailable: the stream was closed; or as `close` was told.
         """
         if self._closed:
-            message = "the client is closed"
-            raise Unavailable(message, hint="connect again")
+            error = self._closed_for or Unavailable("the client is closed", hint="connect again")
+            raise from_wire(error.code, error.message, error.hint)
         assert self._next_seq - self.acked <= RESULT_WINDOW, "the window is the caller's to keep"
         seq = self._next_seq
         data = encode_command(
@@ -446,8 +448,12 @@ class CommandStream:
         return True
 
     async def close(self, error: NokvError | None = None) -> None:
-        """Stop. Commands without an outcome end with OutcomeUnknown, or `error` if unsent."""
+        """Stop. Commands without an outcome end with OutcomeUnknown, or `error` if unsent.
+
+        So does what is submitted later.
+        """
         self._closed = True
+        self._closed_for = self._closed_for or error
         if self._sweeper is not None:
             self._sweeper.cancel()
         tasks: list[asyncio.Future[Any]] = [*self._batches]

@@ -386,9 +386,11 @@ class Core:
 
         Raises:
             SessionExpired: it is not any more.
+            Unavailable: the client was closed.
             ForeignVolume, ObjectStoreError: as `reader`.
         """
         store = await self._open_store()
+        self.check_open()
         if session is not self.session_now:
             message = f"session {session.id:x} is over"
             raise SessionExpired(message)

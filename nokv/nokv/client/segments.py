@@ -80,27 +80,28 @@ async def upload_segments(
         UploadFailed, SourceChanged, SessionExpired: segments that were placed stay placed.
     """
     uploader = await core.uploader(session)
-    source = await open_source(local, uploader.threads, before=before)
     placed: Published | None = None
-    try:
-        for offset in range(0, before.st_size, SEGMENT_BYTES):
-            upload = BodyUpload(core, session)
-            try:
-                n_bytes = min(SEGMENT_BYTES, before.st_size - offset)
-                await upload.upload(
-                    _Segment(source, n_bytes),
-                    offset=offset,
-                    inline=False,
-                    sha256=False,
-                    progress=progress,
-                )
-                if offset + n_bytes == before.st_size:
-                    await source.finish()
-                placed = await place(upload, offset)
-            finally:
-                await upload.release()
-    finally:
-        await source.close()
+    with uploader.using() as threads:
+        source = await open_source(local, threads, before=before)
+        try:
+            for offset in range(0, before.st_size, SEGMENT_BYTES):
+                upload = BodyUpload(core, session)
+                try:
+                    n_bytes = min(SEGMENT_BYTES, before.st_size - offset)
+                    await upload.upload(
+                        _Segment(source, n_bytes),
+                        offset=offset,
+                        inline=False,
+                        sha256=False,
+                        progress=progress,
+                    )
+                    if offset + n_bytes == before.st_size:
+                        await source.finish()
+                    placed = await place(upload, offset)
+                finally:
+                    await upload.release()
+        finally:
+            await source.close()
     assert placed is not None, "a body of several segments is not empty"
     return placed
 

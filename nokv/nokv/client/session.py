@@ -213,7 +213,7 @@ class Session:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         await self.stream.drain(settle_s)
-        await self.stream.close()
+        await self.stream.close(self._dead or SessionExpired(f"session {self.id:x} is over"))
 
     # ------------------------------------------------------------ uploads
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from nokv.errors import FileTooLarge, ObjectStoreError, UploadFailed
@@ -87,6 +88,9 @@ class Uploader:
         self.settle_s = settle_s
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="nokv-upload")
         self._cleanups: set[asyncio.Task[Any]] = set()
+        self._users = 0
+        """Blocks of `using`: the threads are kept for them."""
+        self._closed = False
 
     def attempt(self, lease: Callable[[], Awaitable[int]]) -> UploadAttempt:
         """Return a new attempt; `lease` gets its upload number, just before the first put."""
@@ -99,11 +103,26 @@ class Uploader:
         task.add_done_callback(self._cleanups.discard)
         return task
 
+    @contextmanager
+    def using(self) -> Iterator[ThreadPoolExecutor]:
+        """Keep the threads for the length of a block, also if `close` is called meanwhile."""
+        self._users += 1
+        try:
+            yield self.threads
+        finally:
+            self._users -= 1
+            self._end_threads()
+
     async def close(self) -> None:
-        """Wait for cleanups and end the threads. The store stays open."""
+        """Wait for cleanups and end the threads, once no upload runs. The store stays open."""
+        self._closed = True
+        self._end_threads()
         while self._cleanups:
             await asyncio.wait(set(self._cleanups))
-        self.threads.shutdown(wait=False)
+
+    def _end_threads(self) -> None:
+        if self._closed and not self._users:
+            self.threads.shutdown(wait=False)
 
 
 class UploadAttempt:
@@ -160,12 +179,13 @@ class UploadAttempt:
         assert not self.publish_sent
         assert 0 <= inline_max <= INLINE_BYTES_CAP
         try:
-            opened = await open_source(source, self._uploader.threads, before=before)
-            try:
-                body = _Body(self, opened, offset, progress, sha256=sha256)
-                return await body.run(inline_max)
-            finally:
-                await opened.close()
+            with self._uploader.using() as threads:
+                opened = await open_source(source, threads, before=before)
+                try:
+                    body = _Body(self, opened, offset, progress, sha256=sha256)
+                    return await body.run(inline_max)
+                finally:
+                    await opened.close()
         except BaseException as error:
             await asyncio.shield(self.give_up())
             if isinstance(error, ObjectStoreError):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.client.loopback import Cluster, Fault
+from tests.unit.client.loopback import Cluster, Fault, cluster
 from tests.unit.client.test_bodies import blocks, noise, run
 from tests.unit.client.test_copies import many_chunks
 
 from nokv.client import AsyncClient, calls, publish, segments, session
 from nokv.client.files import AsyncWriter
 from nokv.client.session import Session
-from nokv.errors import WindowFull
+from nokv.errors import SessionExpired, WindowFull
 from nokv.state.ops_session import load_session
 from nokv.types.commands import (
     Atomic,
@@ -335,3 +335,90 @@ def test_a_swap_that_nobody_waits_for_decides_what_is_dropped(
             assert (await fs.lstat("/new")).size in {0, BLOCK_BYTES + 1, 4 * CHUNK_BYTES + 7}
 
     run(test)
+
+
+# ---------------------------------------------------------------- uploads of a session that is over
+
+
+class Blocks:
+    """A source whose blocks come one by one, as the test hands them out."""
+
+    def __init__(self, count: int) -> None:
+        self.asked = asyncio.Event()
+        """The last block is waited for."""
+        self.go_on = asyncio.Event()
+        self._count = count
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for number in range(self._count):
+            if number == self._count - 1:
+                self.asked.set()
+                await self.go_on.wait()
+            yield DATA[:BLOCK_BYTES]
+
+
+@pytest.mark.allow_logs("is over")
+def test_an_upload_that_runs_while_its_session_is_replaced_is_told_so() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        old = await fs._core.session(20.0)
+        source = Blocks(3)
+        task = asyncio.ensure_future(fs.write_bytes("/f", source))
+        await source.asked.wait()
+        old._die(SessionExpired("ended by the test"))
+        await fs.write_bytes("/g", DATA)  # opens a new session; the old one is retired
+        await quiet(fs)
+        source.go_on.set()
+        with pytest.raises(SessionExpired):
+            await task
+        await quiet(fs)
+        assert old.uploads.in_flight == 0
+        assert not await fs.exists("/f")
+        assert len(blocks(cluster)) == 2  # of /g
+
+    run(test)
+
+
+@pytest.mark.allow_logs("is over")
+def test_a_file_in_segments_is_told_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    local = Staging(monkeypatch, tmp_path).local
+
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        old = await fs._core.session(20.0)
+        held = asyncio.Event(), asyncio.Event()
+
+        async def point(name: str) -> None:
+            if name == "publish" and not held[0].is_set():  # of the first segment
+                held[0].set()
+                await held[1].wait()
+
+        fs._core.fault_point = point  # type: ignore[misc]
+        task = asyncio.ensure_future(fs.put_file(local, "/f"))
+        await held[0].wait()
+        old._die(SessionExpired("ended by the test"))
+        await fs.write_bytes("/g", DATA)
+        held[1].set()
+        with pytest.raises(SessionExpired):
+            await task
+        assert (await quiet(fs)) is not old
+        assert old.uploads.in_flight == 0
+        assert not await fs.exists("/f")
+        assert len(blocks(cluster)) >= 2  # of /g
+
+    run(test)
+
+
+@pytest.mark.allow_logs("is over")
+def test_an_upload_that_runs_while_the_client_is_closed_is_told_so() -> None:
+    async def main() -> None:
+        async with cluster() as running:
+            source = Blocks(3)
+            async with running.connect() as fs:
+                task = asyncio.ensure_future(fs.write_bytes("/f", source))
+                await source.asked.wait()
+            source.go_on.set()
+            with pytest.raises(SessionExpired):
+                await task
+            async with running.connect() as fs:
+                assert not await fs.exists("/f")
+
+    asyncio.run(main())
