@@ -5,7 +5,8 @@ until the check is over. So what the image names and nobody may delete is in the
 stored after it began: that is looked for one by one. And what was listed and the image does not
 name has its judgement there (state/DESIGN.md): an object that no record names, whose session the
 image knows to be dead, or to have published or given up the upload, or does not know although it is
-of this volume's own numbers, was listed before that state: nobody can name it any more.
+of this volume's own numbers, or of those of a restored cluster that was stated to be gone, was
+listed before that state: nobody can name it any more.
 
 What is missing counts only if a second image, pulled after it was looked for, still needs it: what
 the first one showed of trees that are being taken apart may have been collected meanwhile.
@@ -19,6 +20,7 @@ import asyncio
 import logging
 import secrets
 import struct
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +29,8 @@ from typing import Final, NamedTuple, cast
 import msgspec
 
 from nokv.backup.create import pull_image, release_image
-from nokv.backup.gone import check_not_gone
+from nokv.backup.epochs import epochs_of
+from nokv.backup.gone import check_not_gone, statements
 from nokv.client.core import Core
 from nokv.errors import (
     InvalidArgument,
@@ -229,7 +232,10 @@ class _Check:
         await asyncio.to_thread(self._check_metadata, present)
         if deep:
             await self._read_all(present)
-        await self._judge(_Judge(present, deep=deep and not shared), repair=repair)
+        gone = await statements(self._store, self._volume)
+        epochs = await epochs_of(self._store, self._volume, gone)
+        judge = _Judge(present, epochs, deep=deep and not shared)
+        await self._judge(judge, repair=repair)
 
     def confirm(self, state: LmdbReader) -> None:
         """Tell what is missing and still needed by a state that is newer than the look for it."""
@@ -360,11 +366,13 @@ class _Check:
 class _Judge:
     """Who may still name an object that no record names: asked of its session alone."""
 
-    def __init__(self, source: Present, *, deep: bool) -> None:
+    def __init__(self, source: Present, gone: frozenset[int], *, deep: bool) -> None:
+        """`gone` are owner epochs of clusters that were stated to be gone."""
         counters, origin = counters_of(source), origin_of(source)
         self._sessions: dict[int, Session] = dict(sessions_of(source, 0))
         self._consumed = {number: consumed_ranges(source, number) for number in self._sessions}
-        self._epochs = {*(() if origin is None else origin.epochs)}
+        """Ascending and disjoint."""
+        self._epochs = {*gone, *(() if origin is None else origin.epochs)}
         self._epoch = counters.owner_epoch
         self._next = counters.next_session
         self._deep = deep
@@ -377,7 +385,9 @@ class _Judge:
             epoch, low = number >> 32, number & 0xFFFF_FFFF
             forgotten = epoch in self._epochs or (epoch == self._epoch and low < self._next)
             return "leaked" if self._deep and forgotten else "unjudged"
-        if any(first <= upload <= last for first, last in self._consumed[number]):
+        ranges = self._consumed[number]
+        below = bisect_right(ranges, upload, key=lambda one: one[0]) - 1
+        if below >= 0 and upload <= ranges[below][1]:
             return "leaked" if self._deep else "unjudged"
         if session.died or upload < session.watermark:
             return "waiting"

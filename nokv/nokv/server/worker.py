@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from nokv._guard import EXIT_REFUSED, refuse_optimised
+from nokv.backup.epochs import tell_epoch
 from nokv.backup.gone import check_not_gone
 from nokv.errors import (
     ConfigError,
@@ -46,10 +47,12 @@ from nokv.types.commands import COMMAND_FORMAT, Command, Op
 from nokv.types.reads import (
     GetOrigin,
     GetPending,
+    GetVolume,
     OriginReply,
     PendingReply,
     Read,
     ReadValue,
+    VolumeReply,
 )
 from nokv.types.results import Result
 from nokv.types.values import Caller
@@ -188,6 +191,8 @@ class Worker:
         self._gone: str | None = None
         """Why this cluster must delete nothing any more: another one has the volume. Empty: none
         has. None: nothing was found out yet."""
+        self._told_epoch = False
+        """If this cluster is a restored one, the bucket has its owner epoch; never falls."""
         self._stale_due_s = 0.0
         self._started_s: Final = time.monotonic()
         self._seen_node = False
@@ -303,7 +308,20 @@ class Worker:
             if not keeper.made(rows, slot):
                 await make_scheduled(self.config, self.identity, self.store, slot)
 
+    async def _tell_epoch(self) -> None:
+        """Leave a restored cluster's owner epoch in the bucket, for who outlives it."""
+        origin = await self.client.read(GetOrigin(), OriginReply)
+        if not origin.ready:
+            return
+        if origin.restored:
+            epoch = (await self.client.read(GetVolume(), VolumeReply)).owner_epoch
+            cluster = self.identity.cluster
+            await tell_epoch(self.store, cluster.volume.volume, cluster.cluster, epoch)
+        self._told_epoch = True
+
     async def _collect(self) -> None:
+        if not self._told_epoch:
+            await self._tell_epoch()
         if not await self._may_delete():
             return
         async with self._collecting:

@@ -12,6 +12,8 @@ import pytest
 from tests.unit.state.bodies import DAY_NS, GRACE_NS, Files
 from tests.unit.state.shard import VOLUME, at
 
+from nokv.backup.epochs import tell_epoch
+from nokv.backup.gone import state_gone
 from nokv.client.core import Core
 from nokv.errors import NotPermitted
 from nokv.kv.lmdb_store import LmdbKV, LmdbReader
@@ -225,6 +227,41 @@ def test_a_restored_volume_repairs_nothing_before_it_is_adopted(files: Serving) 
     files.lmdb.write(Family.META, [(keys.ORIGIN, encode(adopted))])
     assert files.run(deep=True, repair=True).repaired == 1
     assert stranger not in files.store.names
+
+
+@pytest.mark.parametrize("told", ["before", "after"])
+def test_what_a_discarded_copy_stored_is_leaked_once_it_is_stated_to_be_gone(
+    files: Serving, told: str
+) -> None:
+    own = files.write("f", b"data")
+    theirs = files.put(1, session=0x0000_0009_0000_0007)
+    others = files.put(1, session=0x0000_000A_0000_0007)
+    origin = Origin("c1", 1, (), 5, ready=True, adopted=True, epochs=(2,))
+    files.lmdb.write(Family.META, [(keys.ORIGIN, encode(origin))])
+    asyncio.run(tell_epoch(files.store, VOLUME.volume, "d", 10))
+    steps = [
+        tell_epoch(files.store, VOLUME.volume, "b-1", 9),
+        state_gone(files.store, VOLUME.volume, ["b-1"], "c1"),
+    ]
+    for step in steps if told == "before" else reversed(steps):
+        report = files.run(deep=True, repair=True)
+        assert (report.unjudged, report.damaged, report.repaired) == (2, 0, 0)
+        asyncio.run(step)
+    assert files.run().unjudged == 2
+    report = files.run(deep=True, repair=True)
+    assert (report.unjudged, report.damaged, report.repaired) == (1, 0, 1)
+    # The other one may live: nobody said that it is gone.
+    assert {own, others} <= {*files.store.names}
+    assert theirs not in files.store.names
+
+
+def test_no_volume_s_epochs_are_another_s(files: Serving) -> None:
+    theirs = files.put(1, session=0x0000_0009_0000_0007)
+    for name in (f"epochs/{'cd' * 16}/b-00000009.json", f"epochs/{VOLUME.volume}/b-9.json"):
+        asyncio.run(files.store.put(name, b"{}"))
+    asyncio.run(state_gone(files.store, VOLUME.volume, ["b"], "c1"))
+    assert files.run(deep=True, repair=True).unjudged == 1
+    assert theirs in files.store.names
 
 
 @pytest.mark.parametrize(

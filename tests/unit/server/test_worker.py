@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import pytest
 from tests.unit.server.local import LocalShard
 from tests.unit.server.test_init import init_first
 
+from nokv.backup.epochs import epochs_of
 from nokv.backup.gone import state_gone
 from nokv.errors import ForeignVolume, ObjectStoreUnavailable, Unavailable
 from nokv.objects.faults import FaultyStore
@@ -17,6 +20,9 @@ from nokv.objects.memory import MemoryStore
 from nokv.objects.port import ObjectStore
 from nokv.server.config import load
 from nokv.server.worker import Worker
+from nokv.types.reads import GetOrigin, OriginReply, Read
+
+V = TypeVar("V")
 
 
 class DownStore(MemoryStore):
@@ -53,7 +59,7 @@ def test_a_store_that_is_down_is_warned_of_once_and_tried_on(
     ]
 
 
-@pytest.mark.allow_logs("adopted the volume")
+@pytest.mark.allow_logs("has the volume: it was told")
 def test_a_cluster_that_was_stated_to_be_gone_deletes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -66,14 +72,14 @@ def test_a_cluster_that_was_stated_to_be_gone_deletes_nothing(
         assert "could not be used" in await worker._ordered_run()
         await worker._claim()
         await state_gone(store, cluster.volume.volume, [cluster.cluster], by="c2")
-        with pytest.raises(ForeignVolume, match="cluster c2 adopted the volume"):
+        with pytest.raises(ForeignVolume, match="cluster c2 has the volume"):
             await worker._backups()
-        with pytest.raises(ForeignVolume, match="cluster c2 adopted the volume"):
+        with pytest.raises(ForeignVolume, match="cluster c2 has the volume"):
             await worker.collector._delete(["blocks/x"])
         for _ in range(3):
             await worker._look_gone()
         assert not await worker._may_delete()  # without asking the node, which does not run
-        assert "cluster c2 adopted the volume" in await worker._ordered_run()
+        assert "cluster c2 has the volume" in await worker._ordered_run()
         await store.delete([name for name in store.names if name.startswith("gone/")])
         await worker._look_gone()
         assert worker._gone == ""
@@ -81,9 +87,38 @@ def test_a_cluster_that_was_stated_to_be_gone_deletes_nothing(
     asyncio.run(main())
     said = [(record.levelname, record.getMessage().split(":")[0]) for record in caplog.records]
     assert said[1:] == [
-        ("ERROR", "cluster c2 adopted the volume"),
+        ("ERROR", "cluster c2 has the volume"),
         ("INFO", "the volume is this cluster's again"),
     ]
+
+
+def test_a_restored_cluster_leaves_its_epoch_in_the_bucket_once_it_serves(tmp_path: Path) -> None:
+    store = FaultyStore(MemoryStore())
+    worker = make_worker(tmp_path, store)
+    cluster = worker.identity.cluster
+    shard = LocalShard()
+    restored = OriginReply(restored=True, ready=False, adopted=False, version=9, lineage=())
+    origins = [restored, *[msgspec.structs.replace(restored, ready=True)] * 4]
+
+    async def read(request: Read, kind: type[V]) -> V:
+        reply = origins.pop(0) if isinstance(request, GetOrigin) else None
+        return reply if isinstance(reply, kind) else await shard.read(request, kind)
+
+    worker.client.read = read  # type: ignore[method-assign]
+
+    async def main() -> None:
+        await worker._claim()
+        before = {*store.inner.names}  # type: ignore[attr-defined]
+        await worker._collect()
+        store.fail("put")
+        with pytest.raises(ObjectStoreUnavailable):
+            await worker._collect()
+        await worker._collect()
+        assert await epochs_of(store, cluster.volume.volume, {cluster.cluster}) == {1}
+        assert len({*store.inner.names} - before) == 1  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+    assert worker._told_epoch
 
 
 def test_a_node_that_starts_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
