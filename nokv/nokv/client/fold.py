@@ -9,13 +9,28 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from nokv.client.bodies import fetch_map, read_at
 from nokv.client.core import Core
 from nokv.client.options import Options, expect, query
-from nokv.client.upload import BodyUpload, begin_upload, propose_uploads
-from nokv.errors import GenerationMismatch, PermissionDenied, ResultTooLarge
+from nokv.client.upload import (
+    BodyUpload,
+    FileInfo,
+    begin_upload,
+    checked,
+    file_info,
+    propose_uploads,
+)
+from nokv.errors import (
+    AlreadyExists,
+    GenerationMismatch,
+    NotFound,
+    PermissionDenied,
+    ResultTooLarge,
+)
 from nokv.types.commands import Publish, PublishMode
 from nokv.types.limits import (
     BLOCK_BYTES,
@@ -29,6 +44,9 @@ from nokv.types.values import At, StoredChunk
 
 TRIES: Final = 16
 """How often an append or patch is sent; others may fold, and fill, the same chunk meanwhile."""
+
+CREATE_TRIES: Final = 8
+"""How often a file that was missing is appended to after all, because others make it too."""
 
 CROWDED_EXTENTS: Final = EXTENTS_PER_CHUNK_MAX // 2
 CROWDED_INLINE_BYTES: Final = MERGED_INLINE_BYTES_MAX // 2
@@ -52,6 +70,27 @@ async def propose_part(core: Core, options: Options, upload: BodyUpload, op: Pub
         if not folded:
             return result
     return await propose_uploads(core, upload.session, op, [upload], (), options.deadline_s)
+
+
+async def append_or_create(
+    core: Core,
+    options: Options,
+    upload: BodyUpload,
+    op: Publish,
+    create: Callable[[], Awaitable[FileInfo]],
+) -> FileInfo:
+    """Append to the file that is there, or make it; each looks again when the other came first.
+
+    Raises:
+        AlreadyExists: the name leads nowhere (a dangling symbolic link), or comes and goes.
+    """
+    for _ in range(CREATE_TRIES):
+        result = await propose_part(core, options, upload, op)
+        if result.code != NotFound.code:
+            return file_info(upload, checked(result))
+        with suppress(AlreadyExists):  # somebody else made it in between
+            return await create()
+    return await create()
 
 
 async def _fold_for(core: Core, options: Options, upload: BodyUpload, op: Publish) -> bool:

@@ -17,7 +17,7 @@ from nokv.client.core import Core
 from nokv.client.diff import DiffHandle
 from nokv.client.entries import file_type
 from nokv.client.files import AsyncWriter
-from nokv.client.fold import propose_part
+from nokv.client.fold import append_or_create, propose_part
 from nokv.client.locks import AsyncLock
 from nokv.client.options import expect
 from nokv.client.paths import AnyPath, at, decode_name, encode_name, split
@@ -26,7 +26,14 @@ from nokv.client.publish import Mode, run
 from nokv.client.publish import Published as PublishedSet
 from nokv.client.readonly import PinnedView
 from nokv.client.trash import TrashHandle
-from nokv.client.upload import BodyUpload, FileInfo, begin_upload, checked, propose_uploads
+from nokv.client.upload import (
+    BodyUpload,
+    FileInfo,
+    begin_upload,
+    checked,
+    file_info,
+    propose_uploads,
+)
 from nokv.errors import (
     AlreadyExists,
     CrossesView,
@@ -61,7 +68,7 @@ from nokv.types.commands import (
     XattrFlag,
 )
 from nokv.types.commands import Op as Operation
-from nokv.types.results import MadeMany, Pinned, Published, Result
+from nokv.types.results import MadeMany, Pinned, Result
 from nokv.types.values import At, Attr, FileType
 
 FILE_MODE: Final = 0o644
@@ -441,7 +448,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
             # The name may be a symbolic link: address the file that it leads to, in apply.
             op = upload.op(at(path), b"", kind, if_generation=if_generation, mtime_ns=mtime_ns)
             result = await self._send(upload, op, predicates)
-        return _file_info(upload, checked(result))
+        return file_info(upload, checked(result))
 
     async def _send(
         self, upload: BodyUpload, op: Operation, predicates: tuple[Predicate, ...]
@@ -474,7 +481,7 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
             size = offset + upload.body.length
             op = upload.op(at(path), b"", kind, size=size)
             result = await propose_part(self._core, self._options, upload, op)
-            return _file_info(upload, checked(result))
+            return file_info(upload, checked(result))
         finally:
             await upload.release()
 
@@ -483,15 +490,15 @@ class AsyncClient(DiffHandle, CopyHandle, TrashHandle):
         upload = await begin_upload(self._core, self._options.deadline_s)
 
         async def finish(done: BodyUpload) -> FileInfo:
-            if kind == "x":
+            async def create() -> FileInfo:
                 return await self._publish_body(done, path, PublishMode.CREATE, FILE_MODE)
+
+            if kind == "x":
+                return await create()
             if kind == "w":
                 return await self._publish_body(done, path, PublishMode.REPLACE, FILE_MODE)
             op = done.op(at(path), b"", PublishMode.APPEND)
-            result = await propose_part(self._core, self._options, done, op)
-            if result.code == NotFound.code:
-                return await self._publish_body(done, path, PublishMode.CREATE, FILE_MODE)
-            return _file_info(done, checked(result))
+            return await append_or_create(self._core, self._options, done, op, create)
 
         return AsyncWriter(decode_name(encode_name(os.fspath(path))), upload, finish)
 
@@ -589,10 +596,3 @@ def _publish_mode(if_generation: int | None, *, if_absent: bool) -> PublishMode:
             raise InvalidArgument(message)
         return PublishMode.CREATE
     return PublishMode.REPLACE if if_generation is None else PublishMode.REPLACE_GENERATION
-
-
-def _file_info(upload: BodyUpload, result: Result) -> FileInfo:
-    assert upload.body is not None
-    value = expect(result.value, Published)
-    sha256 = upload.body.sha256.hex()
-    return FileInfo(value.generation, sha256, upload.body.length, value.inode, value.offset)

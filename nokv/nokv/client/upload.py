@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from nokv.client.core import Core
+from nokv.client.options import expect
 from nokv.client.session import Session
 from nokv.errors import NokvError, from_wire
 from nokv.objects.source import SourceLike
 from nokv.objects.upload import Progress, UploadAttempt, UploadedBody
 from nokv.types.commands import TIME_NOW, Op, Predicate, Publish, PublishMode
 from nokv.types.limits import CHUNK_BYTES
-from nokv.types.results import Result
+from nokv.types.results import Published, Result
 from nokv.types.values import At, ChunkMap, Extent
 
 
@@ -247,6 +248,14 @@ async def propose_uploads(
         answer.cancel()
         raise
     return await answer
+
+
+def file_info(upload: BodyUpload, result: Result) -> FileInfo:
+    """Return what a successful publish made of an upload."""
+    assert upload.body is not None
+    value = expect(result.value, Published)
+    sha256 = upload.body.sha256.hex()
+    return FileInfo(value.generation, sha256, upload.body.length, value.inode, value.offset)
 
 
 def checked(result: Result) -> Result:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,47 @@ def test_writing_as_a_file() -> None:
         assert len(blocks(cluster)) == before
         session = await fs._core.session(20.0)
         assert session.uploads.in_flight == 0
+
+    run(test)
+
+
+def test_a_file_that_two_open_to_append_to_and_both_make() -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        for data, other_data in ((b"mine", b"theirs"), (noise(10_000), noise(20_000))):
+            async with cluster.connect() as other:
+                sends = 0
+
+                async def point(name: str, other: AsyncClient, other_data: bytes) -> None:
+                    nonlocal sends
+                    sends += name == "publish"
+                    if name == "publish" and sends == 2:  # not there: it is to be made
+                        async with other.open("/log", "ab") as file:
+                            await file.write(other_data)
+
+                fs._core.fault_point = partial(  # type: ignore[misc]
+                    point, other=other, other_data=other_data
+                )
+                async with fs.open("/log", "ab") as file:
+                    await file.write(data)
+                assert sends == 3  # the append, the making, and the append again
+            assert await fs.read_bytes("/log") == other_data + data
+            assert file.info is not None
+            assert file.info.offset == len(other_data)
+            assert (await fs._core.session(20.0)).uploads.in_flight == 0
+            await fs.unlink("/log")
+
+    run(test)
+
+
+def test_appending_through_a_link_that_leads_nowhere() -> None:
+    async def test(_: Cluster, fs: AsyncClient) -> None:
+        await fs.symlink("nowhere", "/log")
+        file = await fs.open("/log", "ab")
+        await file.write(noise(10_000))
+        with pytest.raises(AlreadyExists):
+            await file.close()
+        assert (await fs._core.session(20.0)).uploads.in_flight == 0
+        assert await fs.readlink("/log") == "nowhere"
 
     run(test)
 
