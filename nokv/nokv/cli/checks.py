@@ -145,6 +145,16 @@ def data_directory(config_path: Path) -> Path | None:
         return None
 
 
+def backup_every_ms(config_path: Path) -> int:
+    """Return the period of a configuration's backups; 0 for none, or if it can't be read."""
+    from nokv.server.config import load
+
+    try:
+        return load(config_path).backup.every_ms
+    except ConfigError:
+        return 0
+
+
 def configuration(config_path: Path) -> Iterator[Finding]:
     """Look at a node's settings, its data directory and its ports."""
     from nokv.server.config import load, reserve_warning

@@ -15,7 +15,7 @@ from nokv.errors import ConfigError, NokvError
 
 if TYPE_CHECKING:
     from nokv.objects.port import ObjectStore
-    from nokv.types.reads import VolumeReply
+    from nokv.types.reads import BackupRow, VolumeReply
 
 Tell = Callable[[Finding], None]
 
@@ -30,12 +30,15 @@ STORE_S: Final = 15.0
 """A store that takes longer for three small requests is of no use."""
 
 
-def run(cluster: str, tell: Tell) -> None:
-    """Look at the nodes, then at the object store that they name."""
-    asyncio.run(_run(cluster, tell))
+def run(cluster: str, tell: Tell, backup_every_ms: int = 0) -> None:
+    """Look at the nodes, then at the object store that they name, and at the backups.
+
+    `backup_every_ms` is the period in which a backup is made, 0 if there is none.
+    """
+    asyncio.run(_run(cluster, tell, backup_every_ms))
 
 
-async def _run(cluster: str, tell: Tell) -> None:
+async def _run(cluster: str, tell: Tell, backup_every_ms: int) -> None:
     try:
         seen = await look(cluster)
     except ConfigError as error:
@@ -51,7 +54,7 @@ async def _run(cluster: str, tell: Tell) -> None:
         tell(finding)
     tell(_clocks(answered))
     if has_quorum(seen):
-        await _round_trips(cluster, tell)
+        await _round_trips(cluster, tell, backup_every_ms)
 
 
 def _node(one: Seen) -> Finding:
@@ -159,8 +162,9 @@ def _clocks(answered: list[Seen]) -> Finding:
 # ---------------------------------------------------------------- a read, and the object store
 
 
-async def _round_trips(cluster: str, tell: Tell) -> None:
+async def _round_trips(cluster: str, tell: Tell, backup_every_ms: int) -> None:
     from nokv.client.connect import connect
+    from nokv.types.reads import BackupsReply, ListBackups
 
     try:
         async with connect(cluster) as fs:
@@ -174,8 +178,28 @@ async def _round_trips(cluster: str, tell: Tell) -> None:
             took_ms = (time.perf_counter() - started_s) * 1e3
             tell(Finding("ok", "commit", f"opening a session took {took_ms:.1f} ms"))
             tell(await _volume_store(fs.volume))
+            kept = await fs.core.read(ListBackups())
+            assert isinstance(kept, BackupsReply)
+            for finding in _backups(kept.rows, time.time_ns(), backup_every_ms):
+                tell(finding)
     except NokvError as error:
         tell(Finding("failure", "cluster", error.message, error.hint))
+
+
+def _backups(rows: tuple[BackupRow, ...], now_ns: int, every_ms: int) -> list[Finding]:
+    """Compare the age of the newest backup with the schedule."""
+    made = [row.created_wall_ns for row in rows if row.complete and not row.ended_cluster_ns]
+    if not made:
+        text, late = "none is complete", every_ms > 0
+    else:
+        age_ns = max(0, now_ns - max(made))
+        text = f"the newest complete one is {age_ns / 3.6e12:.1f} h old"
+        late = every_ms > 0 and age_ns > 2 * every_ms * 1_000_000
+    if late:
+        advice = "the log of the leader's worker says why; or make one: nokv backup create"
+        text += f", and one is to be made every {every_ms / 3.6e6:g} h"
+        return [Finding("warning", "backups", text, advice)]
+    return [Finding("ok", "backups", text)] if made else []
 
 
 async def check_store(cluster: str) -> Finding:

@@ -58,7 +58,8 @@ def _doctor(options: argparse.Namespace) -> int:
     if cluster:
         from nokv.cli import cluster_checks
 
-        cluster_checks.run(cluster, tell)
+        every_ms = 0 if options.config is None else checks.backup_every_ms(options.config)
+        cluster_checks.run(cluster, tell, every_ms)
     elif options.config is None:
         text = "none is named, so none was looked at"
         tell(checks.Finding("ok", "cluster", text, "set NOKV_CLUSTER, or start one: nokv up"))

@@ -10,7 +10,7 @@ from typing import Final
 from nokv.backup.create import create_backup
 from nokv.backup.manage import clear, marks_of, place_of_row
 from nokv.client.connect import connect
-from nokv.errors import AlreadyExists
+from nokv.errors import AlreadyExists, NokvError, Unavailable
 from nokv.objects.port import ObjectStore
 from nokv.server.collector import Node
 from nokv.server.config import NodeConfig
@@ -35,18 +35,22 @@ class BackupKeeper:
         self._cluster: Final = cluster
         self._grace_ns: Final = grace_ns
 
-    async def tidy(self, *, adopted: bool) -> tuple[BackupRow, ...]:
+    async def tidy(self, *, adopted: bool, scheduled: bool) -> tuple[BackupRow, ...]:
         """Do one round; return the backups as they were before it.
 
-        Until it is adopted a restored volume leaves its original's backups alone.
+        Until it is adopted a restored volume leaves its original's backups alone. While more of
+        them are `scheduled` the last one stays, whatever its retention: the next may fail.
         """
         reply = await self._node.read(ListBackups(), BackupsReply)
+        last = max((row.slot for row in reply.rows if self._is_kept(row)), default=0)
         for row in reply.rows:
             if row.cluster != self._cluster and not adopted:
                 continue
             where = place_of_row(self._volume, row)
             if not row.ended_cluster_ns:
                 over = row.complete and row.until_cluster_ns <= reply.cluster_ns
+                if scheduled and row.slot == last and self._is_kept(row):
+                    continue
                 if over and not set(await marks_of(self._store, where)) - {self._cluster}:
                     log.info("backup %s is over: its retention ended", row.name)
                     await self._node.run(EndBackup(row.backup))
@@ -56,6 +60,11 @@ class BackupKeeper:
                 await self._node.run(EndBackup(row.backup, release=True))
                 log.info("backup %s is gone, and its hold", row.name)
         return reply.rows
+
+    def _is_kept(self, row: BackupRow) -> bool:
+        """Return whether this cluster made a row's backup on its schedule, and it is whole."""
+        scheduled = row.slot > 0 and row.cluster == self._cluster
+        return scheduled and row.complete and not row.ended_cluster_ns
 
     def made(self, rows: Sequence[BackupRow], slot: int) -> bool:
         """Return whether this cluster made, or is making, the backup of a slot."""
@@ -71,7 +80,7 @@ async def make_scheduled(
 ) -> None:
     """Make the backup of a slot (ms since 1970 of its period's start), as any client would.
 
-    Raises NokvError as `create_backup`.
+    Raises NokvError as `create_backup`, and Unavailable for what the file system refuses.
     """
     schedule = config.backup
     name = f"scheduled-{slot}"
@@ -92,4 +101,8 @@ async def make_scheduled(
             )
         except AlreadyExists:
             return
+        except OSError as error:
+            if isinstance(error, NokvError):
+                raise
+            raise Unavailable(f"the backup of the schedule, {schedule.to}: {error}") from error
     log.info("backup %s made at version %d", name, made.head.version)

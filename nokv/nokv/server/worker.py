@@ -300,8 +300,8 @@ class Worker:
             cluster=self.identity.cluster.cluster,
             grace_ns=self.config.worker.grace_ms * _MS,
         )
-        rows = await keeper.tidy(adopted=await self._may_delete())
         schedule = self.config.backup
+        rows = await keeper.tidy(adopted=await self._may_delete(), scheduled=schedule.every_ms > 0)
         if schedule.every_ms:
             now_ms = time.time_ns() // _MS
             slot = now_ms - now_ms % schedule.every_ms

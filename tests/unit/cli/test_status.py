@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from nokv.cli.cluster_checks import _disks, _lags, _node
+from nokv.cli.cluster_checks import _backups, _disks, _lags, _node
 from nokv.cli.status import Seen, _row, trouble
-from nokv.types.reads import VolumeReply
+from nokv.types.reads import BackupRow, VolumeReply
 from nokv.wire.rpc import PROTOCOL, HelloReply, PeerStatus, StatusReply
 
 VOLUME = VolumeReply("v", "local", "/store", "", "", "", 0, 0, 0)
@@ -96,3 +96,23 @@ def test_a_node_that_is_not_ready_is_no_success() -> None:
     assert (disks.level, disks.text) == ("ok", "space on 2 of 3 nodes; unknown of the others")
     assert _row(seen[0], 9)[-1] == "ready"
     assert _row(seen[2], 9)[-2:] == ("?", f"not ready: {seen[2].trouble}")
+
+
+def test_old_backups_are_told_of_where_a_schedule_is_known() -> None:
+    hour_ns = 3_600_000_000_000
+    made, never = backup_row(1, hour_ns), backup_row(2, 9 * hour_ns, complete=False)
+    now_ns, hour_ms = 4 * hour_ns, 3_600_000
+    (found,) = _backups((made, never), now_ns, 0)
+    assert (found.level, found.text) == ("ok", "the newest complete one is 3.0 h old")
+    (found,) = _backups((made, never), now_ns, 2 * hour_ms)
+    assert found.level == "ok"
+    (found,) = _backups((made, never), now_ns, hour_ms)
+    assert found.level == "warning"
+    assert found.text.endswith("3.0 h old, and one is to be made every 1 h")
+    (found,) = _backups((never,), now_ns, hour_ms)
+    assert (found.level, found.text[:16]) == ("warning", "none is complete")
+    assert _backups((), now_ns, 0) == []
+
+
+def backup_row(backup: int, created_ns: int, *, complete: bool = True) -> BackupRow:
+    return BackupRow(backup, "b", "c", 1, "bucket", 1, created_ns, 0, complete, 0, 0, b"", 0)
