@@ -372,8 +372,15 @@ def test_a_replica_that_dies_costs_an_attempt(
 def test_a_member_joins_a_restored_cluster(tmp_path: Path) -> None:
     """It has to take an image: the log begins behind the backup."""
     first, second = RestoredNode(tmp_path), RestoredNode(tmp_path, "second")
-    with LocalCluster.start(1, settings=SETTINGS) as cluster:
+    folder = tmp_path / "scheduled"
+    schedule: dict[str, str | int | bool] = {
+        "backup.every_ms": 3_600_000,
+        "backup.to": f"file:{folder}",
+        **SETTINGS,
+    }
+    with LocalCluster.start(1, settings=schedule) as cluster:
         asyncio.run(fill(cluster, tmp_path / "b"))
+        asyncio.run(scheduled(cluster, folder))
         named = ("--config", first.config, "--silence", "1s")
         run("backup", "restore", f"file:{tmp_path / 'b'}", *named, "--join-file", tmp_path / "join")
         try:
@@ -400,7 +407,27 @@ async def fill(cluster: LocalCluster, backup: Path) -> None:
     async with as_operator(cluster) as fs:
         for number in range(30):
             await fs.write_bytes(f"/f{number}", str(number).encode() * 6000)
+        for _ in range(3):  # one image more than a node keeps open
+            with pytest.raises(FileNotFoundError):
+                await make(fs, "never", backup / "no-folder" / "b")
         await make(fs, "b", backup)
+
+
+async def scheduled(cluster: LocalCluster, folder: Path) -> None:
+    """A directory that can't be used costs the worker its rounds, not its life."""
+
+    async def failed() -> bool:
+        return "No such file" in cluster.folder.log_path(1).read_text()
+
+    await wait_for(failed, "the failure of a scheduled backup")
+    await asyncio.to_thread(folder.mkdir)
+    async with as_operator(cluster) as fs:
+
+        async def made() -> bool:
+            await fs.write_bytes("/tick", b"")
+            return any(row.slot and row.complete for row in await rows_of(fs))
+
+        await wait_for(made, "the scheduled backup")
 
 
 def lists_what_is_missing(folder: Path, store: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -295,9 +296,9 @@ class _Attempt:
         backup = (await self._core.propose(op, (), self._deadline_s)).version
         sink = LmdbImageSink(to.with_name(to.name + INCOMING_SUFFIX))
         try:
-            opened = await self._opened(backup)
-            async for piece in self._pulled(backup):
-                sink.write(piece)
+            async with self._image(backup) as opened:
+                async for piece in self._pulled(backup):
+                    sink.write(piece)
             sink.finish()
             sink.path.rename(to)
         except BaseException as error:
@@ -321,19 +322,19 @@ class _Attempt:
         prefix = place_of(self._core.volume.volume, name, cluster, backup)
         sink: Sink | None = None
         try:
-            opened = await self._opened(backup)
-            sink = BucketSink(store, prefix) if to is None else FileSink(to, leftover=slot > 0)
-            head = Head(
-                cluster=cluster,
-                volume=_volume(self._core.volume),
-                name=name,
-                backup=backup,
-                version=opened.version,
-                index=opened.index,
-                created_ns=time.time_ns(),
-            )
-            assert place(head) == prefix, "a backup has one place"
-            size, digest = await self._copy(head, sink)
+            async with self._image(backup) as opened:
+                sink = BucketSink(store, prefix) if to is None else FileSink(to, leftover=slot > 0)
+                head = Head(
+                    cluster=cluster,
+                    volume=_volume(self._core.volume),
+                    name=name,
+                    backup=backup,
+                    version=opened.version,
+                    index=opened.index,
+                    created_ns=time.time_ns(),
+                )
+                assert place(head) == prefix, "a backup has one place"
+                size, digest = await self._copy(head, sink)
             parts = await sink.finish()
             manifest = Manifest(
                 head=head, where=where, size_bytes=size, digest=digest.hex(), parts=parts
@@ -370,6 +371,17 @@ class _Attempt:
             raise
         except NokvError as error:
             raise _ReaderFailed(error) from error
+
+    @asynccontextmanager
+    async def _image(self, backup: int) -> AsyncIterator[BackupOpened]:
+        """Have the replica keep the image open meanwhile: it opens few at a time."""
+        try:
+            yield await self._opened(backup)
+        finally:
+            try:
+                await self._connection.call(CloseBackup(backup), timeout_s=self._deadline_s)
+            except NokvError as error:
+                log.info("backup %d stays open until nobody asked for a while: %s", backup, error)
 
     async def _opened(self, backup: int) -> BackupOpened:
         """Wait until the replica has come to the backup's entry."""
@@ -416,10 +428,6 @@ class _Attempt:
             for piece in reply.pieces:
                 offset += len(piece)
                 yield piece
-        try:
-            await self._connection.call(CloseBackup(backup), timeout_s=self._deadline_s)
-        except NokvError as error:
-            log.info("backup %d stays open until nobody asked for a while: %s", backup, error)
 
 
 def _volume(reply: VolumeReply) -> Volume:
