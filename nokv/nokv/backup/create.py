@@ -26,6 +26,7 @@ from nokv.backup.format import (
     place,
     place_of,
 )
+from nokv.backup.gone import check_not_gone
 from nokv.backup.manage import clear
 from nokv.client.core import Core
 from nokv.errors import (
@@ -190,8 +191,8 @@ async def create_backup(
 
     Raises:
         NokvError: AlreadyExists for a name, slot or file that is taken; Forbidden without the
-            token; what the last replica failed with: Unavailable, BackupGone, DeadlineExceeded,
-            BackupDamaged.
+            token; ForeignVolume if the cluster was stated to be gone; what the last replica failed
+            with: Unavailable, BackupGone, DeadlineExceeded, BackupDamaged.
         OSError: of the file.
     """
     if to is not None and not slot:
@@ -340,6 +341,8 @@ class _Attempt:
                 head=head, where=where, size_bytes=size, digest=digest.hex(), parts=parts
             )
             await store.put(prefix + MANIFEST, msgspec.json.encode(manifest))
+            # Whoever has the volume instead stated so before it looked for such manifests.
+            await check_not_gone(store, self._core.volume.volume, cluster)
             finish = FinishBackup(backup, size, digest)
             await self._core.propose(finish, (), self._deadline_s)
         except BaseException:
