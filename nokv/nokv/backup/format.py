@@ -9,10 +9,11 @@ written last: without it there is no backup.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 import crc32c
 import msgspec
@@ -30,6 +31,7 @@ MANIFEST: Final = "manifest.json"
 MARK: Final = "restored-"
 """Objects beside the manifest: clusters that were restored from it and may need what it holds."""
 _FRAME = struct.Struct("<II")
+_PLACE = re.compile(r"backups/([^/]+)/([^/]+)/([^/]+)-([0-9a-f]{16})/")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +67,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def place_of(volume: str, name: str, cluster: str, backup: int) -> str:
     """Return what the names of all objects of a backup start with. No two backups share it."""
     return f"backups/{volume}/{name}/{cluster}-{backup:016x}/"
+
+
+class Place(NamedTuple):
+    """What the place of a backup says of it."""
+
+    volume: str
+    name: str
+    cluster: str
+    backup: int
+
+
+def parse_place(where: str) -> Place | None:
+    """Return what a place says; None if `place_of` returns no such."""
+    parts = _PLACE.fullmatch(where)
+    return parts and Place(parts[1], parts[2], parts[3], int(parts[4], 16))
 
 
 def place(head: Head) -> str:

@@ -7,6 +7,7 @@ hold too many, never a backup without its hold.
 
 from __future__ import annotations
 
+import contextlib
 from typing import BinaryIO, Final
 
 import msgspec
@@ -17,17 +18,27 @@ from nokv.backup.format import (
     Head,
     Manifest,
     naming_damage,
+    parse_place,
     pieces_of,
     place,
     place_of,
     read_head,
 )
-from nokv.errors import BackupDamaged, BackupGone, NotPermitted, ObjectMissing, ObjectStoreError
+from nokv.errors import (
+    BackupDamaged,
+    BackupGone,
+    NotPermitted,
+    ObjectMissing,
+    ObjectStoreError,
+    UsageError,
+)
 from nokv.kv.image import ImageInfo, verify_image
 from nokv.objects.port import DELETE_NAMES_MAX, ObjectStore
 from nokv.types.reads import BackupRow
 
 BACKUPS: Final = "backups/"
+KNOWN_MAX: Final = 8
+"""Backups that an error names at most, the last in order of names."""
 
 
 async def names_of(store: ObjectStore, prefix: str) -> list[str]:
@@ -54,12 +65,51 @@ async def read_manifest(store: ObjectStore, where: str) -> Manifest:
         raise BackupDamaged(f"{where}{MANIFEST}: {error}") from error
 
 
-async def manifests(store: ObjectStore, volume: str = "") -> list[Manifest]:
-    """Return every complete backup in a bucket, oldest first."""
+async def complete(store: ObjectStore, volume: str = "") -> list[str]:
+    """Return the places of all complete backups in a bucket; no manifest is read."""
     names = await names_of(store, f"{BACKUPS}{volume}/" if volume else BACKUPS)
-    places = [name.removesuffix(MANIFEST) for name in names if name.endswith(f"/{MANIFEST}")]
-    found = [await read_manifest(store, where) for where in places]
+    return [name.removesuffix(MANIFEST) for name in names if name.endswith(f"/{MANIFEST}")]
+
+
+async def manifests(store: ObjectStore, volume: str = "") -> list[Manifest]:
+    """Return every complete backup in a bucket, oldest first; one that goes meanwhile is left out.
+
+    Raises BackupDamaged: one can't be read, and nobody knows what it holds.
+    """
+    found = []
+    for where in await complete(store, volume):
+        with contextlib.suppress(BackupGone):
+            found.append(await read_manifest(store, where))
     return sorted(found, key=lambda one: one.head.created_ns)
+
+
+async def find(store: ObjectStore, source: str) -> Manifest:
+    """Return the backup that `NAME`, or `NAME/CLUSTER`, is in a bucket; others are not read.
+
+    Raises:
+        BackupGone: none is.
+        UsageError: clusters that share the bucket have each one of that name.
+        BackupDamaged: its manifest can't be read.
+    """
+    name, _, cluster = source.partition("/")
+    all_places = {where: parse_place(where) for where in await complete(store)}
+    known = {where: one for where, one in all_places.items() if one is not None}
+    # Of one cluster the last: its names end with numbers that rise.
+    found = {
+        one.cluster: where
+        for where, one in sorted(known.items(), key=lambda item: item[1].backup)
+        if one.name == name and cluster in {"", one.cluster}
+    }
+    if not found:
+        names = ", ".join(sorted({one.name for one in known.values()})[-KNOWN_MAX:])
+        hint = f"complete there: {names}" if names else "no complete backup is there"
+        raise BackupGone(f"no complete backup is named {source}", hint=hint)
+    if len(found) > 1:
+        choice = ", ".join(f"{name}/{one}" for one in sorted(found))
+        message = f"{len(found)} clusters made backups named {name}"
+        raise UsageError(message, hint=f"say which: {choice}")
+    (where,) = found.values()
+    return await read_manifest(store, where)
 
 
 async def fetch(store: ObjectStore, manifest: Manifest, to: BinaryIO) -> None:

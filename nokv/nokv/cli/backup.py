@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from nokv.cli import output
 from nokv.cli.client import add_config, cluster_of, duration_ns, with_client
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from nokv.testing.folder import Store
     from nokv.types.reads import BackupRow, BackupsReply
     from nokv.types.values import Volume
-
-KNOWN_MAX: Final = 8
-"""Backups that an error names at most, the latest."""
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +97,9 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     from nokv.cli.local import add_store
 
-    parser.add_argument("source", metavar="SOURCE", help="file:PATH, or a backup's name")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="file:PATH, or a backup's name, or NAME/CLUSTER"
+    )
     add_store(parser)
 
 
@@ -150,16 +149,11 @@ async def _rows(fs: AsyncClient) -> BackupsReply:
 
 
 async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
-    from nokv.backup.manage import manifests
-
     reply = await _rows(fs)
     core = _core(fs)
-    there = {
-        (one.head.cluster, one.head.backup)
-        for one in await manifests(await core.object_store(), core.volume.volume)
-    }
+    store = await core.object_store()
     for row in reply.rows:
-        state = _state(row, there, reply.cluster_ns)
+        state = await _state(store, core.volume.volume, row, reply.cluster_ns)
         if options.json:
             output.line(
                 {
@@ -182,10 +176,18 @@ async def _list(fs: AsyncClient, options: argparse.Namespace) -> int:
     return 0
 
 
-def _state(row: BackupRow, there: set[tuple[str, int]], cluster_ns: int) -> str:
+async def _state(store: ObjectStore, volume: str, row: BackupRow, cluster_ns: int) -> str:
+    from nokv.backup.manage import place_of_row, read_manifest
+
     if row.ended_cluster_ns:
         return "ending"
-    if not row.complete or (row.cluster, row.backup) not in there:
+    try:
+        await read_manifest(store, place_of_row(volume, row))
+    except BackupGone:
+        return "incomplete"
+    except BackupDamaged:
+        return "damaged"
+    if not row.complete:
         return "incomplete"
     return "expiring" if row.until_cluster_ns <= cluster_ns else "complete"
 
@@ -248,25 +250,20 @@ async def _store_of(options: argparse.Namespace) -> ObjectStore:
 
 async def _fetched(options: argparse.Namespace, scratch: Path) -> tuple[Path, ObjectStore | None]:
     """Return the backup as a local file, and the store it came from if it came from one."""
-    from nokv.backup.manage import fetch, manifests
+    from nokv.backup.manage import fetch, find
 
     path = _file_of(options.source)
     if path is not None:
         return path, None
     store = await _store_of(options)
     try:
-        everything = await manifests(store)
-        found = [one for one in everything if one.head.name == options.source]
-        if not found:
-            known = ", ".join(one.head.name for one in everything[-KNOWN_MAX:])
-            hint = f"complete there: {known}" if known else "no complete backup is there"
-            raise BackupGone(f"no complete backup is named {options.source}", hint=hint)
-        if not found[-1].parts:
-            message = f"backup {options.source} is in {found[-1].where}"
+        manifest = await find(store, options.source)
+        if not manifest.parts:
+            message = f"backup {options.source} is in {manifest.where}"
             raise BackupGone(message, hint="name that instead of its name, where the file is")
         local = scratch / "backup"
         with local.open("wb") as stream:
-            await fetch(store, found[-1], stream)
+            await fetch(store, manifest, stream)
     except BaseException:
         await store.close()
         raise

@@ -22,6 +22,9 @@ from nokv.wire.tls import TlsFiles
 
 log = logging.getLogger("nokv.backup")
 
+NAMED_CHARACTERS: Final = 8
+"""Of the cluster, in the name of a scheduled backup."""
+
 
 class BackupKeeper:
     """Ends what is over. What it does is safe for a worker whose node was deposed meanwhile."""
@@ -83,11 +86,12 @@ async def make_scheduled(
     Raises NokvError as `create_backup`, and Unavailable for what the file system refuses.
     """
     schedule = config.backup
-    name = f"scheduled-{slot}"
+    cluster = identity.cluster.cluster
+    # Restored clusters share the bucket, and may have the same schedule.
+    name = f"scheduled-{cluster[:NAMED_CHARACTERS]}-{slot}"
     to = None
     if schedule.to != "bucket":
         to = Path(schedule.to.removeprefix("file:")) / f"{name}.nokv"
-    cluster = identity.cluster.cluster
     tls = None
     if config.tls.enabled:
         tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key)

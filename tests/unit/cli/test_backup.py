@@ -34,20 +34,20 @@ def prepare(store: Path, content: bytes, volume: str = VOLUME.volume) -> None:
         bucket = LocalStore(store)
         await bucket.ensure_bucket()
         await claim_volume(bucket, volume)
-        where = place(head())
-        await bucket.put(f"{where}part-00000000", content)
-        manifest = Manifest(
-            head=read_head(io.BytesIO(content)),
-            where="bucket",
-            size_bytes=len(content),
-            digest="",
-            parts=(len(content),),
-        )
-        assert len(content) < PART_BYTES
-        await bucket.put(where + MANIFEST, msgspec.json.encode(manifest))
+        await put(bucket, content)
         await bucket.close()
 
     asyncio.run(work())
+
+
+async def put(bucket: LocalStore, content: bytes) -> None:
+    own = read_head(io.BytesIO(content))
+    assert len(content) < PART_BYTES
+    await bucket.put(f"{place(own)}part-00000000", content)
+    manifest = Manifest(
+        head=own, where="bucket", size_bytes=len(content), digest="", parts=(len(content),)
+    )
+    await bucket.put(place(own) + MANIFEST, msgspec.json.encode(manifest))
 
 
 @pytest.fixture
@@ -195,6 +195,38 @@ def test_one_that_nobody_keeps(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "no complete backup" in capsys.readouterr().err
     assert restore("b") == 1
     assert restore(f"file:{FILE}", "--unheld") == 0
+
+
+def test_one_that_cannot_be_read_is_in_nobodys_way(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what is asked for is read."""
+    bucket = LocalStore(folder / "store")
+    where = f"backups/{VOLUME.volume}/other/c1-{7:016x}/"
+    asyncio.run(bucket.put(where + MANIFEST, b"{}"))
+    assert verify("b", "--store", "local:store") == 0
+    assert verify("other", "--store", "local:store") == 1
+    assert f"{where}{MANIFEST}" in capsys.readouterr().err
+    assert verify("absent", "--store", "local:store") == 1
+    assert "complete there: b, other\n" in capsys.readouterr().err
+    assert restore("b") == 0
+
+
+def test_a_name_that_two_clusters_gave(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (folder / FILE).read_bytes()
+    own = read_head(io.BytesIO(whole))
+    later = msgspec.structs.replace(own, cluster="c2", created_ns=own.created_ns + 1)
+    body = whole[len(encode_head(own)) :]
+    asyncio.run(put(LocalStore(folder / "store"), encode_head(later) + body))
+    for code in (partial(verify, "b", "--store", "local:store"), partial(restore, "b")):
+        assert code() == 2
+        assert "say which: b/c1, b/c2\n" in capsys.readouterr().err
+    assert verify("b/c3", "--store", "local:store") == 1
+    assert restore("b/c1") == 0
+    marks = [
+        asyncio.run(marks_of(LocalStore(folder / "store"), place(one))) for one in (own, later)
+    ]
+    assert [len(one) for one in marks] == [1, 0]
 
 
 def test_a_right_is_needed_where_a_cluster_is_changed(
