@@ -8,6 +8,7 @@ behind: an answer that comes after its caller gave up is undone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from itertools import count
@@ -127,7 +128,7 @@ class AsyncLock:
             self._timeout_s != 0,
             os.getpid(),
         )
-        given_up = _Undo(session, (view, ino, self._kind), self._owner, self._options.deadline_s)
+        given_up = _Undo(self._core, session, (view, ino, self._kind), self._owner)
         try:
             result = await self._submit(session, op, given_up.settled)
             if result is None:
@@ -177,7 +178,8 @@ class AsyncLock:
     async def release(self) -> None:
         """Let the lock go; one that ended with its session is gone already.
 
-        Never raises for a cluster that does not answer: the command is repeated until it does.
+        Never raises for a cluster that does not answer, and cancelling it changes nothing: the
+        command is repeated as long as the session lives, and the lock with it.
         """
         session, file = self._session, self._file
         if session is None or file is None:
@@ -186,11 +188,12 @@ class AsyncLock:
         self._session = self._file = None
         if not session.valid:
             return
-        unlock = Unlock(*file, self._kind, self._owner)
-        try:
-            await self._core.submit(session, unlock, (), self._options.deadline_s)
-        except DeadlineExceeded:
+        asked = self._core.undo(session, Unlock(*file, self._kind, self._owner))
+        if asked is None:
             return
+        with contextlib.suppress(TimeoutError, DeadlineExceeded):
+            async with asyncio.timeout(self._options.deadline_s):
+                await asyncio.shield(asked)
 
     async def __aenter__(self) -> Self:
         """Acquire it."""
@@ -211,13 +214,13 @@ class _Undo:
     """Lets a lock go whose caller gave up, once it is known what became of the request."""
 
     def __init__(
-        self, session: Session, place: tuple[int, int, int], owner: int, deadline_s: float
+        self, core: Core, session: Session, place: tuple[int, int, int], owner: int
     ) -> None:
+        self._core = core
         self._session = session
         self._place = place
         """(view, inode, kind)."""
         self._owner = owner
-        self._deadline_s = deadline_s
         self._answer: LockSet | None = None
         self._known = False
         self._given_up = False
@@ -240,12 +243,13 @@ class _Undo:
         answer = self._answer
         if answer is None or not self._session.valid:
             return
-        ops: list[Op] = [Unlock(*self._place, self._owner)]
-        if not answer.granted:
-            ops.insert(0, CancelLock(*self._place, answer.ticket))
-        for op in ops:  # in the order of the session: a grant in between is let go all the same
-            asked = self._session.stream.submit(op, timeout_s=self._deadline_s)
-            asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        unlock = Unlock(*self._place, self._owner)
+        if answer.granted:
+            self._core.undo(self._session, unlock)
+            return
+        asked = self._core.undo(self._session, CancelLock(*self._place, answer.ticket))
+        if asked is not None:  # only then: a grant in between is let go all the same
+            asked.add_done_callback(lambda _: self._core.undo(self._session, unlock))
 
 
 class Runner(Protocol):

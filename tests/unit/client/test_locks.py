@@ -152,6 +152,28 @@ def test_an_answer_after_its_caller_gave_up_is_undone() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_release_that_is_cancelled_lets_go_all_the_same(turns: int) -> None:
+    async def test(running: Cluster, fs: AsyncClient, other: AsyncClient) -> None:
+        lock = fs.lock("/f")
+        await lock.acquire()
+        releasing = asyncio.create_task(lock.release())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        releasing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+        if turns:  # it had begun
+            await other.lock("/f", timeout_s=20).acquire()
+            assert not lock.held
+        else:
+            assert lock.held
+            assert is_locked(running)
+            await lock.release()
+
+    run(test)
+
+
 @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CUT_AFTER])
 def test_a_lost_answer_takes_no_second_lock(fault: Fault) -> None:
     async def test(running: Cluster, fs: AsyncClient, other: AsyncClient) -> None:
