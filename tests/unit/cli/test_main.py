@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nokv.backup.ending import _check_said
 from nokv.cli.main import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, main
-from nokv.cli.volume import _check_gone
 from nokv.errors import UsageError
 
 CLIENT_COMMANDS = ["ls", "stat /a", "tree", "du", "cat /a", "get /a b", "put - /a", "mkdir /a"]
@@ -234,9 +234,9 @@ def test_a_node_is_asked_where_its_settings_are_all_that_is_named(
 
 
 def test_who_is_said_to_be_gone_must_have_been_there() -> None:
-    _check_gone([], set(), set())
-    _check_gone(["copy", "original"], {"copy", "other"}, {"original"})
-    with pytest.raises(UsageError, match=r"abc.*restored from it: copy, other"):
-        _check_gone(["copy", "abc"], {"other", "copy"}, {"original"})
+    _check_said([], set())
+    _check_said(["copy"], {"copy", "other"})
+    with pytest.raises(UsageError, match=r"abc.*these may share it: copy, other"):
+        _check_said(["copy", "abc"], {"other", "copy"})
     with pytest.raises(UsageError, match="leave --gone out"):
-        _check_gone(["abc"], set(), {"original"})
+        _check_said(["abc"], set())
