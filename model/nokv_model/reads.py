@@ -19,7 +19,15 @@ from nokv.types import trash as t
 from nokv.types import views as v
 from nokv.types.copies import GetQuota, QuotaReply
 from nokv.types.limits import CHUNK_BYTES, PAGE_MAX, RANGES_PAGE_MAX
-from nokv.types.values import Attr, Caller, FileType, StoredChunk, StoredExtent, StoredObject
+from nokv.types.values import (
+    Attr,
+    Caller,
+    FileType,
+    Lease,
+    StoredChunk,
+    StoredExtent,
+    StoredObject,
+)
 from nokv_model import access, acls, locking, trash
 from nokv_model.access import R, Resolver, X, check_name
 from nokv_model.arguments import check_xattr_name
@@ -201,9 +209,10 @@ def _body_map(state: State, resolver: Resolver, read: r.BodyMap) -> r.BodyMapRep
         message = "only a regular file has a body"
         raise InvalidArgument(message)
     access.require(resolver.caller, inode, R)
-    content = inode.content
-    if read.body:
-        content = _leased(state, inode, read)
+    content = _leased(state, inode.key, read) if read.body else inode.content
+    if content is None:
+        message = f"body {read.body} is not leased at version {read.lease_version}"
+        raise BodyGone(message)
     chunks = stored_chunks(state, content, read.offset, end)
     return r.BodyMapReply(resolver.forest.attr(inode), chunks, 0)
 
@@ -216,23 +225,18 @@ def _nameless(read: r.BodyMap) -> Attr:
 
 def _leased_only(state: State, read: r.BodyMap) -> Content | None:
     """Return what the session's lease of a file that is gone shows; None without one."""
-    session = state.sessions.get(read.session)
-    for lease in session.leases if session and not read.at.path else ():
-        if (lease.view, lease.inode, lease.body) == (read.at.view, read.at.inode, read.body):
-            return state.content_at((lease.view, read.body), lease.version)
-    return None
+    if read.at.path:
+        return None
+    return _leased(state, (read.at.view, read.at.inode), read)
 
 
-def _leased(state: State, inode: Inode, read: r.BodyMap) -> Content:
-    """Return what the body that is named shows: at its lease's version, if there is one."""
+def _leased(state: State, file: tuple[int, int], read: r.BodyMap) -> Content | None:
+    """Return what the lease that is named shows; None if the session does not have it."""
     session = state.sessions.get(read.session)
-    for lease in session.leases if session else ():
-        if (lease.view, lease.inode, lease.body) == (*inode.key, read.body):
-            return state.content_at((lease.view, read.body), lease.version)
-    if read.body == inode.body:
-        return inode.content
-    message = f"body {read.body} was replaced, and is not leased"
-    raise BodyGone(message)
+    lease = Lease(*file, read.body, read.lease_version)
+    if not read.body or session is None or lease not in session.leases:
+        return None
+    return state.content_at((lease.view, lease.body), lease.version)
 
 
 def stored_chunks(state: State, content: Content, start: int, end: int) -> tuple[r.ChunkAt, ...]:

@@ -479,14 +479,16 @@ class Drawing:
             return ROOT_VIEW, self._model.version, self._model.version + 1
         return self.one(pins)
 
-    def leased(self) -> tuple[At, int, int]:
-        """(address, session, body) of a lease, or of none."""
+    def leased(self) -> tuple[At, int, int, int]:
+        """(address, session, body, version) of a lease, or of none."""
         known = self._model.state.sessions.values()
         leases = [(session.number, lease) for session in known for lease in session.leases]
         if not leases or self.chance(RARE):
-            return self.at(kind=regular), self.one((0, *self._sessions)), self.number(0, 9)
+            session, body = self.one((0, *self._sessions)), self.number(0, 9)
+            return self.at(kind=regular), session, body, self.number(0, self._model.version)
         session, lease = self.one(leases)
-        return At(lease.view, lease.inode), session, lease.body
+        version = self.often((lease.version,), (lease.version - 1, lease.version + 1, 0))
+        return At(lease.view, lease.inode), session, lease.body, version
 
     def node_type(self) -> int:
         """Type bits for mknod."""

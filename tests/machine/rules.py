@@ -390,8 +390,8 @@ class NamespaceMachine(RuleBasedStateMachine):
         offset = draw.often((0, 5, CHUNK_BYTES - 1, CHUNK_BYTES), (-1,))
         length = draw.one((1, 8, CHUNK_BYTES, 3 * CHUNK_BYTES, 0))
         if draw.chance(3):
-            at, session, body = draw.leased()
-            self.ask(draw, "body_map", r.BodyMap(at, offset, length, 0, session, body))
+            at, session, body, lease = draw.leased()
+            self.ask(draw, "body_map", r.BodyMap(at, offset, length, 0, session, body, lease))
         else:
             at, version = draw.shown(kind=regular)
             self.ask(draw, "body_map", r.BodyMap(at, offset, length, version))

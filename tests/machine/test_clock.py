@@ -54,7 +54,8 @@ class Leased:
         lease = Lease(leased.view, leased.inode, leased.body, self.world.model.version)
         marks = Marks(FIRST, 1, self.world.model.version, 1, (lease,))
         self.world.apply([internal(c.SessionMarks((marks,)))])
-        self.leased = r.BodyMap(At(leased.view, leased.inode), 0, 8, 0, FIRST, leased.body)
+        at = At(leased.view, leased.inode)
+        self.leased = r.BodyMap(at, 0, 8, 0, FIRST, leased.body, lease.version)
         self.publish(b"snapshotted")
         self.snapshots = {
             name: self.value(SnapshotCreate(TOP, name, b"/", ttl), SnapshotMade)

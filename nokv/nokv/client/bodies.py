@@ -42,7 +42,12 @@ class BodyView(NamedTuple):
 
 
 async def fetch_map(
-    core: Core, options: Options, at: At, offset: int, length: int, lease: tuple[int, int] = (0, 0)
+    core: Core,
+    options: Options,
+    at: At,
+    offset: int,
+    length: int,
+    lease: tuple[int, int, int] = (0, 0, 0),
 ) -> BodyView:
     """Return the chunks of file bytes [offset, offset + length), all of one generation.
 
@@ -50,15 +55,17 @@ async def fetch_map(
         core, options: whom to ask, and how.
         at: the file.
         offset, length: bytes; what lies beyond the end has no chunks.
-        lease: (session, body) of a read lease that holds an old body; (0, 0) for the present one.
+        lease: (session, body, version) of a read lease, to read what it holds; zeros for what is
+            present.
 
     Raises:
+        BodyGone, Stale: the session does not have the lease.
         Stale: the file changes faster than its map can be read.
         NokvError: as the read.
     """
-    session, body = lease
+    leased = lease != (0, 0, 0)
     for _ in range(TRIES):
-        request = BodyMap(at, offset, length, options.at_version, session, body)
+        request = BodyMap(at, offset, length, options.at_version, *lease)
         version, value = await query(core, options, request)
         reply = expect(value, BodyMapReply)
         attr = reply.attr
@@ -66,12 +73,10 @@ async def fetch_map(
         handle = At(attr.view, attr.inode)
         while reply.next_chunk:
             start = reply.next_chunk * CHUNK_BYTES
-            rest = BodyMap(
-                handle, start, offset + length - start, options.at_version, session, body
-            )
+            rest = BodyMap(handle, start, offset + length - start, options.at_version, *lease)
             _, value = await query(core, options, rest)
             reply = expect(value, BodyMapReply)
-            if not body and not _same_body(reply.attr, attr):
+            if not leased and not _same_body(reply.attr, attr):
                 break
             chunks |= {one.index: one.chunk for one in reply.chunks}
         else:
@@ -226,17 +231,24 @@ class OpenBody:
     async def _window(self, first: int, last: int) -> Chunks:
         attr = self.attr
         n_bytes = max(last - first + 1, WINDOW_CHUNKS) * CHUNK_BYTES
-        options, lease = self._options, (0, 0)
-        if options.at_version == PRESENT and self._session.floors.serves(self._hold):
-            lease = (self._session.id, attr.body)
+        options, lease = self._options, self._lease()
+        if options.at_version == PRESENT:
+            # A node that lags may not have the lease yet, or show what was before this body.
+            options = options._replace(consistency=Consistency.LINEARIZABLE)
         handle = At(attr.view, attr.inode)
         view = await fetch_map(self._core, options, handle, first * CHUNK_BYTES, n_bytes, lease)
-        # Under a lease, a map of a body that is not the present one is the leased one's.
-        leased = lease != (0, 0) and view.attr.body != attr.body
-        if not leased and not _same_body(view.attr, attr):
+        if not lease[0] and not _same_body(view.attr, attr):
             message = "the file was replaced while it was open"
             raise BodyGone(message, hint="open it again, or read it through a pinned view")
         return view.chunks
+
+    def _lease(self) -> tuple[int, int, int]:
+        """Return (session, body, version) of the lease that shows this body, or zeros."""
+        lease = self._hold.lease
+        if self._options.at_version != PRESENT or not self._session.floors.leased(self._hold):
+            return 0, 0, 0
+        assert lease is not None
+        return self._session.id, lease.body, lease.version
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return the bytes of a range, cut at the end.

@@ -137,22 +137,6 @@ class Floors:
         """Whether the hold's lease is held, now and as long as the hold is not ended."""
         return hold.lease in self._held
 
-    def serves(self, hold: Hold) -> bool:
-        """Whether the cluster reads this hold's body at its version for whoever names the lease.
-
-        It goes by (view, inode, body), so of several leases of one body only the oldest.
-        """
-        if not self.leased(hold) or hold.lease is None:
-            return False
-        mine = hold.lease
-        return not any(
-            other.lease is not None
-            and (other.lease.view, other.lease.inode, other.lease.body)
-            == (mine.view, mine.inode, mine.body)
-            and other.lease.version < mine.version
-            for other in self._holds
-        )
-
     @property
     def waiting_for_lease(self) -> bool:
         """Whether a lease was sent, or its end, and some hold waits until that is applied."""

@@ -43,7 +43,7 @@ from nokv.types.limits import (
     UPLOAD_WINDOW,
 )
 from nokv.types.results import Done, Leased, Pinned, SessionOpened
-from nokv.types.values import Lease, Marks
+from nokv.types.values import Marks
 
 NONCE_BYTES = 16
 LEASE_COUNT_MAX = 4096
@@ -243,14 +243,6 @@ def _marked(ctx: Context, session: Session, frame: Marks) -> Session:
         leases=leases,
         abandoned_cluster_ns=ctx.cluster_ns if rose else session.abandoned_cluster_ns,
     )
-
-
-def lease_of(session: Session, view: int, ino: int, body: int) -> Lease | None:
-    """Return the session's lease of a body, or None."""
-    for lease in session.leases:
-        if (lease.view, lease.inode, lease.body) == (view, ino, body):
-            return lease
-    return None
 
 
 # ---------------------------------------------------------------- pins

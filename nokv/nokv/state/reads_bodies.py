@@ -9,7 +9,6 @@ from nokv.errors import BodyGone, InvalidArgument, IsADirectory, Stale
 from nokv.state import access, keys
 from nokv.state.context import REGULAR, is_directory, is_regular, make_attr
 from nokv.state.families import Family
-from nokv.state.ops_session import lease_of
 from nokv.state.pinned import PinnedSource, Source, shard_of
 from nokv.state.records import body_of, decode_chunk, decode_session
 from nokv.state.resolve import resolve
@@ -52,11 +51,12 @@ def body_map(source: Source, caller: Caller, request: BodyMap) -> BodyMapReply:
 
 
 def _shown(source: Source, caller: Caller, request: BodyMap) -> tuple[Attr, Lease | None, int, int]:
-    """Return the file's attributes, the session's lease of the named body, the present body, size.
+    """Return the file's attributes, the session's lease that is named, the present body, size.
 
     Of a file that is gone a lease still shows the body: whoever has one was let in when the file
     was opened. Its attributes say that no name is left, and no more. Raises BodyGone where the
-    request names another body than the present one and no lease holds it.
+    request names a lease that the session does not have, though the body be the present one: a
+    patch leaves a body its number.
     """
     view, ino = request.at.view, request.at.inode
     try:
@@ -74,19 +74,22 @@ def _shown(source: Source, caller: Caller, request: BodyMap) -> tuple[Attr, Leas
         raise InvalidArgument(message)
     access.need(found.inode, caller, access.R)
     lease = _lease(source, request, found.view, found.ino)
-    if lease is None and request.body not in (0, found.inode.body):
-        message = f"body {request.body} of inode {found.ino} was replaced, and is not leased"
+    if lease is None and request.body:
+        message = (
+            f"body {request.body} of inode {found.ino} is not leased at {request.lease_version}"
+        )
         raise BodyGone(message)
     attr = make_attr(found.view, found.ino, found.inode, found.version)
     return attr, lease, found.inode.body, found.inode.size
 
 
 def _lease(source: Source, request: BodyMap, view: int, ino: int) -> Lease | None:
-    """Return the session's lease of the body that the request names; None where there is none."""
+    """Return the lease that the request names, if the session has exactly that; None if not."""
     if not request.body or not 0 < request.session < 2**64:
         return None
     row = source.get(Family.SESSION, keys.session(request.session))
-    return None if row is None else lease_of(decode_session(row), view, ino, request.body)
+    lease = Lease(view, ino, request.body, request.lease_version)
+    return lease if row is not None and lease in decode_session(row).leases else None
 
 
 def _cost(chunk: StoredChunk) -> int:

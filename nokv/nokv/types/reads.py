@@ -76,7 +76,9 @@ class BodyMap(Strict, frozen=True, tag=5):
     session: int = 0
     """A reader with leases names its session, so that a leased old body stays readable."""
     body: int = 0
-    """With `session`: the leased body; 0 reads the present one."""
+    """With `session`: the body of a lease, shown as of `lease_version`; 0 reads the present one."""
+    lease_version: int = 0
+    """With `body`: the version of the lease, of which a session may have several for one body."""
 
 
 class GetXattr(Strict, frozen=True, tag=6):

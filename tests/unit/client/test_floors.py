@@ -75,22 +75,9 @@ def test_a_lease_frees_the_floor_only_once_it_is_applied() -> None:
     floors.applied(2)
     assert not floors.waiting_for_lease
     assert floors.marks(4, AGE_NS) == (9, (lease,))
-    assert floors.serves(hold)
+    assert floors.leased(hold)
     floors.end(hold)
     assert floors.marks(5, AGE_NS) == (9, ())
-
-
-def test_of_two_leases_of_one_body_the_older_is_served() -> None:
-    floors = Floors(5, AGE_NS)
-    old = floors.begin(0)
-    floors.want_lease(old, 0, 7, 70)
-    floors.note(9)
-    new = floors.begin(0)
-    floors.want_lease(new, 0, 7, 70)
-    floors.marks(1, AGE_NS)
-    floors.applied(1)
-    assert floors.serves(old)
-    assert not floors.serves(new)
 
 
 class Wire:

@@ -9,11 +9,12 @@ from tests.unit.client.loopback import Cluster, Node
 from tests.unit.client.test_bodies import blocks, noise, run
 
 from nokv.client import AsyncClient, bodies
-from nokv.errors import (
-    BodyGone,
-)
+from nokv.errors import BodyGone
+from nokv.types.commands import SessionMarks
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES
-from nokv.wire.rpc import Query
+from nokv.types.reads import BodyMap
+from nokv.types.values import Marks
+from nokv.wire.rpc import Consistency, Query
 
 
 def test_a_read_whose_body_was_collected_starts_over() -> None:
@@ -101,6 +102,69 @@ def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor(
         await lazy.close()
         await session.renew(5)
         assert cluster.renewals[-1].leases == ()
+
+    run(test)
+
+
+def test_handles_of_one_body_read_the_generation_that_each_was_opened_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
+
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        session = await fs._core.session(20.0)
+        session.floors._lease_after_ns = 0  # type: ignore[misc]
+        asked: list[BodyMap] = []
+
+        def on_read(_: Node, query: Query) -> None:
+            if isinstance(query.read, BodyMap) and query.read.body:
+                assert query.consistency == Consistency.LINEARIZABLE
+                asked.append(query.read)
+
+        cluster.on_read = on_read
+        at = 2 * CHUNK_BYTES
+        await fs.create("/f")
+        await fs.patch("/f", at, b"old")
+        first = await fs.open("/f")
+        await session.renew(5)
+        await session.renew(5)
+        await fs.patch("/f", at, b"new")  # the body keeps its number
+        assert await first.pread(at, 3) == b"old"
+        second = await fs.stale(1000).open("/f")
+        assert second.attr.body == first.attr.body
+        await session.renew(5)
+        assert await second.pread(at, 3) == b"new"
+        await session.renew(5)
+        await fs.patch("/f", at, b"***")
+        assert await first.pread(at, 3) == b"old"
+        assert await second.pread(at, 3) == b"new"
+        await first.close()
+        assert await second.pread(at, 3) == b"new"
+        await session.renew(5)
+        await fs.unlink("/f")
+        assert await second.pread(at, 3) == b"new"
+        assert len({read.lease_version for read in asked}) == 2
+        await second.close()
+
+    run(test)
+
+
+def test_a_lease_that_the_cluster_does_not_have_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
+
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        session = await fs._core.session(20.0)
+        session.floors._lease_after_ns = 0  # type: ignore[misc]
+        await fs.create("/f")
+        await fs.patch("/f", 2 * CHUNK_BYTES, b"tail")
+        async with fs.open("/f") as file:
+            await session.renew(5)
+            await session.renew(5)
+            cluster.internal(SessionMarks((Marks(session.id, 1000, 0, 0),)))
+            with pytest.raises(BodyGone, match="not leased"):
+                await file.pread(2 * CHUNK_BYTES, 4)
 
     run(test)
 

@@ -43,7 +43,8 @@ class Reader:
     def map(self, **changes: int) -> BodyMapReply:
         """Ask for the leased body by its handle."""
         lease = self.lease
-        asked = {"session": self.session, "body": lease.body} | changes
+        asked = {"session": self.session, "body": lease.body, "lease_version": lease.version}
+        asked |= changes
         where = At(lease.view, lease.inode)
         value = self.files.read(BodyMap(where, 0, 2**62, **asked))
         assert isinstance(value, BodyMapReply)
@@ -153,6 +154,32 @@ def test_a_body_that_was_patched_and_then_unlinked(files: Files) -> None:
     files.check()
 
 
+def test_each_lease_of_a_body_shows_its_own_version(files: Files) -> None:
+    first = Reader(files, "d/f")
+    before = first.show(20)
+    files.publish("d/f", inline(b"TAIL", 16), publish_mode=PublishMode.PATCH)
+    second = Lease(0, first.lease.inode, first.lease.body, files.machine.version)
+    leases = (first.lease, second)
+    files.internal(SessionMarks((files.marks(2, session=first.session, leases=leases),)))
+    files.publish("d/f", inline(b"last", 16), publish_mode=PublishMode.PATCH)
+
+    def show(version: int) -> bytes:
+        found = first.map(lease_version=version).chunks
+        return content([(one.index, one.chunk) for one in found], 20)
+
+    assert show(first.lease.version) == before
+    assert show(second.version) == before[:16] + b"TAIL"
+    for version in (0, first.lease.version + 1, files.machine.version, 2**63 - 1):
+        assert first.fails(lease_version=version) is BodyGone
+    files.internal(SessionMarks((files.marks(3, session=first.session, leases=leases[:1]),)))
+    assert show(first.lease.version) == before
+    assert first.fails(lease_version=second.version) is BodyGone
+    files.do(Unlink(at("d"), b"f"))
+    assert show(first.lease.version) == before
+    assert first.fails(lease_version=second.version) is Stale
+    files.check()
+
+
 def test_a_replaced_body(files: Files) -> None:
     reader = Reader(files, "d/f")
     before = reader.show(20)
@@ -170,7 +197,9 @@ def test_a_replaced_body(files: Files) -> None:
 def test_a_file_that_is_there_asks_for_permission(files: Files) -> None:
     reader = Reader(files, "d/f")
     files.do(SetAttr(at("d/f"), mode=0o600))
-    request = BodyMap(At(0, reader.lease.inode), 0, 9, 0, reader.session, reader.lease.body)
+    lease = reader.lease
+    where = At(0, lease.inode)
+    request = BodyMap(where, 0, 9, 0, reader.session, lease.body, lease.version)
     with pytest.raises(PermissionDenied):
         files.read(request, ALICE)
 

@@ -204,7 +204,8 @@ def test_leases_are_applied_before_floors(files: Files) -> None:
     ahead = files.machine.version
     files.internal(SessionMarks((files.marks(1, floor=ahead, leases=(lease,)),)))
     assert files.machine.marks_of(files.session) is not None
-    reply = files.body(at("f"), session=files.session, body=body)
+    asked = {"session": files.session, "body": body, "lease_version": lease.version}
+    reply = files.body(at("f"), **asked)
     assert isinstance(reply, BodyMapReply)
     assert bytes(reply.chunks[0].chunk.extents[0].data) == b"old"
     late = Lease(0, made.inode, body, lease.version - 1)
@@ -215,7 +216,7 @@ def test_leases_are_applied_before_floors(files: Files) -> None:
     files.internal(SessionMarks((files.marks(3, floor=ahead),)))
     for rest in ({"session": files.session}, {"session": 99}, {"session": -1}, {}):
         with pytest.raises(BodyGone):
-            files.body(at("f"), body=body, **rest)
+            files.body(at("f"), **(asked | {"session": 0} | rest))
 
 
 # ---------------------------------------------------------------- uploads
