@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from nokv.backup.create import create_backup
-from nokv.backup.manage import clear, marks_of, place_of_row
+from nokv.backup.format import parse_place
+from nokv.backup.manage import clear, complete, marks_of, place_of_row
 from nokv.client.connect import connect
 from nokv.errors import AlreadyExists, NokvError, Unavailable
 from nokv.objects.port import ObjectStore
@@ -44,7 +45,9 @@ class BackupKeeper:
         Until it is adopted a restored volume leaves its original's backups alone. While more of
         them are `scheduled` the last one stays, whatever its retention: the next may fail.
         """
+        there = await complete(self._store, self._volume)  # before the rows: those come first
         reply = await self._node.read(ListBackups(), BackupsReply)
+        await self._drop_unheld(there, reply)
         last = max((row.slot for row in reply.rows if self._is_kept(row)), default=0)
         for row in reply.rows:
             if row.cluster != self._cluster and not adopted:
@@ -63,6 +66,20 @@ class BackupKeeper:
                 await self._node.run(EndBackup(row.backup, release=True))
                 log.info("backup %s is gone, and its hold", row.name)
         return reply.rows
+
+    async def _drop_unheld(self, there: Sequence[str], reply: BackupsReply) -> None:
+        """Delete this cluster's backups whose holds went before their manifests came.
+
+        A maker that stalls for longer than its session and the grace may still store one.
+        """
+        held = {row.backup for row in reply.rows if row.cluster == self._cluster}
+        for where in there:
+            one = parse_place(where)
+            if one is not None and one.cluster == self._cluster and one.backup not in held:
+                log.warning(
+                    "backup %s was finished when its hold was gone: it is deleted", one.name
+                )
+                await clear(self._store, where, own=self._cluster)
 
     def _is_kept(self, row: BackupRow) -> bool:
         """Return whether this cluster made a row's backup on its schedule, and it is whole."""

@@ -2,7 +2,7 @@
 
 node.json       the identity, written last: without it the directory is not initialised;
                 `node.json.restoring` until a restore has ended
-lock            flock(2)ed by the shard process while it runs
+lock            flock(2)ed by the shard process while it runs, and by a restore
 shard-0/log     the replicated log
 shard-0/state   the LMDB environment
 """

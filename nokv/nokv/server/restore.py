@@ -52,6 +52,7 @@ from nokv.server.datadir import (
     ClusterFile,
     MemberAddress,
     NodeFile,
+    lock,
     log_path,
     make_directory,
     replication_identity,
@@ -155,37 +156,42 @@ async def restore(
         BackupGone: nobody holds what the backup shows.
         ForeignVolume, WrongCluster: the bucket is another volume's; or it is not `held`, and the
             cluster that made it was stated to be gone.
-        DataDirectoryError: the directory is initialised, or not writable.
+        DataDirectoryError: the directory is initialised, not writable, or another process holds it.
     """
     data_dir = Path(config.data_dir)
-    before = _cut_short(data_dir)
-    init._refuse_initialised(data_dir)  # noqa: SLF001 - one rule for both ways to begin
     with source.open("rb") as stream:
         head, _ = verify_stream(stream, name or str(source))
     await check_volume(store, head.volume.volume)
-    identity = _identity(head, before, MemberAddress(node, peer, rpc))
-    made = state_path(data_dir).with_name(MADE)
-    make_directory(log_path(data_dir))
-    encoded = msgspec.json.format(msgspec.json.encode(identity), indent=2)
-    write_durably(data_dir / RESTORING_FILE, encoded)
-    _receive(source, made)
-    kv = LmdbKV(made)
+    make_directory(data_dir)
+    locked = lock(data_dir)
     try:
-        lineage = _lineage(kv)
-        await check_allowed(store, head, held=held)
-        position = _rewrite(kv, head, identity, lineage, silence_ns)
-        missing, files = await fsck(kv, store, head.volume.volume, made.with_name("fsck"))
-    except StoreFailed as error:
-        raise DataDirectoryError(str(error)) from error
+        before = _cut_short(data_dir)
+        init._refuse_initialised(data_dir)  # noqa: SLF001 - one rule for both ways to begin
+        identity = _identity(head, before, MemberAddress(node, peer, rpc))
+        made = state_path(data_dir).with_name(MADE)
+        make_directory(log_path(data_dir))
+        encoded = msgspec.json.format(msgspec.json.encode(identity), indent=2)
+        write_durably(data_dir / RESTORING_FILE, encoded)
+        _receive(source, made)
+        kv = LmdbKV(made)
+        try:
+            lineage = _lineage(kv)
+            await check_allowed(store, head, held=held)
+            position = _rewrite(kv, head, identity, lineage, silence_ns)
+            missing, files = await fsck(kv, store, head.volume.volume, made.with_name("fsck"))
+        except StoreFailed as error:
+            raise DataDirectoryError(str(error)) from error
+        finally:
+            kv.close()
+        _found_log(data_dir, config, identity, position)
+        _rename(made, state_path(data_dir))
+        linked = [where for _, where in lineage]
+        await mark(store, head, identity.cluster.cluster, linked, held=held)
+        if join_file is not None:
+            write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
+        _rename(data_dir / RESTORING_FILE, data_dir / IDENTITY_FILE)
     finally:
-        kv.close()
-    _found_log(data_dir, config, identity, position)
-    _rename(made, state_path(data_dir))
-    linked = [where for _, where in lineage]
-    await mark(store, head, identity.cluster.cluster, linked, held=held)
-    if join_file is not None:
-        write_durably(join_file, msgspec.json.format(msgspec.json.encode(identity.cluster)))
-    _rename(data_dir / RESTORING_FILE, data_dir / IDENTITY_FILE)
+        os.close(locked)
     return Restored(identity, head.version, files, tuple(missing))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nokv.objects.memory import MemoryStore
 from nokv.objects.volume import claim_volume
 from nokv.server import restore as restoring
 from nokv.server.config import NodeConfig, load
-from nokv.server.datadir import read_identity, state_path
+from nokv.server.datadir import lock, read_identity, state_path
 from nokv.server.restore import Restored, restore
 from nokv.state.ops_backup import origin_of
 
@@ -138,6 +139,17 @@ def test_one_of_a_cluster_that_is_stated_to_be_gone_is_refused_unless_it_is_held
     assert not (Path(config.data_dir) / "node.json").exists()
     monkeypatch.undo()
     run(source, config, store=store)
+
+
+def test_two_at_a_time_are_refused(source: Path, config: NodeConfig) -> None:
+    """Each would take the other's identity, and its state away."""
+    data_dir = Path(config.data_dir)
+    data_dir.mkdir()
+    held = lock(data_dir)
+    with pytest.raises(DataDirectoryError, match="in use by process"):
+        run(source, config)
+    os.close(held)
+    run(source, config)
 
 
 def test_another_volumes_bucket_is_refused(source: Path, config: NodeConfig) -> None:

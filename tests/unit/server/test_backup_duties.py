@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tests.unit.server.local import VOLUME, LocalShard, S
 
+from nokv.backup.format import MANIFEST, place_of
 from nokv.objects.memory import MemoryStore
 from nokv.server.backup_duties import BackupKeeper
 from nokv.types.commands import CreateBackup, FinishBackup, Reap
@@ -67,3 +68,23 @@ def test_the_last_one_of_a_schedule_stays_while_there_is_a_schedule(world: World
     world.make("at-work", slot=7, finish=False)
     assert world.tidy(scheduled=True) == ["last", "at-work"]
     assert world.tidy() == ["at-work"], "there is no schedule any more"
+
+
+@pytest.mark.allow_logs("when its hold was gone")
+def test_a_manifest_that_came_after_the_release_goes(world: World) -> None:
+    """Its maker stalled; what others made is theirs."""
+    at_work, kept = world.make("at-work", finish=False), world.make("kept")
+    released = kept + 1
+    places = [
+        place_of(VOLUME, name, cluster, number)
+        for name, cluster, number in (
+            *(("at-work", OWN, at_work), ("kept", OWN, kept)),
+            *(("other", "c0", released), ("late", OWN, released)),
+        )
+    ]
+    for where in places:
+        asyncio.run(world.store.put(f"{where}part-00000000", b"x"))
+        asyncio.run(world.store.put(where + MANIFEST, b"{}"))
+    world.tidy()
+    left = sorted({name.rpartition("/")[0] + "/" for name in world.store.names})
+    assert left == sorted(places[:3])
