@@ -87,6 +87,10 @@ def create_backup(ctx: Context, op: CreateBackup) -> Done:
     if any(one.name == op.name and not one.ended_cluster_ns for _, one in found):
         message = f"a backup {op.name} exists"
         raise AlreadyExists(message, hint="choose another name, or delete it: nokv backup delete")
+    if op.slot * 1_000_000 > ctx.wall_ns:
+        # Its row would keep all that come before it from being made.
+        message = f"slot {op.slot} is {op.slot * 1_000_000 - ctx.wall_ns} ns in the future"
+        raise InvalidArgument(message, hint="does NTP run where the leader's worker does?")
     made = (one for _, one in found if one.complete or not one.ended_cluster_ns)
     if op.slot and any(one.slot >= op.slot and one.cluster == op.cluster for one in made):
         raise AlreadyExists(f"the scheduled backup of slot {op.slot} was made")

@@ -334,8 +334,8 @@ class CreateBackup(Strict, frozen=True, tag=40):
     where: str
     cluster: str
     slot: int = 0
-    """Of a scheduled one: AlreadyExists unless it is above the slots of all that were not given up
-    half made."""
+    """Of a scheduled one, ms since 1970: AlreadyExists unless it is above the slots of all that
+    were not given up half made, InvalidArgument above the entry's wall clock."""
 
 
 class FinishBackup(Strict, frozen=True, tag=41):

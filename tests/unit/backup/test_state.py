@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.state.bodies import Files, stored
-from tests.unit.state.shard import at
+from tests.unit.state.shard import START_NS, at
 
 from nokv.errors import (
     AlreadyExists,
@@ -152,6 +152,13 @@ def test_names_and_slots_are_taken_once(files: Files) -> None:
 )
 def test_bad_arguments(files: Files, op: CreateBackup) -> None:
     assert files.fails(op) is InvalidArgument
+
+
+def test_a_slot_of_the_future_is_refused(files: Files) -> None:
+    """It would keep all slots before it from being made, until its backup is released."""
+    now_ms = START_NS // 1_000_000
+    assert files.fails(create(slot=now_ms + 3_600_000)) is InvalidArgument
+    files.do(create(slot=now_ms))
 
 
 def test_a_slot_whose_maker_died_may_be_made_again(files: Files) -> None:

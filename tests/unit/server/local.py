@@ -32,11 +32,12 @@ V = TypeVar("V")
 
 
 class LocalShard:
-    """Applies what is proposed at once, or when told; its clock is `now_ns`."""
+    """Applies what is proposed at once, or when told; its clocks are `now_ns` and `wall_ns`."""
 
     def __init__(self, *, initialise: bool = True) -> None:
         self.machine = StateMachine(MemoryKV())
         self.now_ns = 0
+        self.wall_ns = 0
         self.index = 0
         self.held: list[tuple[bytes, Callable[[Outcome], None]]] | None = None
         """Proposals that wait for `release` or `refuse`; None: they are applied at once."""
@@ -69,7 +70,9 @@ class LocalShard:
 
         self.applied.append(decode_command(payload).op)
         self.index += 1
-        (result,) = self.machine.apply(Position(self.index, 1, b""), 0, self.now_ns, [payload])
+        (result,) = self.machine.apply(
+            Position(self.index, 1, b""), self.wall_ns, self.now_ns, [payload]
+        )
         return result
 
     def do(self, op: Op, session: int = 0) -> Result:

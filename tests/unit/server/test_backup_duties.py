@@ -20,6 +20,7 @@ KEEP_S = 100
 class World:
     def __init__(self) -> None:
         self.shard = LocalShard()
+        self.shard.wall_ns = S
         self.store = MemoryStore()
         self.keeper = BackupKeeper(
             self.shard, self.store, volume=VOLUME, cluster=OWN, grace_ns=10 * S
