@@ -9,6 +9,7 @@ now, the read starts over at the present; if not, the object is really missing.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from nokv.client.core import Core
@@ -171,6 +172,8 @@ class OpenBody:
         self._chunks: dict[int, StoredChunk] = {}
         self._whole = False
         self._closed = False
+        self._reads = 0
+        """Under way, which may outlive `close`: what they fetch is held until they end."""
 
     async def begin(self, at: At) -> None:
         """Read the map, or its start, and keep a hold only of what is still to be fetched."""
@@ -199,10 +202,26 @@ class OpenBody:
         return self.attr.size
 
     def close(self) -> None:
-        """Let the body go."""
-        if not self._closed:
-            self._closed = True
+        """Let the body go, once the last read that is under way has ended."""
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._closed and not self._reads:
             self._session.floors.end(self._hold)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        """Hold the body for the length of a block, and say what it means if an object is gone."""
+        self._reads += 1
+        try:
+            yield
+        except ObjectMissing:
+            await self.check_held()
+            raise
+        finally:
+            self._reads -= 1
+            self._let_go()
 
     def check(self) -> None:
         """Return if bytes may be fetched.
@@ -262,12 +281,8 @@ class OpenBody:
         n_bytes = max(0, min(length, self.size - offset))
         if n_bytes == 0:
             return b""
-        chunks = await self.lookup(offset, n_bytes)
-        try:
-            return await _read(self._core, chunks, offset, n_bytes)
-        except ObjectMissing:
-            await self.check_held()
-            raise
+        async with self._reading():
+            return await _read(self._core, await self.lookup(offset, n_bytes), offset, n_bytes)
 
     async def readinto(self, offset: int, out: memoryview) -> int:
         """Fill `out` from `offset` on and return how many bytes there were; raises as `read`."""
@@ -275,24 +290,18 @@ class OpenBody:
         n_bytes = max(0, min(len(out), self.size - offset))
         if n_bytes == 0:
             return 0
-        chunks = await self.lookup(offset, n_bytes)
-        reader = await self._core.reader()
-        try:
+        async with self._reading():
+            chunks = await self.lookup(offset, n_bytes)
+            reader = await self._core.reader()
             await reader.readinto(chunks, offset, out[:n_bytes])
-        except ObjectMissing:
-            await self.check_held()
-            raise
         return n_bytes
 
     async def stream(self, offset: int) -> AsyncIterator[bytes]:
         """Yield the bytes from an offset to the end, read ahead; raises as `read`."""
-        reader = await self._core.reader()
-        try:
+        async with self._reading():
+            reader = await self._core.reader()
             async for data in reader.stream(self.lookup, offset, max(0, self.size - offset)):
                 yield data
-        except ObjectMissing:
-            await self.check_held()
-            raise
 
     async def check_held(self) -> None:
         """Return if something should have kept the objects of this body.

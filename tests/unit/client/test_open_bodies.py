@@ -53,6 +53,40 @@ def test_an_open_file_shows_what_it_showed_and_holds_the_floor() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("how", ["read", "readinto", "stream"])
+def test_what_is_being_fetched_is_held_beyond_the_close(how: str) -> None:
+    async def test(cluster: Cluster, fs: AsyncClient) -> None:
+        session = await fs._core.session(20.0)
+        old = noise(BLOCK_BYTES)
+        await fs.write_bytes("/f", old)
+        file = await fs.open("/f")
+        body = file.body
+
+        async def fetch() -> bytes:
+            if how == "read":
+                return await body.read(0, len(old))
+            if how == "readinto":
+                out = bytearray(len(old))
+                assert await body.readinto(0, memoryview(out)) == len(old)
+                return bytes(out)
+            return b"".join([data async for data in body.stream(0)])
+
+        gate = cluster.store.hold("get", 1)
+        reading = asyncio.ensure_future(fetch())
+        await gate.reached.wait()
+        await file.close()
+        await fs.write_bytes("/f", b"new")
+        for _ in range(2):
+            await session.renew(5)
+        assert cluster.session(session.id).floor == body.version
+        gate.release()
+        assert await reading == old
+        await session.renew(5)
+        assert cluster.session(session.id).floor > body.version
+
+    run(test)
+
+
 @pytest.mark.parametrize("kind", ["empty", "inline", "holes"])
 def test_a_file_without_objects_holds_nothing(kind: str) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
