@@ -132,10 +132,11 @@ def _check_said(said: Collection[str], others: set[str]) -> None:
 
 async def _unknown(core: Core, store: ObjectStore, *, abandon: bool) -> list[Manifest]:
     """Return the backups in the bucket that this cluster does not know."""
+    # The manifests first: one of its own that comes meanwhile had its row before.
+    found = await manifests(store, core.volume.volume)
     rows = await core.read(ListBackups())
     assert isinstance(rows, BackupsReply)
     known = {(row.cluster, row.backup) for row in rows.rows}
-    found = await manifests(store, core.volume.volume)
     unknown = [one for one in found if (one.head.cluster, one.head.backup) not in known]
     if unknown and not abandon:
         message = f"backups {_names(unknown)} are unknown here: nobody would hold their bodies"

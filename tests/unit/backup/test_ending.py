@@ -103,6 +103,31 @@ def world() -> World:
     return World()
 
 
+@pytest.mark.parametrize("reads", range(3))
+def test_an_own_backup_that_is_made_meanwhile_stays(world: World, reads: int) -> None:
+    """Its row comes before its manifest, so it is never one that this cluster does not know."""
+    world.back_up(ORIGINAL, 1, OWN, known=True)
+    own, seen = head(OWN, 9), 0
+    read = world.core.read
+
+    async def late(request: Any) -> Any:
+        nonlocal seen
+        reply = await read(request)
+        if isinstance(request, ListBackups):
+            if seen == reads:
+                world.rows.append(row_of(own))
+                made = Manifest(head=own, where="bucket", size_bytes=1, digest="0" * 32)
+                await world.memory.put(place(own) + MANIFEST, msgspec.json.encode(made))
+            seen += 1
+        return reply
+
+    world.core.read = late  # type: ignore[method-assign]
+    assert world.adopt(abandon=True) == [ORIGINAL]
+    assert seen > reads
+    assert place(own) + MANIFEST in world.memory.names
+    assert any(isinstance(op, AdoptVolume) for op in world.proposed)
+
+
 def test_only_the_cluster_it_was_restored_from_is_meant_unnamed(world: World) -> None:
     world.origin = msgspec.structs.replace(world.origin, lineage=(("cx", "b"), (ORIGINAL, "b")))
     world.back_up(ORIGINAL, 1, OWN, known=True)
