@@ -8,6 +8,7 @@ import pytest
 from tests.unit.state.bodies import GRACE_NS, Files, inline, stored
 from tests.unit.state.shard import at
 
+from nokv.errors import BodyGone
 from nokv.state import collect
 from nokv.state.collect import CHUNKS_A_STEP, HOLDS_ONLY
 from nokv.state.families import Family
@@ -97,13 +98,15 @@ def test_a_leased_body_shows_as_of_its_lease_also_after_a_patch(files: Files) ->
     body = files.stat("f").body
     lease = Lease(0, made.inode, body, files.machine.version)
     files.publish("f", inline(b"AFTER"), publish_mode=PublishMode.PATCH)
-    assert files.show("f", session=files.session, body=body) == b"AFTERe"
+    leased = {"session": files.session, "body": body, "lease_version": lease.version}
+    with pytest.raises(BodyGone):
+        files.show("f", **leased)
     files.internal(SessionMarks((files.marks(1, floor=files.machine.version, leases=(lease,)),)))
-    assert files.show("f", session=files.session, body=body) == b"before"
+    assert files.show("f", **leased) == b"before"
     assert files.show("f") == b"AFTERe"
     files.wait()
     assert files.collect() == []
-    assert files.show("f", session=files.session, body=body) == b"before"
+    assert files.show("f", **leased) == b"before"
 
 
 def test_a_pin_after_the_death_holds_nothing(files: Files) -> None:
