@@ -108,7 +108,10 @@ async def end_backup(
 async def reclaim(store: ObjectStore, volume: str, own: str, said: Collection[str]) -> str:
     """Take the volume back from the cluster that adopted it by mistake; return which that was.
 
-    Raises NotPermitted: nobody adopted it from cluster `own`, or the one that did is not in `said`.
+    Raises:
+        NotPermitted: nobody adopted it from cluster `own`; or the one that did, or one that was
+            restored from that one's backups and needs what only it held, is not in `said`.
+        UsageError: `said` names another one.
     """
     before = await statements(store, volume)
     if own not in before:
@@ -117,7 +120,12 @@ async def reclaim(store: ObjectStore, volume: str, own: str, said: Collection[st
     if by not in said:
         message = f"cluster {by} has the volume"
         raise NotPermitted(message, hint=f"if it was stopped for good: --gone {by}")
-    await state_gone(store, volume, {by}, own)  # first: at no time do both delete
+    heirs = await restored(store, volume, {by}) - {own}
+    _check_said(said, heirs | {by})
+    if left := sorted(heirs - {*said, *before}):
+        message = f"cluster {', '.join(left)} was restored from a backup of cluster {by}"
+        raise NotPermitted(message, hint="for each that is gone for good too, say --gone CLUSTER")
+    await state_gone(store, volume, said, own)  # first: at no time do both delete
     await take_back(store, volume, own)
     return by
 

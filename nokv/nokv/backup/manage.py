@@ -8,6 +8,7 @@ hold too many, never a backup without its hold.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Container
 from typing import BinaryIO, Final
 
 import msgspec
@@ -134,13 +135,20 @@ async def marks_of(store: ObjectStore, where: str) -> list[str]:
     return [name.removeprefix(where + MARK).removesuffix(".json") for name in names]
 
 
-async def restored(store: ObjectStore, volume: str) -> set[str]:
-    """Return every cluster that was restored from any backup of a volume, ended ones too."""
-    names = await names_of(store, f"{BACKUPS}{volume}/")
-    files = [name.rpartition("/")[2] for name in names]
-    return {
-        file.removeprefix(MARK).removesuffix(".json") for file in files if file.startswith(MARK)
-    }
+async def restored(
+    store: ObjectStore, volume: str, makers: Container[str] | None = None
+) -> set[str]:
+    """Return every cluster that was restored from a backup of a volume, of these makers or any.
+
+    Also from one that was ended since.
+    """
+    found: set[str] = set()
+    for name in await names_of(store, f"{BACKUPS}{volume}/"):
+        where, _, file = name.rpartition("/")
+        of = parse_place(f"{where}/")
+        if file.startswith(MARK) and (makers is None or (of is not None and of.cluster in makers)):
+            found.add(file.removeprefix(MARK).removesuffix(".json"))
+    return found
 
 
 def place_of_row(volume: str, row: BackupRow) -> str:

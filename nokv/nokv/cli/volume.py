@@ -44,8 +44,9 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
     add_cluster(reclaim)
     add_config(reclaim)
     reclaim.add_argument(
-        "--gone", action="append", default=[], metavar="CLUSTER", help="the one that adopted it"
-    )
+        "--gone", action="append", default=[], metavar="CLUSTER",
+        help="the one that adopted it; also each that was restored from its backups",
+    )  # fmt: skip
     reclaim.set_defaults(run=with_client(_reclaim, operator=True))
 
 

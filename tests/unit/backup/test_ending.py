@@ -233,9 +233,15 @@ def test_the_way_back_states_first_that_the_adopter_is_gone(world: World) -> Non
     world.refused(back, NotPermitted, "nobody stated")
     asyncio.run(state_gone(world.memory, VOLUME, [ORIGINAL, OTHER], by=OWN))
     world.refused(back, NotPermitted, "cluster c1 has the volume")
+    world.back_up(OWN, 1, "c7")
+    world.refused(lambda: back(OWN), NotPermitted, "cluster c7 was restored from a backup of")
+    world.refused(lambda: back(OWN, "c7", "c9"), UsageError, "no such cluster")
     world.store.fail("delete")
     with pytest.raises(ObjectStoreError):
-        back(OWN)
-    assert world.gone() == {ORIGINAL: OWN, OTHER: OWN, OWN: ORIGINAL}, "both stand still"
+        back(OWN, "c7")
+    assert world.gone() == {
+        ORIGINAL: OWN, OTHER: OWN,
+        OWN: ORIGINAL, "c7": ORIGINAL,
+    }, "all stand still"
     assert back(OWN) == OWN
-    assert world.gone() == {OTHER: OWN, OWN: ORIGINAL}
+    assert world.gone() == {OTHER: OWN, OWN: ORIGINAL, "c7": ORIGINAL}
