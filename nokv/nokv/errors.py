@@ -430,9 +430,10 @@ class ObjectStoreDenied(ObjectStoreError):
 
 
 class ForeignVolume(ObjectStoreError):
-    """The bucket belongs to another volume."""
+    """The bucket belongs to another volume, or the volume to another cluster."""
 
     code, errno_value = 85, errno.EPERM
+    refused = True
     default_hint = "use a bucket or prefix of its own for each volume"
 
 

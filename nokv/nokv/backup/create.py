@@ -6,6 +6,7 @@ A replica that fails while it is read costs its attempt: the hold goes, and anot
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import tempfile
@@ -83,6 +84,10 @@ class Sink(Protocol):
         ...
 
 
+CLOSE_S: Final = 1.0
+"""A replica is told so long that its image is done with; else it finds out by itself."""
+
+
 class FileSink:
     """A file that is whole or absent: written under a name of its own, synced, then linked.
 
@@ -111,17 +116,29 @@ class FileSink:
         if self._leftover:
             self._path.unlink(missing_ok=True)
         try:
-            os.link(self._made, self._path)
+            self._name()
         except FileExistsError:
             raise _exists(self._path) from None
         self._finished = True
-        self._made.unlink()
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
         return ()
+
+    def _name(self) -> None:
+        """Give the file its name. Raises FileExistsError."""
+        try:
+            os.link(self._made, self._path)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise
+            # A file system without hard links: the name is taken first, and then replaced.
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            self._made.replace(self._path)
+        else:
+            self._made.unlink()
 
     async def abort(self) -> None:
         """Remove what was written."""
@@ -382,7 +399,8 @@ class _Attempt:
             yield await self._opened(backup)
         finally:
             try:
-                await self._connection.call(CloseBackup(backup), timeout_s=self._deadline_s)
+                wait_s = min(CLOSE_S, self._deadline_s)
+                await self._connection.call(CloseBackup(backup), timeout_s=wait_s)
             except NokvError as error:
                 log.info("backup %d stays open until nobody asked for a while: %s", backup, error)
 

@@ -53,7 +53,7 @@ async def adopt(
     before = await statements(store, volume)
     original = origin.lineage[-1][0]
     others = await restored(store, volume) | {who for who, _ in origin.lineage}
-    others = (others | {*before.values()}) - {own}
+    others = (others | {by or "unknown" for by in before.values()}) - {own}
     _check_said(said, others)
     if left := sorted(others - {original, *said, *before}):
         message = f"cluster {', '.join(left)} may share the bucket"
@@ -109,8 +109,8 @@ async def reclaim(store: ObjectStore, volume: str, own: str, said: Collection[st
     """Take the volume back from the cluster that adopted it by mistake; return which that was.
 
     Raises:
-        NotPermitted: nobody adopted it from cluster `own`; or the one that did, or one that was
-            restored from that one's backups and needs what only it held, is not in `said`.
+        NotPermitted: nobody adopted it from cluster `own`; or the one that did, or one that came of
+            that one by restores and adoptions and needs what only it held, is not in `said`.
         UsageError: `said` names another one.
     """
     before = await statements(store, volume)
@@ -120,10 +120,15 @@ async def reclaim(store: ObjectStore, volume: str, own: str, said: Collection[st
     if by not in said:
         message = f"cluster {by} has the volume"
         raise NotPermitted(message, hint=f"if it was stopped for good: --gone {by}")
-    heirs = await restored(store, volume, {by}) - {own}
+    heirs: set[str] = set()
+    while more := {
+        *await restored(store, volume, {by, *heirs}),
+        *(before.get(one, "") for one in (by, *heirs)),
+    } - {own, by, "", *heirs}:
+        heirs |= more  # one of them may have adopted, and have been backed up, in its turn
     _check_said(said, heirs | {by})
     if left := sorted(heirs - {*said, *before}):
-        message = f"cluster {', '.join(left)} was restored from a backup of cluster {by}"
+        message = f"cluster {', '.join(left)} may share what cluster {by} stored"
         raise NotPermitted(message, hint="for each that is gone for good too, say --gone CLUSTER")
     await state_gone(store, volume, said, own)  # first: at no time do both delete
     await take_back(store, volume, own)

@@ -9,6 +9,7 @@ from typing import Final
 
 from nokv.backup.create import create_backup
 from nokv.backup.format import parse_place
+from nokv.backup.gone import statements
 from nokv.backup.manage import clear, complete, marks_of, place_of_row
 from nokv.client.connect import connect
 from nokv.errors import AlreadyExists, NokvError, Unavailable
@@ -48,6 +49,7 @@ class BackupKeeper:
         there = await complete(self._store, self._volume)  # before the rows: those come first
         reply = await self._node.read(ListBackups(), BackupsReply)
         await self._drop_unheld(there, reply)
+        gone = frozenset(await statements(self._store, self._volume))
         last = max((row.slot for row in reply.rows if self._is_kept(row)), default=0)
         for row in reply.rows:
             if row.cluster != self._cluster and not adopted:
@@ -57,11 +59,11 @@ class BackupKeeper:
                 over = row.complete and row.until_cluster_ns <= reply.cluster_ns
                 if scheduled and row.slot == last and self._is_kept(row):
                     continue
-                if over and not set(await marks_of(self._store, where)) - {self._cluster}:
+                if over and not set(await marks_of(self._store, where)) - {self._cluster} - gone:
                     log.info("backup %s is over: its retention ended", row.name)
                     await self._node.run(EndBackup(row.backup))
             elif reply.cluster_ns - row.ended_cluster_ns > self._grace_ns and await clear(
-                self._store, where, own=self._cluster
+                self._store, where, own=self._cluster, gone=gone
             ):
                 await self._node.run(EndBackup(row.backup, release=True))
                 log.info("backup %s is gone, and its hold", row.name)

@@ -189,9 +189,9 @@ class Collector:
 
     async def _delete(self, names: list[str]) -> dict[str, ObjectStoreError]:
         failed: dict[str, ObjectStoreError] = {}
-        if names and self._check is not None:
-            await self._check()
         for start in range(0, len(names), DELETE_NAMES_MAX):
+            if self._check is not None:
+                await self._check()
             failed |= await self._store.delete(names[start : start + DELETE_NAMES_MAX])
         for name, error in list(failed.items())[:1]:
             log.warning("%d objects could not be deleted, %s: %s", len(failed), name, error)

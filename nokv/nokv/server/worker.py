@@ -368,7 +368,8 @@ class Worker:
                 if running is not None and running.done():
                     running.result()
                     running = None
-                if reply.leads and reply.run and order != self._run[:2] and running is None:
+                wanted = reply.run and order != self._run[:2]
+                if self._claimed and reply.leads and wanted and running is None:
                     running = asyncio.create_task(self._ordered(*order))
             except NokvError as error:
                 if str(error) != told:
@@ -391,8 +392,6 @@ class Worker:
     async def _ordered_run(self) -> str:
         """Free all that can go; return why that was not everything, or empty."""
         try:
-            if not self._claimed:
-                return "the object store could not be used yet; the worker's log says why"
             if self._gone:
                 return self._gone
             if not await self._may_delete():

@@ -226,6 +226,27 @@ def test_the_originals_backup_is_not_ended_before_the_adoption(world: World) -> 
     world.refused(lambda: world.end(row, OTHER, abandon=True), NotPermitted, "is not adopted")
 
 
+def test_the_way_back_asks_of_all_that_came_of_the_adopter(world: World) -> None:
+    """c1 adopted from c0, c2 of c1's backup from c1, c3 of c2's from c2: c3 lives."""
+
+    def back(*said: str) -> str:
+        return asyncio.run(reclaim(world.store, VOLUME, ORIGINAL, said))
+
+    asyncio.run(state_gone(world.memory, VOLUME, [ORIGINAL], by=OWN))
+    asyncio.run(state_gone(world.memory, VOLUME, [OWN], by=OTHER))
+    asyncio.run(state_gone(world.memory, VOLUME, [OTHER], by="c3"))
+    world.back_up(OTHER, 1, "c4")
+    world.refused(lambda: back(OWN), NotPermitted, "cluster c3, c4 may share")
+    assert back(OWN, "c3", "c4") == OWN
+
+
+def test_a_statement_that_cannot_be_read_has_an_unknown_maker(world: World) -> None:
+    world.back_up(ORIGINAL, 1, OWN, known=True)
+    world.put(f"gone/{VOLUME}/c9.json", b"\xff")
+    world.refused(world.adopt, NotPermitted, "cluster unknown may share")
+    assert world.adopt("unknown") == [ORIGINAL, "unknown"]
+
+
 def test_the_way_back_states_first_that_the_adopter_is_gone(world: World) -> None:
     def back(*said: str) -> str:
         return asyncio.run(reclaim(world.store, VOLUME, ORIGINAL, said))
@@ -234,14 +255,16 @@ def test_the_way_back_states_first_that_the_adopter_is_gone(world: World) -> Non
     asyncio.run(state_gone(world.memory, VOLUME, [ORIGINAL, OTHER], by=OWN))
     world.refused(back, NotPermitted, "cluster c1 has the volume")
     world.back_up(OWN, 1, "c7")
-    world.refused(lambda: back(OWN), NotPermitted, "cluster c7 was restored from a backup of")
+    world.refused(lambda: back(OWN), NotPermitted, "cluster c7 may share what cluster c1")
     world.refused(lambda: back(OWN, "c7", "c9"), UsageError, "no such cluster")
     world.store.fail("delete")
     with pytest.raises(ObjectStoreError):
         back(OWN, "c7")
     assert world.gone() == {
-        ORIGINAL: OWN, OTHER: OWN,
-        OWN: ORIGINAL, "c7": ORIGINAL,
+        ORIGINAL: OWN,
+        OTHER: OWN,
+        OWN: ORIGINAL,
+        "c7": ORIGINAL,
     }, "all stand still"
     assert back(OWN) == OWN
     assert world.gone() == {OTHER: OWN, OWN: ORIGINAL, "c7": ORIGINAL}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,18 @@ def test_a_file_replaces_no_backup_that_is_there(tmp_path: Path) -> None:
         assert not any(tmp_path.iterdir())  # noqa: ASYNC240
 
     asyncio.run(run())
+
+
+def test_a_file_system_without_hard_links_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", link)
+    test_a_file_is_whole_or_absent(tmp_path)
+    (tmp_path / "backup").unlink()
+    test_a_file_replaces_no_backup_that_is_there(tmp_path)
 
 
 def test_two_makers_of_one_file_never_mix_their_bytes(tmp_path: Path) -> None:

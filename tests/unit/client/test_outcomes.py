@@ -12,6 +12,7 @@ from nokv.client import AsyncClient, ClientConfig, calls
 from nokv.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    ForeignVolume,
     NokvError,
     NoSpace,
     NotFound,
@@ -70,7 +71,7 @@ def test_a_refusal_alone_is_repeated_until_it_goes_through() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("error", [NoSpace, TooLarge])
+@pytest.mark.parametrize("error", [ForeignVolume, NoSpace, TooLarge])
 def test_a_final_refusal_settles_if_every_attempt_was_refused(error: type[NokvError]) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
         session = await fs._core.session(20.0)

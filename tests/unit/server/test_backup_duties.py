@@ -8,6 +8,7 @@ import pytest
 from tests.unit.server.local import VOLUME, LocalShard, S
 
 from nokv.backup.format import MANIFEST, place_of
+from nokv.backup.gone import state_gone
 from nokv.objects.memory import MemoryStore
 from nokv.server.backup_duties import BackupKeeper
 from nokv.types.commands import CreateBackup, FinishBackup, Reap
@@ -69,6 +70,21 @@ def test_the_last_one_of_a_schedule_stays_while_there_is_a_schedule(world: World
     world.make("at-work", slot=7, finish=False)
     assert world.tidy(scheduled=True) == ["last", "at-work"]
     assert world.tidy() == ["at-work"], "there is no schedule any more"
+
+
+def test_a_mark_of_a_cluster_that_was_stated_to_be_gone_keeps_nothing(world: World) -> None:
+    number = world.make("b")
+    where = place_of(VOLUME, "b", OWN, number)
+    for name in (MANIFEST, "part-00000000", "restored-c7.json"):
+        asyncio.run(world.store.put(where + name, b"{}"))
+    world.tick(KEEP_S + 1)
+    assert world.tidy() == ["b"], "c7 may need it"
+    asyncio.run(state_gone(world.store, VOLUME, ["c7"], by=OWN))
+    assert world.tidy() == []
+    world.tick(11)
+    world.tidy()
+    assert asyncio.run(world.shard.read(ListBackups(), BackupsReply)).rows == ()
+    assert not [name for name in world.store.names if name.startswith(where)]
 
 
 @pytest.mark.allow_logs("when its hold was gone")
