@@ -13,7 +13,16 @@ from msgspec import structs
 
 from nokv.client.arguments import check, checked_methods
 from nokv.client.options import expect, find_snapshot
-from nokv.client.paths import AnyPath, at, components, decode_name, join, relative, split
+from nokv.client.paths import (
+    AnyPath,
+    Components,
+    at,
+    components,
+    decode_name,
+    join,
+    relative,
+    split,
+)
 from nokv.client.views import ViewHandle
 from nokv.errors import (
     InvalidArgument,
@@ -39,7 +48,8 @@ from nokv.types.diffs import (
     Seen,
     Showing,
 )
-from nokv.types.reads import PRESENT, DirPage, ReadDir
+from nokv.types.limits import SYMLINK_HOPS_MAX
+from nokv.types.reads import PRESENT, AttrReply, BytesReply, DirPage, GetAttr, ReadDir, ReadLink
 from nokv.types.results import Published
 from nokv.types.values import At, Attr, FileType
 
@@ -208,7 +218,8 @@ class DiffHandle(ViewHandle):
             whole = row.kind in (DiffKind.ADDED, DiffKind.DELETED, DiffKind.TYPE)
             if whole and row.before is not None and row.before.file_type == FileType.DIRECTORY:
                 side = left.inside(row.before)
-                async for path, seen in self._walk(side, row.path, departed):
+                was = row.old_path if row.kind == DiffKind.TYPE else row.path
+                async for path, seen in self._walk(side, was, departed):
                     _append(rows, DiffRow(DiffKind.DELETED, path, seen, None))
             if whole and row.after is not None and row.after.file_type == FileType.DIRECTORY:
                 side = right.inside(row.after)
@@ -269,6 +280,7 @@ class DiffHandle(ViewHandle):
         """Make a past generation the present one again, by reflink: no bytes are copied.
 
         It becomes a new generation; the one that is replaced stays as long as something shows it.
+        Symbolic links are followed: they stay, and what they lead to is reverted.
 
         Raises:
             NotFound: nothing shows that generation any more.
@@ -290,11 +302,28 @@ class DiffHandle(ViewHandle):
             message = f"generation {generation} of {name} is shown by an open file alone"
             raise NotSupported(message, hint="copy it out of there while it is open")
         view, inode, version = wanted.where
-        parent, last = split(path)
+        parent, last = await self._followed(path)
         op = Copy(At(view, inode), At(0, 1, parent), last, CopyMode.REPLACE, 0o644, version)
-        unchanged = GenerationIs(at(path), live.generation)
+        unchanged = GenerationIs(At(0, 1, (*parent, last)), live.generation)
         made = expect((await self._do(op, (unchanged,))).value, Published)
         return made.attr if made.attr is not None else await self.stat(path)
+
+    async def _followed(self, path: AnyPath) -> tuple[Components, bytes]:
+        """Return the directory and name of the file that a path's symbolic links lead to."""
+        above, last = split(path)
+        for _ in range(SYMLINK_HOPS_MAX):
+            where = At(0, 1, (*above, last), follow=False)
+            attr = expect(await self._ask(GetAttr(where)), AttrReply).attr
+            if attr.mode >> 12 != FileType.SYMLINK:
+                break
+            target = expect(await self._ask(ReadLink(where)), BytesReply).data
+            parts = tuple(part for part in target.split(b"/") if part)
+            if not parts:
+                break  # it led to a file before
+            beside = () if target.startswith(b"/") else above
+            *before, last = parts
+            above = (*beside, *before)
+        return above, last
 
 
 # ---------------------------------------------------------------- rows
@@ -317,7 +346,7 @@ def _placed(row: DiffRow, old: bytes, new: bytes) -> DiffRow:
     if not new and not old:
         return row
     here, there = (old, new) if row.kind in (DiffKind.LEFT, DiffKind.DELETED) else (new, old)
-    moved = row.kind in (DiffKind.RENAMED, DiffKind.LEFT, DiffKind.ENTERED)
+    moved = row.kind in (DiffKind.RENAMED, DiffKind.LEFT, DiffKind.ENTERED, DiffKind.TYPE)
     old_path = _below(there, row.old_path) if moved else row.old_path
     return structs.replace(row, path=_below(here, row.path), old_path=old_path)
 

@@ -312,9 +312,10 @@ class _Page:
             self._add(DiffKind.ADDED, self.right.path(slot), None, after)
             return
         kind = DiffKind.MODIFIED if other.file_type == shown.file_type else DiffKind.TYPE
-        before = self.left.seen(other)
-        if self.left.path(slot) is not None:
-            self._add(kind, self.right.path(slot), before, after, Changed.DATA)
+        before, old = self.left.seen(other), self.left.path(slot)
+        if old is not None:
+            old = old if kind == DiffKind.TYPE else b""
+            self._add(kind, self.right.path(slot), before, after, Changed.DATA, old)
 
     def _same(self, left: Dentry, right: Dentry) -> bool:
         """Whether two entries, one of them a graft, are two versions of one directory."""

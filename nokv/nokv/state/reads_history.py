@@ -64,7 +64,7 @@ def history(txn: Txn, caller: Caller, request: History) -> HistoryReply:
     file = _File(shard, caller, found)
     rows = [] if request.after else [*file.live(), *file.leased()]
     after = request.after
-    for number, (view, version) in enumerate(_holds(shard, found.view, after)):
+    for number, (view, version) in enumerate(_holds(txn, found.view, after)):
         if number == request.limit:
             return HistoryReply(tuple(rows), more=True, after=after)
         rows += file.shown(view, version)
@@ -72,38 +72,55 @@ def history(txn: Txn, caller: Caller, request: History) -> HistoryReply:
     return HistoryReply(tuple(rows), more=False, after=b"")
 
 
-def _holds(shard: Shard, view: int, after: bytes) -> Iterator[tuple[int, int]]:
+def _holds(txn: Txn, view: int, after: bytes) -> Iterator[tuple[int, int]]:
     """Yield (view, pinned version) of all that may show the file, in order, behind the cursor."""
     first = keys.U64X2.unpack(after) if after else (-1, 0)
-    for one, until in sorted(_lineage(shard, view).items()):
-        for version in shard.pins(one):
+    for one, until in sorted(_lineage(txn, view).items()):
+        for version in txn.present.pins(one):
             if version <= until and (one, version) > first:
                 yield one, version
 
 
-def _lineage(shard: Shard, view: int) -> dict[int, int]:
+def _lineage(txn: Txn, view: int) -> dict[int, int]:
     """Return the views that a file of a view came through, with the last version that counts.
 
     Of an origin what came after the copy is another file's; but a rollback goes on with the file
-    that it replaced, whatever became of that.
+    that it replaced, whatever became of that: also once the view is flattened, or a view that was
+    replaced in between is gone.
     """
     found: dict[int, int] = {}
+    latest: dict[tuple[int, int], int] = {}
+    """Identity -> the newest of its views whose forerunners were added."""
     todo = [(view, PRESENT)]
     while todo:
         number, until = todo.pop()
-        record = shard.view(number) if number else None
+        record = txn.view(number) if number else None
         if found.get(number, -1) >= until or (number and record is None):
             continue
         found[number] = until
-        if record is None or record.origin is None:
+        if record is None:
             continue
-        if record.identity in ((0, 0), (number, record.root)):
-            todo.append((record.origin, min(until, record.origin_version)))
-            continue
-        todo += [(record.origin, PRESENT), (record.identity[0], PRESENT)]
-        if record.replaces is not None:
-            todo.append((record.replaces, PRESENT))
+        is_rollback = record.identity not in ((0, 0), (number, record.root))
+        if record.origin is not None:
+            last = PRESENT if is_rollback else min(until, record.origin_version)
+            todo.append((record.origin, last))
+        if is_rollback and number > latest.get(record.identity, 0):
+            latest[record.identity] = number
+            todo.append((record.identity[0], PRESENT))
+            todo += [(one, PRESENT) for one in _forerunners(txn, number, record.identity)]
     return found
+
+
+def _forerunners(txn: Txn, number: int, identity: tuple[int, int]) -> Iterator[int]:
+    """Yield the views that stood where a rollback put one, as far as their records are there.
+
+    One at a time has an identity, and numbers grow: they are those of a lower number. `replaces`
+    would lead no further than to a view that is gone.
+    """
+    for one in txn.views():
+        record = txn.view(one) if one < number else None
+        if record is not None and record.identity == identity:
+            yield one
 
 
 class _File:

@@ -85,7 +85,7 @@ class DiffRow(Lenient, frozen=True):
     what: int = 0
     """Changed; of MODIFIED, RENAMED and TYPE."""
     old_path: bytes = b""
-    """Of RENAMED."""
+    """Below the directory on the left side; of RENAMED, ENTERED and TYPE. Of LEFT its new path."""
 
 
 class DiffReply(Lenient, frozen=True, tag=23):

@@ -134,6 +134,37 @@ def test_new_and_removed_directories_are_expanded() -> None:
     run(test)
 
 
+def test_what_lay_in_a_directory_that_a_file_replaced_is_told_where_it_lay() -> None:
+    async def test(fs: AsyncClient) -> None:
+        await fs.mkdir("/run/p/x", parents=True)
+        await fs.create("/run/p/x/f")
+        await fs.create("/run/p/x/g")
+        await fs.workspaces.create("/run/w")
+        await fs.mkdir("/run/w/d/x", parents=True)
+        await fs.create("/run/w/d/x/h")
+        await fs.snapshots.create("/run", "one")
+        await fs.rename("/run/p/x/f", "/run/p/y")
+        await fs.remove_tree("/run/p/x")
+        await fs.create("/run/p/x")
+        await fs.rename("/run/p", "/run/q")
+        await fs.remove_tree("/run/w/d/x")
+        await fs.create("/run/w/d/x")
+        await fs.rename("/run/w/d", "/run/w/e")
+        await fs.rename("/run/w", "/run/v")
+        assert await told(fs, "one") == [
+            "D p/x/g",
+            "R q < p",
+            "T q/x",
+            "R q/y < p/x/f",
+            "R v < w",
+            "R v/e < w/d",
+            "T v/e/x",
+            "D w/d/x/h",
+        ]
+
+    run(test)
+
+
 def test_a_clone_and_its_origin() -> None:
     async def test(fs: AsyncClient) -> None:
         await planted(fs)
@@ -212,6 +243,24 @@ def test_history_and_revert() -> None:
         assert await fs.at("two").read_bytes("/run/a/f") == b"later"
         same = await fs.revert("/run/a/f", attr.generation)
         assert same.generation == attr.generation
+
+    run(test)
+
+
+@pytest.mark.parametrize("target", ["f", "../a/f", "/run/a/f", "other", "up/a//f"])
+def test_a_symbolic_link_is_followed_and_stays(target: str) -> None:
+    async def test(fs: AsyncClient) -> None:
+        await planted(fs)
+        first = (await fs.stat("/run/a/f")).generation
+        await fs.symlink("in/../f", "/run/a/other")
+        await fs.symlink("..", "/run/a/up")
+        await fs.symlink(target, "/run/a/link")
+        await fs.write_bytes("/run/a/f", b"later")
+        assert [one.generation for one in await fs.history("/run/a/link")][1:] == [first]
+        attr = await fs.revert("/run/a/link", first)
+        assert await fs.read_bytes("/run/a/f") == b"/run/a/f"
+        assert attr.inode == (await fs.stat("/run/a/f")).inode
+        assert await fs.readlink("/run/a/link") == target
 
     run(test)
 

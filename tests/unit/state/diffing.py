@@ -97,7 +97,8 @@ def naive(shard: Shard, left: tuple[At, int], right: tuple[At, int]) -> list[Row
             same = item.attr.mode >> 12 == other.attr.mode >> 12
             kind = DiffKind.MODIFIED if same else DiffKind.TYPE
             before, after = _seen(item.attr), _seen(other.attr)
-            rows.append(Row(other.path, kind, b"", Changed.DATA, before, after))
+            old = b"" if same else item.path
+            rows.append(Row(other.path, kind, old, Changed.DATA, before, after))
         else:
             rows.append(Row(item.path, DiffKind.DELETED, b"", 0, _seen(item.attr), None))
     for slot, item in two.items.items():
@@ -156,7 +157,7 @@ def _put(row: Row, old: bytes, new: bytes) -> Row:
     gone = row.kind in (DiffKind.LEFT, DiffKind.DELETED)
     path = _join(old if gone else new, row.path)
     moved = row.old_path
-    if row.kind == DiffKind.RENAMED:
+    if row.kind in (DiffKind.RENAMED, DiffKind.TYPE):
         moved = _join(old, moved)
     elif row.kind == DiffKind.LEFT:
         moved = _join(new, moved)

@@ -123,7 +123,10 @@ def test_a_file_over_a_file_is_modified_and_another_type_is_told() -> None:
     shard.do(Rename(at("b"), b"temporary", at("b"), b"h"))
     shard.do(Unlink(at("a"), b"f"))
     shard.mkdir("a/f")
-    assert told(shard, version) == [("T", "a/f", ""), ("M", "b/h", "")]
+    assert told(shard, version) == [("T", "a/f", "a/f"), ("M", "b/h", "")]
+    shard.do(Rename(at(), b"a", at("b"), b"moved"))
+    rows = [("M", "b/h", ""), ("R", "b/moved", "a"), ("T", "b/moved/f", "a/f")]
+    assert told(shard, version) == rows
 
 
 def test_an_exchange_is_two_renames_and_a_move_over_a_file_deletes_it() -> None:

@@ -11,20 +11,36 @@ from tests.unit.state.test_diff_views import Program
 
 from nokv.errors import InvalidArgument, IsADirectory, NotFound, PermissionDenied
 from nokv.state.context import DIRECTORY, REGULAR, S_IFMT
-from nokv.types.commands import Link, Publish, PublishMode, Rename, SessionMarks, SetAttr, Unlink
+from nokv.types.commands import (
+    Collected,
+    Link,
+    Publish,
+    PublishMode,
+    Reap,
+    Rename,
+    SessionMarks,
+    SetAttr,
+    Unlink,
+)
 from nokv.types.diffs import History, HistoryReply, HolderKind, Showing
+from nokv.types.reads import DropsReply, GetDrops
 from nokv.types.trash import RestoreTrash, Trash, Trashed
 from nokv.types.values import At, Caller, ChunkMap, Extent, Lease, Marks
 from nokv.types.views import (
     Clone,
+    Flatten,
+    ListSnapshots,
     Rollback,
+    RolledBack,
     SnapshotCreate,
     SnapshotDelete,
     SnapshotMade,
+    SnapshotsReply,
     WorkspaceCreate,
 )
 
 LEASE_NS = 10**15
+GRACE_NS = 3600 * 10**9
 
 
 def publish(shard: Shard, path: str, data: bytes, caller: Caller = ROOT) -> int:
@@ -160,6 +176,78 @@ def test_a_rollback_goes_on_with_the_file(turns: int) -> None:
         found = shown(shard, "d/f")
         assert "LIVE" in found[first], turn
         assert automatic in found[second], turn
+
+
+def settle(shard: Shard) -> None:
+    """Reap, flatten and collect until nothing is left to do."""
+    for frame in range(1, 8):
+        while shard.machine.pending_work():
+            shard.do(Reap(100), session=0)
+        if view := shard.machine.flatten_due():
+            shard.do(Flatten(view, 100), session=0)
+        shard.cluster_ns += 2 * GRACE_NS
+        marks = Marks(shard.session, frame, shard.machine.version, 0, ())
+        shard.do(SessionMarks((marks,)), session=0)
+        reply = shard.read(GetDrops(0, 100, GRACE_NS))
+        assert isinstance(reply, DropsReply)
+        ended = tuple((one.drop, one.through) for one in reply.drops)
+        if ended:
+            shard.do(Collected(ended), session=0)
+
+
+def rolled_back(turns: int) -> tuple[Shard, list[tuple[str, int]]]:
+    """Return a workspace `w` that was rolled back, and the snapshots with the generations of f."""
+    shard = planted()
+    shard.do(WorkspaceCreate(at(), b"w", 0o755))
+    publish(shard, "w/f", b"1")
+    snapshot(shard, "w", "one")
+    kept = []
+    for _ in range(turns):
+        generation = publish(shard, "w/f", b"22")
+        made = shard.do(Rollback(at(), b"w", "one", b"/w", LEASE_NS))
+        assert isinstance(made, RolledBack)
+        kept.append((made.name, generation))
+    return shard, kept
+
+
+def test_a_view_that_is_flattened_goes_on_with_what_it_replaced() -> None:
+    shard, ((gone, _), (kept, second)) = rolled_back(2)
+    first = shard.stat("w/f").generation
+    shard.do(SnapshotDelete("one"))
+    shard.do(SnapshotDelete(gone))
+    settle(shard)
+    record = shard.machine._txn.view(shard.stat("w").view)
+    assert record is not None
+    assert record.origin is None, "it was to be flattened"
+    found = shown(shard, "w/f")
+    assert found.keys() == {first, second}
+    assert found[second] == [kept]
+
+
+def test_a_rollback_in_between_whose_view_is_gone_hides_none_before_it() -> None:
+    shard, kept = rolled_back(4)
+    gone, _ = kept.pop(2)
+    reply = shard.read(ListSnapshots("", 10))
+    assert isinstance(reply, SnapshotsReply)
+    (view,) = [row.view for row in reply.rows if row.name == gone]
+    shard.do(SnapshotDelete(gone))
+    settle(shard)
+    assert shard.machine._txn.view(view) is None
+    found = shown(shard, "w/f")
+    for name, generation in kept:
+        assert found[generation] == [name]
+
+
+def test_what_replaced_the_origin_of_a_clone_later_is_none_of_the_clone() -> None:
+    shard, ((before, generation),) = rolled_back(1)
+    publish(shard, "w/f", b"1")  # else the clone is of what the rollback shows
+    shard.do(Clone(at("w"), at(), b"copy"))
+    later = publish(shard, "w/f", b"333")
+    shard.do(Rollback(at(), b"w", "one", b"/w", LEASE_NS))
+    assert later in shown(shard, "w/f")
+    found = shown(shard, "copy/f")
+    assert later not in found
+    assert found[generation] == [before]
 
 
 def test_a_leased_generation_is_listed_with_its_session() -> None:
