@@ -73,6 +73,10 @@ class _Lines:
         """View -> the one that its line began with."""
         self._views: dict[int, list[int]] = {}
         """First view -> those of its line, ascending."""
+        self._next_view: dict[int, int] = {}
+        """View -> the one that took its place."""
+        self._newest: dict[Place, int] = {}
+        """Identity -> the last view that has it."""
         self._next = 0
         """The first number that was not read."""
 
@@ -84,10 +88,23 @@ class _Lines:
         self._read()
         return self._views.get(self._first_of(view), [])
 
+    def after(self, place: Place) -> Iterator[int]:
+        """Yield the view that a directory became by rollbacks, and the one that its view became."""
+        self._read()
+        if place in self._newest:
+            yield self._newest[place]
+        view = place[0]
+        while view in self._next_view:
+            view = self._next_view[view]
+        if view != place[0]:
+            yield view
+
     def _read(self) -> None:
         if len(self._first) > 4 * VIEWS_EXAMINED_MAX:
             self._first.clear()
             self._views.clear()
+            self._next_view.clear()
+            self._newest.clear()
             self._next = 0
         end = self._machine.counters.next_view
         for number in range(max(1, self._next, end - VIEWS_EXAMINED_MAX), end):
@@ -96,8 +113,10 @@ class _Lines:
                 continue
             first = self._first_of(number)
             self._first[number] = first
+            self._newest[record.identity] = number
             if record.replaces is not None:
                 self._first[record.replaces] = first
+                self._next_view[record.replaces] = number
             if not record.dead:
                 self._views.setdefault(first, []).append(number)
         self._next = end
@@ -135,25 +154,45 @@ class Roots:
                 raise
             return self.root(caller, At(*moved))
 
-    def before(self, root: Place) -> Iterator[Place]:
-        """Yield where a watched inode was before rollbacks: events of then tell of it there."""
-        kin, inode = self._kin(root[0]), root[1]
-        if len(kin) == 1:
-            return
+    def before(self, root: Place) -> tuple[list[Place], int]:
+        """Return where a watched inode was before rollbacks: events of then tell of it there.
+
+        And the version since which that is known; 0: always.
+        """
+        inode = root[1]
+        found, since = self._line(root[0])
+        if len(found) == 1:
+            return [], since
         above = self._machine.directories(*root)
-        for view in kin - {root[0]}:
-            if not self.is_alive((view, inode)):
-                yield view, inode
-        for number, record in islice(self._machine.views(), VIEWS_EXAMINED_MAX):
-            view, directory = record.identity
-            if record.dead and view in kin and directory in above:
-                yield number, inode
+        views = islice(self._machine.views(), VIEWS_EXAMINED_MAX)
+        inside = [(n, r) for n, r in views if r.dead and r.identity[1] in above]
+        while True:
+            # What ended with a view of the line lay in what that view took the place of.
+            records = [self._machine.view(view) for view in found]
+            ended = {record.created for record in records if record is not None}
+            more = [
+                number
+                for number, record in inside
+                if number not in found and record.dead in ended and record.identity[0] in found
+            ]
+            if not more:
+                break
+            for number in more:
+                line, known = self._line(number)
+                found |= line
+                since = max(since, known)
+        places = [(view, inode) for view in sorted(found - {root[0]})]
+        return [place for place in places if not self.is_alive(place)], since
 
     def now(self, place: Place) -> Place | None:
         """Return where an inode is, perhaps after rollbacks; None: nowhere that is known."""
         if self.is_alive(place):
             return place
         inode = place[1]
+        # Others may show the inode too: of a directory above, rolled back when it had moved away.
+        for number in self._lines.after(place):
+            if self.is_alive((number, inode)):
+                return number, inode
         numbers = self._lines.of(place[0])
         for number in numbers[-1 : -LOOKS_MAX - 1 : -1]:
             if number <= place[0]:
@@ -215,19 +254,48 @@ class Roots:
                 return
             place = record.holder[:2]
 
-    def _kin(self, view: int) -> set[int]:
-        """Return a view with those whose places it took by rollbacks, as far as they are known."""
-        found = {view}
-        for _ in range(VIEWS_EXAMINED_MAX):
-            record = self._machine.view(view)
+    def _line(self, view: int) -> tuple[set[int], int]:
+        """Return a view with those whose places it took by rollbacks, as far as they are known.
+
+        And the version since which all are; 0: all of them.
+        """
+        found, todo, since = {view}, [view], 0
+        while todo:
+            number = todo.pop()
+            record = self._machine.view(number)
             if record is None:
+                continue
+            since = max(since, self._began(number, record))
+            lost = record.replaces is not None and self._machine.view(record.replaces) is None
+            if lost or len(found) >= VIEWS_EXAMINED_MAX:
+                since = max(since, record.created)
+            if len(found) >= VIEWS_EXAMINED_MAX:
                 break
-            before = record.identity[0] if record.replaces is None else record.replaces
-            if before in found:
-                break
-            found |= {before, record.identity[0]}
-            view = before
-        return found
+            for before in (record.replaces, record.identity[0]):
+                if before is not None and before not in found:
+                    found.add(before)
+                    todo.append(before)
+        return found, since
+
+    def _began(self, number: int, record: View) -> int:
+        """Return the version of the rollback that made a view with one above it; 0: none did.
+
+        Nothing says what such a nested view took the place of.
+        """
+        if record.identity[0] != number:
+            return 0
+        created = record.created
+        while record.holder is not None and record.holder[0]:
+            number = record.holder[0]
+            above = self._machine.view(number)
+            if above is None:
+                return created  # both ended, and nothing says any more what made them
+            if above.created != created:
+                return 0
+            if above.identity[0] != number:
+                return created
+            record = above
+        return 0
 
     def is_alive(self, place: Place) -> bool:
         """Whether a name leads to the inode."""

@@ -18,7 +18,15 @@ from typing import Final
 
 import msgspec
 
-from nokv.errors import Internal, InvalidArgument, NokvError, NotReady, Overloaded, Stale
+from nokv.errors import (
+    CursorTooOld,
+    Internal,
+    InvalidArgument,
+    NokvError,
+    NotReady,
+    Overloaded,
+    Stale,
+)
 from nokv.kv.errors import StoreDamaged, StoreFailed
 from nokv.server.rpc import Call, Connection
 from nokv.server.watch_frames import Frames
@@ -70,6 +78,16 @@ def _decode(data: bytes) -> EventRecord:
         return decode_events(data)
     except msgspec.DecodeError as error:
         raise StoreDamaged(f"a stored record of events does not decode ({error})") from error
+
+
+def _unknown_before(cursor: int, since: int) -> CursorTooOld:
+    message = (
+        f"what is watched came with the rollback of version {since}, and where it was before, at"
+        f" cursor {cursor}, is not known: the oldest cursor that works is {since}"
+    )
+    error = CursorTooOld(message)
+    error.oldest = since
+    return error
 
 
 class Watch:
@@ -225,7 +243,11 @@ class Watches:
             raise InvalidArgument(message, hint="a cursor is of one volume only")
         if cursor < counters.first_event:
             raise too_old(cursor, counters.first_event)
-        roots = [(attr.view, attr.inode), *self._roots.before((attr.view, attr.inode))]
+        place = attr.view, attr.inode
+        before, since = self._roots.before(place)
+        if cursor < since:
+            raise _unknown_before(cursor, since)
+        roots = [place, *before]
         watch = Watch(self, call, body, roots, cursor, self._loop.time())
         call.connection.open_stream(call, watch)
         self._all[watch] = None

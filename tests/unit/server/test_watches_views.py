@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.server.watching import Client, Node, run, turns
+from tests.unit.state.invariants import reap
 from tests.unit.state.shard import at
 
-from nokv.errors import Stale
+from nokv.errors import CursorTooOld, Stale
 from nokv.server import watch_roots, watches
 from nokv.server.watch_roots import Roots
-from nokv.types.commands import RemoveTree, Rename
+from nokv.state.families import Family
+from nokv.types.commands import Collected, RemoveTree, Rename
 from nokv.types.events import EventKind
 from nokv.types.values import At
-from nokv.types.views import Clone, Rollback, SnapshotCreate, WorkspaceCreate
+from nokv.types.views import Clone, Rollback, SnapshotCreate, SnapshotDelete, WorkspaceCreate
 
 
-def roll_back(node: Node, name: bytes, snapshot: str) -> int:
-    node.shard.do(Rollback(at(), name, snapshot, b"/" + name, 10**12))
+def roll_back(node: Node, name: bytes, snapshot: str, parent: str = "") -> int:
+    node.shard.do(Rollback(at(parent), name, snapshot, b"/" + name, 10**12))
     node.watches.applied()
     return node.shard.machine.version
+
+
+def forget(node: Node) -> None:
+    """Do all work in the background: views that nothing holds are gone then."""
+    shard = node.shard
+    reap(shard)
+    drops = [int.from_bytes(row, "big") for row, _ in shard.kv.scan(Family.DROP, b"", b"\xff" * 9)]
+    shard.do(Collected(tuple((drop, 0) for drop in drops)), session=0)
+    reap(shard)
+
+
+async def told_since(node: Node, root: At, cursor: int) -> list[int]:
+    """Return what somebody new is told who comes with a cursor."""
+    again = Client()
+    node.open(again, root=root, since=cursor)
+    await turns()
+    again.streams[1].ended()
+    return again.versions(1)
 
 
 def test_a_watch_follows_its_directory_through_rollbacks() -> None:
@@ -158,7 +178,7 @@ def test_a_rollback_costs_a_watch_a_bounded_look(monkeypatch: pytest.MonkeyPatch
             shard.stat("a").view,
             shard.stat("a").inode,
         )
-        assert roots.looks - before == 3
+        assert roots.looks - before == 2
         assert rolled < made
 
     run(test)
@@ -223,5 +243,148 @@ def test_a_view_below_is_watched_with_what_is_above_it() -> None:
         ]
         assert told[2].kind == EventKind.REMOVE
         assert told[2].inode_view == told[1].view > 0
+
+    run(test)
+
+
+def test_a_cursor_is_good_for_each_view_that_a_directory_was_in() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard = node.shard
+        node.mkdir("a")
+        node.mkdir("a/d")
+        node.open(client, root=at("a/d"))
+        inode, start = shard.stat("a/d").inode, shard.machine.version
+        await turns()
+        expected = [node.mkdir("a/d/one")]
+        shard.do(SnapshotCreate(at("a"), "outer", b"/a"))
+        expected.append(roll_back(node, b"a", "outer"))
+        shard.do(SnapshotCreate(at("a/d"), "inner", b"/a/d"))
+        expected.append(shard.machine.version)
+        expected += [roll_back(node, b"d", "inner", "a") for _ in range(2)]
+        expected.append(node.mkdir("a/d/two"))
+        await turns()
+        assert client.versions(1) == expected
+        for root in (At(0, inode), at("a/d")):
+            assert await told_since(node, root, start) == expected
+
+    run(test)
+
+
+def test_rollbacks_in_what_a_rollback_made_are_told_after_one_of_all() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard = node.shard
+        for path in ("a", "a/b", "a/b/c"):
+            node.mkdir(path)
+        shard.do(SnapshotCreate(at("a"), "a", b"/a"))
+        shard.do(SnapshotCreate(at("a/b"), "b", b"/a/b"))
+        node.open(client, root=at("a/b/c"))
+        start = shard.machine.version
+        await turns()
+        roll_back(node, b"b", "b", "a")
+        shard.do(SnapshotCreate(at("a/b/c"), "c", b"/a/b/c"))
+        for _ in range(2):
+            roll_back(node, b"c", "c", "a/b")
+            node.mkdir("a/b/c/x")
+        roll_back(node, b"a", "a")
+        node.mkdir("a/b/c/y")
+        await turns()
+        told = client.versions(1)
+        assert len([one for one in client.told(1) if one.kind == EventKind.CREATE]) == 3
+        assert await told_since(node, at("a/b/c"), start) == told
+
+    run(test)
+
+
+def test_of_two_directories_with_one_inode_the_watched_one_is_gone_on_with() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard = node.shard
+        for path in ("a", "a/d", "c"):
+            node.mkdir(path)
+        places = [At(0, shard.stat("a/d").inode)]
+        shard.do(SnapshotCreate(at("a"), "sa", b"/a"))
+        shard.do(SnapshotCreate(at("a/d"), "sd", b"/a/d"))
+        early = shard.machine.version
+        roll_back(node, b"d", "sd", "a")
+        shard.do(Rename(at("a"), b"d", at("c"), b"d"))
+        moved = shard.stat("c/d")
+        places.append(At(moved.view, moved.inode))
+        start = shard.machine.version
+        node.open(client, root=at("c/d"))
+        await turns()
+        expected = [roll_back(node, b"d", "sd", "c")]
+        roll_back(node, b"a", "sa")
+        expected.append(node.mkdir("c/d/mine"))
+        other = node.mkdir("a/d/other")
+        await turns()
+        assert client.versions(1) == expected
+        for root in places:
+            assert await told_since(node, root, start) == expected
+            assert Roots(shard.machine).now((root.view, root.inode)) == (
+                shard.stat("c/d").view,
+                moved.inode,
+            )
+        # Nor is the other one told what happened in this one, also when it has ended.
+        shard.do(RemoveTree(at("c"), b"d"))
+        node.watches.applied()
+        told = await told_since(node, at("a/d"), early)
+        assert other in told
+        assert not set(told) & set(expected)
+
+    run(test)
+
+
+def test_what_a_rollback_nested_can_not_be_told_from_before_it() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard = node.shard
+        node.mkdir("d")
+        for name in (b"v", b"w"):
+            shard.do(WorkspaceCreate(at("d"), name, 0o755))
+        node.mkdir("d/w/e")
+        shard.do(SnapshotCreate(at("d"), "s", b"/d"))
+        start = shard.machine.version
+        node.mkdir("d/w/x")
+        rolled = roll_back(node, b"d", "s")
+        expected = [node.mkdir("d/w/y")]
+
+        async def check() -> None:
+            for path in ("d/w", "d/w/e"):
+                with pytest.raises(CursorTooOld, match="came with the rollback") as raised:
+                    node.open(client, root=at(path), since=start)
+                assert raised.value.oldest == rolled
+            assert await told_since(node, at("d/w"), rolled) == expected
+
+        await check()
+        shard.do(RemoveTree(at("d"), b"v"))
+        forget(node)
+        assert shard.machine.view(shard.stat("d/w").view - 1) is None
+        await check()
+        shard.do(SnapshotCreate(at("d/w"), "inner", b"/d/w"))
+        expected.append(shard.machine.version)
+        expected.append(roll_back(node, b"w", "inner", "d"))
+        expected.append(node.mkdir("d/w/z"))
+        await check()
+
+    run(test)
+
+
+def test_a_view_that_is_forgotten_leaves_no_silent_gap() -> None:
+    async def test(node: Node, client: Client) -> None:
+        shard = node.shard
+        node.mkdir("a")
+        shard.do(SnapshotCreate(at("a"), "s", b"/a"))
+        start, expected, rolled, views = shard.machine.version, [], [], []
+        for turn in range(4):
+            rolled.append(roll_back(node, b"a", "s"))
+            views.append(shard.stat("a").view)
+            expected += [rolled[-1], node.mkdir(f"a/x{turn}")]
+        assert await told_since(node, at("a"), start) == expected
+        shard.do(SnapshotDelete(f"rollback-{rolled[2]}"))
+        forget(node)
+        assert [shard.machine.view(view) is None for view in views] == [False, True, False, False]
+        # Of its place it is not known any more what had it before.
+        with pytest.raises(CursorTooOld) as raised:
+            node.open(client, root=at("a"), since=start)
+        assert raised.value.oldest == rolled[2]
+        assert await told_since(node, at("a"), rolled[2]) == expected[5:]
 
     run(test)
