@@ -386,7 +386,9 @@ class Drawing:
         bodies = [i for i in self._model.state.forest.inodes.values() if i.body]
         if bodies and not self.chance(3):
             inode = self.one(bodies)
-            leased = self.one((version, version, max(0, version - 3), version + 1))
+            shown = self._model.state.bodies.get((inode.view, inode.body))
+            born = shown[0].version if shown else version  # who leases a body has read it
+            leased = self.one((version, version, max(born, version - 3), version + 1))
             held.append(Lease(*inode.key, inode.body, leased))
         if held and self.chance(3):
             held.pop(0)
