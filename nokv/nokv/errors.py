@@ -280,7 +280,7 @@ class SnapshotGone(VersionNotPinned):
 
 
 class CursorTooOld(NokvError):
-    """Events before this cursor were trimmed."""
+    """Events before this cursor were trimmed, or, for a watch, lie behind a rollback."""
 
     code, errno_value = 48, errno.ESTALE
     default_hint = "list again and go on from the version of the listing"

@@ -135,9 +135,9 @@ class Watch:
 
     Without the `async with` it is opened by the first change that is waited for. Belongs to one
     event loop and one consumer. Errors of passing nature are survived; raised are CursorTooOld
-    (events that were not told yet were trimmed; `error.oldest` works), Stale (what was watched is
-    gone), PermissionDenied, and Unavailable if no node answers within the handle's deadline, after
-    which one may ask again: nothing was lost.
+    (events that were not told yet were trimmed, or lie behind a rollback; `error.oldest` works),
+    Stale (what was watched is gone), PermissionDenied, and Unavailable if no node answers within
+    the handle's deadline, after which one may ask again: nothing was lost.
     """
 
     def __init__(
