@@ -40,7 +40,7 @@ from nokv.errors import (
 )
 from nokv.kv.errors import ImageDamaged
 from nokv.kv.image import ImageChecker, LmdbImageSink
-from nokv.kv.lmdb_store import INCOMING_SUFFIX
+from nokv.kv.lmdb_store import INCOMING_SUFFIX, sync_directory
 from nokv.objects.port import ObjectStore
 from nokv.types.commands import CreateBackup, EndBackup, FinishBackup
 from nokv.types.reads import VolumeReply
@@ -62,6 +62,8 @@ log = logging.getLogger("nokv.backup")
 
 BUCKET: Final = "bucket"
 OPEN_PAUSE_S: Final = 0.05
+CLOSE_S: Final = 1.0
+"""A replica is told so long that its image is done with; else it finds out by itself."""
 TRIES_MAX: Final = 3
 """Replicas that are asked for one backup."""
 LAG_ENTRIES_MAX: Final = 10_000
@@ -82,10 +84,6 @@ class Sink(Protocol):
     async def abort(self) -> None:
         """Leave no file behind; what is in the bucket goes with the manifest (`clear`)."""
         ...
-
-
-CLOSE_S: Final = 1.0
-"""A replica is told so long that its image is done with; else it finds out by itself."""
 
 
 class FileSink:
@@ -120,11 +118,7 @@ class FileSink:
         except FileExistsError:
             raise _exists(self._path) from None
         self._finished = True
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_directory(self._path.parent)
         return ()
 
     def _name(self) -> None:

@@ -10,10 +10,18 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from nokv.backup.format import MANIFEST, Manifest, place
-from nokv.backup.gone import check_not_gone, state_gone, statements, take_back
-from nokv.backup.manage import check_unmarked, clear, manifests, marks_of, place_of_row, restored
+from nokv.backup.gone import UNKNOWN, check_not_gone, state_gone, stated, statements, take_back
+from nokv.backup.manage import (
+    check_unmarked,
+    clear,
+    delete_all,
+    manifests,
+    marks_of,
+    place_of_row,
+    restored,
+)
 from nokv.errors import NotPermitted, ObjectStoreUnavailable, UsageError
-from nokv.objects.port import DELETE_NAMES_MAX, ObjectStore
+from nokv.objects.port import ObjectStore
 from nokv.types.commands import AdoptVolume, EndBackup
 from nokv.types.reads import BackupRow, BackupsReply, GetOrigin, ListBackups, OriginReply
 
@@ -52,18 +60,15 @@ async def adopt(
     await check_not_gone(store, volume, own)
     before = await statements(store, volume)
     original = origin.lineage[-1][0]
-    others = await restored(store, volume) | {who for who, _ in origin.lineage}
-    others = (others | {by or "unknown" for by in before.values()}) - {own}
-    _check_said(said, others)
-    if left := sorted(others - {original, *said, *before}):
-        message = f"cluster {', '.join(left)} may share the bucket"
-        raise NotPermitted(message, hint="for each that is gone for good too, say --gone CLUSTER")
+    copies = {cluster for _, cluster in await restored(store, volume)}
+    others = (copies | {who for who, _ in origin.lineage} | {*before.values()}) - {own}
+    _ask(said, others, {original, *before}, "may share the bucket")
     await _unknown(core, store, abandon=abandon)
     gone = {original, *said} - {own}
     await state_gone(store, volume, gone, own)
     # From here on none of those finishes a backup. One may have, or have been restored, before.
     await _drop(store, await _unknown(core, store, abandon=abandon))
-    later = await restored(store, volume) - others - {own}
+    later = {cluster for _, cluster in await restored(store, volume)} - others - {own}
     if later or await _unknown(core, store, abandon=True):
         message = "a backup was made or restored meanwhile"
         raise NotPermitted(message, hint="nothing is adopted yet: say it again")
@@ -95,12 +100,12 @@ async def end_backup(
         message = f"backup {row.name} is cluster {row.cluster}'s, and the volume is not adopted"
         raise NotPermitted(message, hint="delete it there, or see nokv volume adopt")
     where = place_of_row(volume, row)
-    gone = frozenset((*said, *await statements(store, volume), own))
+    gone = frozenset((*said, *await stated(store, volume), own))
     await check_unmarked(store, where, gone)
-    stated = {*await marks_of(store, where)} & {*said} - {own}
-    await _theirs(store, volume, stated, abandon=abandon)
-    await state_gone(store, volume, stated, own)
-    await _drop(store, await _theirs(store, volume, stated, abandon=abandon))
+    ended = {*await marks_of(store, where)} & {*said} - {own}
+    await _theirs(store, volume, ended, abandon=abandon)
+    await state_gone(store, volume, ended, own)
+    await _drop(store, await _theirs(store, volume, ended, abandon=abandon))
     await core.propose(EndBackup(row.backup), (), timeout_s)
     return await clear(store, where, own=own, gone=gone)
 
@@ -116,31 +121,34 @@ async def reclaim(store: ObjectStore, volume: str, own: str, said: Collection[st
     before = await statements(store, volume)
     if own not in before:
         raise NotPermitted("nobody stated that this cluster is gone")
-    by = before[own] or "unknown"
+    by = before[own]
     if by not in said:
         message = f"cluster {by} has the volume"
         raise NotPermitted(message, hint=f"if it was stopped for good: --gone {by}")
-    heirs: set[str] = set()
-    while more := {
-        *await restored(store, volume, {by, *heirs}),
-        *(before.get(one, "") for one in (by, *heirs)),
-    } - {own, by, "", *heirs}:
-        heirs |= more  # one of them may have adopted, and have been backed up, in its turn
-    _check_said(said, heirs | {by})
-    if left := sorted(heirs - {*said, *before}):
-        message = f"cluster {', '.join(left)} may share what cluster {by} stored"
-        raise NotPermitted(message, hint="for each that is gone for good too, say --gone CLUSTER")
+    # From a cluster to one that was restored from its backups, or that adopted the volume from it.
+    passed = await restored(store, volume) | {*before.items()}
+    heirs = {by}
+    while more := {to for of, to in passed if of in heirs} - {own, UNKNOWN, *heirs}:
+        heirs |= more
+    _ask(said, heirs, {*before}, f"may share what cluster {by} stored")
     await state_gone(store, volume, said, own)  # first: at no time do both delete
     await take_back(store, volume, own)
     return by
 
 
-def _check_said(said: Collection[str], others: set[str]) -> None:
+def _ask(said: Collection[str], others: set[str], known: set[str], may: str) -> None:
+    """Return if each of `others` is in `said` or in `known`, and `said` names none but them.
+
+    Raises UsageError, NotPermitted.
+    """
     for name in said:
         if name not in others:
-            known = ", ".join(sorted(others))
-            hint = f"these may share it: {known}" if known else "there is none: leave --gone out"
+            names = ", ".join(sorted(others))
+            hint = f"these may share it: {names}" if names else "there is none: leave --gone out"
             raise UsageError(f"--gone {name}: no such cluster shared this volume", hint=hint)
+    if left := sorted(others - known - {*said}):
+        message = f"cluster {', '.join(left)} {may}"
+        raise NotPermitted(message, hint="for each that is gone for good too, say --gone CLUSTER")
 
 
 async def _unknown(core: Core, store: ObjectStore, *, abandon: bool) -> list[Manifest]:
@@ -174,8 +182,6 @@ def _names(found: Sequence[Manifest]) -> str:
 
 async def _drop(store: ObjectStore, found: Sequence[Manifest]) -> None:
     """Make these backups none. Raises ObjectStoreUnavailable if one is left."""
-    names = [place(one.head) + MANIFEST for one in found]
-    for start in range(0, len(names), DELETE_NAMES_MAX):
-        failed = await store.delete(names[start : start + DELETE_NAMES_MAX])
-        for name, error in failed.items():
-            raise ObjectStoreUnavailable(f"{name} could not be deleted: {error}")
+    failed = await delete_all(store, [place(one.head) + MANIFEST for one in found])
+    for name, error in failed.items():
+        raise ObjectStoreUnavailable(f"{name} could not be deleted: {error}")

@@ -84,6 +84,19 @@ def parse_place(where: str) -> Place | None:
     return parts and Place(parts[1], parts[2], parts[3], int(parts[4], 16))
 
 
+def mark_of(where: str, cluster: str) -> str:
+    """Return the name of the mark that a restored cluster leaves at the place of a backup."""
+    return f"{where}{MARK}{cluster}.json"
+
+
+def parse_mark(name: str) -> tuple[str, str] | None:
+    """Return (place, cluster) of a mark's name; None if it is none."""
+    where, _, file = name.rpartition("/")
+    if not file.startswith(MARK):
+        return None
+    return f"{where}/", file.removeprefix(MARK).removesuffix(".json")
+
+
 def place(head: Head) -> str:
     """Return the place of the backup with this head."""
     return place_of(head.volume.volume, head.name, head.cluster, head.backup)

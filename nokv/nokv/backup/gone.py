@@ -19,6 +19,8 @@ from nokv.objects.port import ObjectStore
 
 FORMAT: Final = 1
 GONE: Final = "gone/"
+UNKNOWN: Final = "unknown"
+"""Instead of the cluster that was told so, where a statement can't be read."""
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,16 +46,21 @@ async def state_gone(store: ObjectStore, volume: str, clusters: Iterable[str], b
         await store.put(_name(volume, cluster), data)
 
 
-async def statements(store: ObjectStore, volume: str) -> dict[str, str]:
-    """Return every cluster that was stated to be gone, and the one that was told so.
+async def stated(store: ObjectStore, volume: str) -> frozenset[str]:
+    """Return every cluster that was stated to be gone. Raises ObjectStoreError."""
+    names = await names_of(store, f"{GONE}{volume}/")
+    return frozenset(name.rpartition("/")[2].removesuffix(".json") for name in names)
 
-    Raises ObjectStoreError. Of a statement that can't be read the second is empty.
+
+async def statements(store: ObjectStore, volume: str) -> dict[str, str]:
+    """Return every cluster that was stated to be gone, and the one that was told so, or UNKNOWN.
+
+    Raises ObjectStoreError.
     """
     found: dict[str, str] = {}
-    for name in await names_of(store, f"{GONE}{volume}/"):
+    for cluster in sorted(await stated(store, volume)):
         with contextlib.suppress(ObjectMissing):  # taken back meanwhile
-            cluster = name.rpartition("/")[2].removesuffix(".json")
-            found[cluster] = _read(await store.get(name))
+            found[cluster] = _read(await store.get(_name(volume, cluster)))
     return found
 
 
@@ -67,7 +74,7 @@ def _read(data: bytes) -> str:
     try:
         return msgspec.json.decode(data, type=Gone).adopted_by
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return ""
+        return UNKNOWN
 
 
 async def check_not_gone(store: ObjectStore, volume: str, cluster: str) -> None:
@@ -82,7 +89,7 @@ async def check_not_gone(store: ObjectStore, volume: str, cluster: str) -> None:
         data = await store.get(name)
     except ObjectMissing:
         return
-    by = _read(data) or "unknown"
+    by = _read(data)
     raise ForeignVolume(
         f"cluster {by} has the volume: it was told that this one, {cluster}, is gone",
         hint=f"stop this one for good; if that one ends instead: nokv volume reclaim --gone {by}",

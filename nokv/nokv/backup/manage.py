@@ -8,7 +8,7 @@ hold too many, never a backup without its hold.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container
+from collections.abc import Sequence
 from typing import BinaryIO, Final
 
 import msgspec
@@ -18,7 +18,9 @@ from nokv.backup.format import (
     MARK,
     Head,
     Manifest,
+    mark_of,
     naming_damage,
+    parse_mark,
     parse_place,
     pieces_of,
     place,
@@ -131,24 +133,26 @@ async def fetch(store: ObjectStore, manifest: Manifest, to: BinaryIO) -> None:
 
 async def marks_of(store: ObjectStore, where: str) -> list[str]:
     """Return the clusters that were restored from a backup."""
-    names = await names_of(store, where + MARK)
-    return [name.removeprefix(where + MARK).removesuffix(".json") for name in names]
+    marks = map(parse_mark, await names_of(store, where + MARK))
+    return [cluster for _, cluster in filter(None, marks)]
 
 
-async def restored(
-    store: ObjectStore, volume: str, makers: Container[str] | None = None
-) -> set[str]:
-    """Return every cluster that was restored from a backup of a volume, of these makers or any.
+async def restored(store: ObjectStore, volume: str) -> set[tuple[str, str]]:
+    """Return (maker, cluster) of every cluster that was restored from a backup of a volume.
 
-    Also from one that was ended since.
+    Also from one that was ended since. The maker is empty where a place does not tell it.
     """
-    found: set[str] = set()
-    for name in await names_of(store, f"{BACKUPS}{volume}/"):
-        where, _, file = name.rpartition("/")
-        of = parse_place(f"{where}/")
-        if file.startswith(MARK) and (makers is None or (of is not None and of.cluster in makers)):
-            found.add(file.removeprefix(MARK).removesuffix(".json"))
-    return found
+    marks = map(parse_mark, await names_of(store, f"{BACKUPS}{volume}/"))
+    found = {(parse_place(where), cluster) for where, cluster in filter(None, marks)}
+    return {("" if of is None else of.cluster, cluster) for of, cluster in found}
+
+
+async def delete_all(store: ObjectStore, names: Sequence[str]) -> dict[str, ObjectStoreError]:
+    """Delete any number of objects; return those that are left, with why."""
+    failed: dict[str, ObjectStoreError] = {}
+    for start in range(0, len(names), DELETE_NAMES_MAX):
+        failed |= await store.delete(names[start : start + DELETE_NAMES_MAX])
+    return failed
 
 
 def place_of_row(volume: str, row: BackupRow) -> str:
@@ -165,16 +169,14 @@ async def clear(
     hold, whatever else is deleted. False too while anything is left to delete. The mark of `own`
     stays: it tells others of a cluster that lives.
     """
-    failed: dict[str, ObjectStoreError] = dict(await store.delete([where + MANIFEST]))
-    if failed:
+    if await store.delete([where + MANIFEST]):
         return False
     if set(await marks_of(store, where)) - {own} - gone:
         return False
-    mine = f"{where}{MARK}{own}.json"
-    names = [name for name in await names_of(store, where) if name != mine]
-    for start in range(0, len(names), DELETE_NAMES_MAX):
-        failed |= await store.delete(names[start : start + DELETE_NAMES_MAX])
-    return not failed
+    mine = mark_of(where, own)
+    return not await delete_all(
+        store, [name for name in await names_of(store, where) if name != mine]
+    )
 
 
 async def check_unmarked(store: ObjectStore, where: str, gone: frozenset[str]) -> None:

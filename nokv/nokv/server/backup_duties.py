@@ -9,7 +9,7 @@ from typing import Final
 
 from nokv.backup.create import create_backup
 from nokv.backup.format import parse_place
-from nokv.backup.gone import statements
+from nokv.backup.gone import stated
 from nokv.backup.manage import clear, complete, marks_of, place_of_row
 from nokv.client.connect import connect
 from nokv.errors import AlreadyExists, NokvError, Unavailable
@@ -49,7 +49,7 @@ class BackupKeeper:
         there = await complete(self._store, self._volume)  # before the rows: those come first
         reply = await self._node.read(ListBackups(), BackupsReply)
         await self._drop_unheld(there, reply)
-        gone = frozenset(await statements(self._store, self._volume))
+        gone = await stated(self._store, self._volume)
         last = max((row.slot for row in reply.rows if self._is_kept(row)), default=0)
         for row in reply.rows:
             if row.cluster != self._cluster and not adopted:
@@ -124,8 +124,8 @@ async def make_scheduled(
             )
         except AlreadyExists:
             return
+        except NokvError:
+            raise
         except OSError as error:
-            if isinstance(error, NokvError):
-                raise
             raise Unavailable(f"the backup of the schedule, {schedule.to}: {error}") from error
     log.info("backup %s made at version %d", name, made.head.version)

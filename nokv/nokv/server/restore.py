@@ -23,9 +23,9 @@ import msgspec
 
 from nokv.backup.format import (
     MANIFEST,
-    MARK,
     Head,
     Manifest,
+    mark_of,
     naming_damage,
     pieces_of,
     place,
@@ -101,13 +101,13 @@ async def mark(
     one of both sees the other. What was looked at before is there, then: nothing was let go of.
     Raises as `check_allowed`; no mark is left.
     """
-    places = [place(head), *lineage]
-    for where in places:
-        await store.put(f"{where}{MARK}{cluster}.json", b'{"format":1}')
+    marks = [mark_of(where, cluster) for where in (place(head), *lineage)]
+    for name in marks:
+        await store.put(name, b'{"format":1}')
     try:
         await check_allowed(store, head, held=held)
     except (BackupGone, BackupDamaged, ForeignVolume):
-        await store.delete([f"{where}{MARK}{cluster}.json" for where in places])
+        await store.delete(marks)
         raise
 
 

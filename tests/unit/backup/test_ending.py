@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from nokv.backup.ending import adopt, end_backup, reclaim
+from nokv.backup.ending import _ask, adopt, end_backup, reclaim
 from nokv.backup.format import MANIFEST, Head, Manifest, place
 from nokv.backup.gone import state_gone, statements
 from nokv.client.core import Core
@@ -268,3 +268,12 @@ def test_the_way_back_states_first_that_the_adopter_is_gone(world: World) -> Non
     }, "all stand still"
     assert back(OWN) == OWN
     assert world.gone() == {OTHER: OWN, OWN: ORIGINAL, "c7": ORIGINAL}
+
+
+def test_who_is_said_to_be_gone_must_have_been_there() -> None:
+    _ask([], set(), set(), "may share")
+    _ask(["copy"], {"copy", "other"}, {"other"}, "may share")
+    with pytest.raises(UsageError, match=r"abc.*these may share it: copy, other"):
+        _ask(["copy", "abc"], {"other", "copy"}, set(), "may share")
+    with pytest.raises(UsageError, match="leave --gone out"):
+        _ask(["abc"], set(), set(), "may share")

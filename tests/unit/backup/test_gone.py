@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from nokv.backup.format import place_of
 from nokv.backup.gone import check_not_gone, state_gone
 from nokv.backup.manage import restored
 from nokv.errors import ForeignVolume, ObjectStoreUnavailable
@@ -52,13 +53,14 @@ def test_every_restored_cluster_is_found_whatever_became_of_its_backup() -> None
 
     async def main() -> None:
         for name in (
-            f"backups/{VOLUME}/b1/c0-1/manifest.json",
-            f"backups/{VOLUME}/b1/c0-1/restored-c1.json",
-            f"backups/{VOLUME}/restored-name/c1-1/manifest.json",
-            f"backups/{VOLUME}/restored-name/c1-1/restored-c2.json",
-            f"backups/{'b' * 32}/b1/c7-1/restored-c8.json",
+            f"{place_of(VOLUME, 'b1', 'c0', 1)}manifest.json",
+            f"{place_of(VOLUME, 'b1', 'c0', 1)}restored-c1.json",
+            f"{place_of(VOLUME, 'restored-name', 'c1', 1)}manifest.json",
+            f"{place_of(VOLUME, 'restored-name', 'c1', 1)}restored-c2.json",
+            f"{place_of('b' * 32, 'b1', 'c7', 1)}restored-c8.json",
+            f"backups/{VOLUME}/no-place/restored-c3.json",
         ):
             await store.put(name, b"{}")
-        assert await restored(store, VOLUME) == {"c1", "c2"}
+        assert await restored(store, VOLUME) == {("c0", "c1"), ("c1", "c2"), ("", "c3")}
 
     asyncio.run(main())

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nokv.backup.ending import _check_said
 from nokv.cli.main import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, main
-from nokv.errors import UsageError
 
 CLIENT_COMMANDS = ["ls", "stat /a", "tree", "du", "cat /a", "get /a b", "put - /a", "mkdir /a"]
 CLIENT_COMMANDS += ["rm /a", "mv /a /b", "ln /a /b", "chmod 644 /a", "publish . /a", "status"]
@@ -231,12 +229,3 @@ def test_a_node_is_asked_where_its_settings_are_all_that_is_named(
     told = capsys.readouterr().err
     assert "127.0.0.1:3" in told
     assert "127.0.0.1:1:" not in told
-
-
-def test_who_is_said_to_be_gone_must_have_been_there() -> None:
-    _check_said([], set())
-    _check_said(["copy"], {"copy", "other"})
-    with pytest.raises(UsageError, match=r"abc.*these may share it: copy, other"):
-        _check_said(["copy", "abc"], {"other", "copy"})
-    with pytest.raises(UsageError, match="leave --gone out"):
-        _check_said(["abc"], set())
