@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -324,12 +332,7 @@ class Collector:
                 start = f"{prefix}{span[0]:016x}"
                 page = await self._store.list(prefix, max(after, start), LIST_NAMES_MAX)
                 mine: list[ObjectInfo] = []
-                for info in page.objects:
-                    try:
-                        name = parse_name(info.name)
-                    except InvalidArgument:
-                        log.warning("%s is no object of ours; left alone", info.name[:160])
-                        continue
+                for info, name in blocks_of(page.objects, log):
                     assert (name.volume, name.session) == (self._volume, session), "a foreign name"
                     while span is not None and span[1] < name.upload:
                         span = await anext(spans, None)
@@ -341,6 +344,19 @@ class Collector:
                 if not page.more:
                     return
                 after = page.objects[-1].name
+
+
+def blocks_of(
+    found: Iterable[ObjectInfo], log: logging.Logger
+) -> Iterator[tuple[ObjectInfo, ObjectName]]:
+    """Yield what was listed with its name's parts; warn of what is none of ours, and leave it."""
+    for info in found:
+        try:
+            name = parse_name(info.name)
+        except InvalidArgument:
+            log.warning("%s is no object of ours; left alone", info.name[:160])
+        else:
+            yield info, name
 
 
 def gaps(ranges: Sequence[tuple[int, int]], first: int, end: int) -> Iterator[tuple[int, int]]:

@@ -30,18 +30,18 @@ import msgspec
 
 from nokv.backup.create import pull_image, release_image
 from nokv.backup.epochs import epochs_of
-from nokv.backup.gone import check_not_gone, statements
+from nokv.backup.gone import check_not_gone, stated
 from nokv.client.core import Core
 from nokv.errors import (
-    InvalidArgument,
     NotPermitted,
     ObjectCorrupt,
     ObjectMissing,
     ResultTooLarge,
 )
 from nokv.kv.lmdb_store import LmdbKV, LmdbReader, open_reader
-from nokv.objects.layout import ObjectName, format_name, parse_name, verify, volume_prefix
+from nokv.objects.layout import ObjectName, format_name, verify, volume_prefix
 from nokv.objects.port import DELETE_NAMES_MAX, ObjectStore
+from nokv.server.collector import blocks_of
 from nokv.server.datadir import SHARD
 from nokv.state import invariants, keys
 from nokv.state.collect import counters_of, is_safe, read_guards, sessions_of
@@ -176,12 +176,7 @@ async def _list(store: ObjectStore, volume: str, listed: LmdbKV) -> int:
     while True:
         page = await store.list(prefix, after)
         rows: list[tuple[bytes, bytes | None]] = []
-        for info in page.objects:
-            try:
-                name = parse_name(info.name)
-            except InvalidArgument:
-                log.warning("%s is no object of ours; left alone", info.name[:160])
-                continue
+        for info, name in blocks_of(page.objects, log):
             if name.shard == SHARD:
                 rows.append((_NAME.pack(*name[2:]), _listing(info.length)))
         listed.write(Family.META, rows)
@@ -232,9 +227,11 @@ class _Check:
         await asyncio.to_thread(self._check_metadata, present)
         if deep:
             await self._read_all(present)
-        gone = await statements(self._store, self._volume)
-        epochs = await epochs_of(self._store, self._volume, gone)
-        judge = _Judge(present, epochs, deep=deep and not shared)
+        judged, epochs = deep and not shared, frozenset[int]()
+        if judged:
+            gone = await stated(self._store, self._volume)
+            epochs = await epochs_of(self._store, self._volume, gone)
+        judge = _Judge(present, epochs, deep=judged)
         await self._judge(judge, repair=repair)
 
     def confirm(self, state: LmdbReader) -> None:

@@ -24,13 +24,7 @@ import msgspec
 from nokv._guard import EXIT_REFUSED, refuse_optimised
 from nokv.backup.epochs import tell_epoch
 from nokv.backup.gone import check_not_gone
-from nokv.errors import (
-    ConfigError,
-    ForeignVolume,
-    NokvError,
-    Unavailable,
-    from_wire,
-)
+from nokv.errors import ConfigError, ForeignVolume, NokvError, Unavailable, from_wire
 from nokv.objects.layout import volume_prefix
 from nokv.objects.open import open_store
 from nokv.objects.port import ObjectStore

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -160,12 +160,25 @@ def lease_uploads(ctx: Context, op: LeaseUploads) -> Leased:
 
 def consumed_ranges(source: Source, session_id: int) -> list[tuple[int, int]]:
     """Return the [first, last] ranges of a session's published uploads, ascending."""
+    return list(consumed_above(source, session_id, 0))
+
+
+def consumed_above(source: Source, session_id: int, above: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [first, last] of a session's published uploads beyond `above`, ascending.
+
+    One that reaches across is cut: it may have grown since the page that ended at `above`.
+    """
+    if above >= 2**64 - 1:
+        return
+    first, end = keys.consumed(session_id, above + 1), keys.consumed(session_id, 2**64 - 1)
     start = keys.consumed(session_id, 0)
-    end = keys.consumed(session_id, 2**64 - 1)
-    return [
-        (int.from_bytes(key[-8:], "big"), int.from_bytes(value, "big"))
-        for key, value in source.scan(Family.SESSION, start, end)
-    ]
+    for _, value in source.scan(Family.SESSION, start, first, reverse=True):
+        last = int.from_bytes(value, "big")
+        if last > above:
+            yield above + 1, last
+        break
+    for key, value in source.scan(Family.SESSION, first, end):
+        yield int.from_bytes(key[-8:], "big"), int.from_bytes(value, "big")
 
 
 def _range_at(ctx: Context, upload: int) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from nokv.state import keys
 from nokv.state.collect import counters_of, get_drops, sessions_of
 from nokv.state.families import Family
 from nokv.state.ops_backup import backups_of, origin_of
+from nokv.state.ops_session import consumed_above
 from nokv.state.pinned import Shard, Source
 from nokv.state.port import KEY_BYTES_MAX
 from nokv.state.records import Session, body_of, decode_chunk, decode_session, is_whiteout
@@ -46,7 +47,7 @@ def get_session(source: Source, _caller: Caller, request: GetSession) -> Session
     if row is None:
         message = f"no session {request.session:x}"
         raise NotFound(message)
-    ranges = tuple(islice(_consumed_above(source, request.session, 0), RANGES_PAGE_MAX))
+    ranges = tuple(islice(consumed_above(source, request.session, 0), RANGES_PAGE_MAX))
     return _session_reply(request.session, decode_session(row), ranges)
 
 
@@ -62,31 +63,13 @@ def list_sessions(source: Source, _caller: Caller, request: ListSessions) -> Ses
         if len(replies) == limit or not left:
             more = True
             break
-        rows = _consumed_above(source, session_id, above if session_id == request.after else 0)
+        rows = consumed_above(source, session_id, above if session_id == request.after else 0)
         ranges = tuple(islice(rows, left))
         replies.append(_session_reply(session_id, session, ranges))
         left -= len(ranges)
         if not left and next(rows, None) is not None:
             cut = ranges[-1][1]
     return SessionsReply(tuple(replies), more, counters_of(source).cluster_ns, cut)
-
-
-def _consumed_above(source: Source, session_id: int, above: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [first, last] of a session's published uploads beyond `above`, ascending.
-
-    One that reaches across is cut: it may have grown since the page that ended at `above`.
-    """
-    if above >= 2**64 - 1:
-        return
-    first, end = keys.consumed(session_id, above + 1), keys.consumed(session_id, 2**64 - 1)
-    start = keys.consumed(session_id, 0)
-    for _, value in source.scan(Family.SESSION, start, first, reverse=True):
-        last = int.from_bytes(value, "big")
-        if last > above:
-            yield above + 1, last
-        break
-    for key, value in source.scan(Family.SESSION, first, end):
-        yield int.from_bytes(key[-8:], "big"), int.from_bytes(value, "big")
 
 
 def _session_reply(
