@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nokv.cli import output
-from nokv.cli.client import add_config, cluster_of, duration_ns, with_client
+from nokv.cli.client import add_config, add_gone, cluster_of, duration_ns, own_cluster, with_client
 from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
 from nokv.errors import BackupDamaged, BackupGone, ConfigError, UsageError
 
@@ -53,10 +53,9 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     add_cluster(delete)
     add_config(delete)
     delete.add_argument("name", metavar="NAME", help="as nokv backup list shows it")
-    delete.add_argument(
-        "--gone", action="append", default=[], metavar="CLUSTER",
-        help="a cluster that was restored from it and is gone for good: it needs nothing of it",
-    )  # fmt: skip
+    add_gone(
+        delete, "a cluster that was restored from it and is gone for good: it needs nothing of it"
+    )
     delete.add_argument(
         "--abandon", action="store_true",
         help="with --gone: give up the backups that those clusters made",
@@ -199,8 +198,7 @@ async def _delete(fs: AsyncClient, options: argparse.Namespace) -> int:
     rows = [one for one in (await _rows(fs)).rows if one.name == options.name]
     if not rows:
         raise BackupGone(f"no backup is named {options.name}")
-    own = (await core.router.find_leader(options.timeout)).hello.cluster
-    store = await core.object_store()
+    own, store = await own_cluster(core, options), await core.object_store()
     whole = True
     for row in rows:
         whole &= await end_backup(

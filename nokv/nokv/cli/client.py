@@ -15,6 +15,7 @@ from nokv.cli.main import EXIT_FAILED, complain
 from nokv.errors import ConfigError, DataDirectoryError, NokvError
 
 if TYPE_CHECKING:
+    from nokv.client.core import Core
     from nokv.client.fs import AsyncClient
     from nokv.client.reads import ReadHandle
     from nokv.types.values import Attr
@@ -55,6 +56,16 @@ def cluster_of(options: argparse.Namespace) -> str:
 
 
 # ---------------------------------------------------------------- the token
+
+
+def add_gone(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--gone`, by which an operator states that clusters which share the bucket are gone."""
+    parser.add_argument("--gone", action="append", default=[], metavar="CLUSTER", help=text)
+
+
+async def own_cluster(core: Core, options: argparse.Namespace) -> str:
+    """Return the id of the cluster that is connected."""
+    return (await core.router.find_leader(options.timeout)).hello.cluster
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

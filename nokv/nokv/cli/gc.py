@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nokv.cli import output
-from nokv.cli.client import add_config, count, seconds, with_client
+from nokv.cli.client import add_config, count, own_cluster, seconds, with_client
 from nokv.cli.main import EXIT_FAILED, add_action, add_cluster
 from nokv.errors import NotPermitted, Unavailable, UsageError
 
@@ -361,7 +361,7 @@ async def _orphans(fs: AsyncClient, options: argparse.Namespace) -> int:
     collector: Collector = Collector(
         _Reader(core), store, volume=core.volume.volume, grace_ns=grace_ns
     )
-    own = (await core.router.find_leader(options.timeout)).hello.cluster
+    own = await own_cluster(core, options)
 
     async def delete(names: list[str]) -> int:
         if options.dry_run or not names:
@@ -420,7 +420,7 @@ async def _fsck(fs: AsyncClient, options: argparse.Namespace) -> int:
     if options.repair and not options.deep:
         raise UsageError("--repair without --deep", hint="say both: nokv fsck --deep --repair")
     store = await fs.core.object_store()
-    own = (await fs.core.router.find_leader(options.timeout)).hello.cluster
+    own = await own_cluster(fs.core, options)
     with tempfile.TemporaryDirectory(prefix="nokv-fsck-", dir=options.scratch) as folder:
         report = await check_volume(
             fs.core, store, Path(folder), cluster=own, deep=options.deep, repair=options.repair

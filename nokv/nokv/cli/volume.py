@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nokv.cli import output
-from nokv.cli.client import add_config, with_client
+from nokv.cli.client import add_config, add_gone, own_cluster, with_client
 from nokv.cli.main import add_action, add_cluster
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
     )
     add_cluster(adopt)
     add_config(adopt)
-    adopt.add_argument(
-        "--gone", action="append", default=[], metavar="CLUSTER",
-        help="another cluster that may share the bucket, and is gone for good too",
-    )  # fmt: skip
+    add_gone(adopt, "another cluster that may share the bucket, and is gone for good too")
     adopt.add_argument(
         "--abandon", action="store_true", help="give up the original's later backups"
     )
@@ -43,10 +40,7 @@ def add_volume(parser: argparse.ArgumentParser) -> None:
     )
     add_cluster(reclaim)
     add_config(reclaim)
-    reclaim.add_argument(
-        "--gone", action="append", default=[], metavar="CLUSTER",
-        help="the one that adopted it; also each that was restored from its backups",
-    )  # fmt: skip
+    add_gone(reclaim, "the one that adopted it; also each that was restored from its backups")
     reclaim.set_defaults(run=with_client(_reclaim, operator=True))
 
 
@@ -79,16 +73,11 @@ async def _show(fs: AsyncClient, options: argparse.Namespace) -> int:
     return 0
 
 
-async def _own(fs: AsyncClient, options: argparse.Namespace) -> str:
-    cluster: str = (await fs.core.router.find_leader(options.timeout)).hello.cluster
-    return cluster
-
-
 async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
     from nokv.backup.ending import adopt
 
     core = fs.core
-    store, own = await core.object_store(), await _own(fs, options)
+    store, own = await core.object_store(), await own_cluster(core, options)
     gone = await adopt(
         core, store, own, options.gone, abandon=options.abandon, timeout_s=options.timeout
     )
@@ -101,8 +90,9 @@ async def _adopt(fs: AsyncClient, options: argparse.Namespace) -> int:
 async def _reclaim(fs: AsyncClient, options: argparse.Namespace) -> int:
     from nokv.backup.ending import reclaim
 
-    store, own = await fs.core.object_store(), await _own(fs, options)
-    by = await reclaim(store, fs.core.volume.volume, own, options.gone)
+    core = fs.core
+    store, own = await core.object_store(), await own_cluster(core, options)
+    by = await reclaim(store, core.volume.volume, own, options.gone)
     print(f"the volume is this cluster's again, and cluster {by} is stated to be gone")
     print("what that one deleted is gone: nokv fsck --deep lists it")
     return 0
