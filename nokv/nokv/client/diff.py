@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from msgspec import structs
 
 from nokv.client.arguments import check, checked_methods
+from nokv.client.entries import file_type
 from nokv.client.options import expect, find_snapshot
 from nokv.client.paths import (
     AnyPath,
@@ -314,7 +315,7 @@ class DiffHandle(ViewHandle):
         for _ in range(SYMLINK_HOPS_MAX):
             where = At(0, 1, (*above, last), follow=False)
             attr = expect(await self._ask(GetAttr(where)), AttrReply).attr
-            if attr.mode >> 12 != FileType.SYMLINK:
+            if file_type(attr) != FileType.SYMLINK:
                 break
             target = expect(await self._ask(ReadLink(where)), BytesReply).data
             parts = tuple(part for part in target.split(b"/") if part)

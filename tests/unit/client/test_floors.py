@@ -157,6 +157,14 @@ class Wire:
         assert self.logged.floor >= version
 
 
+def with_kept_floor() -> tuple[Wire, Hold]:
+    """Return a wire, and a handle of another body that keeps the floor without a lease."""
+    wire = Wire()
+    other = wire.open(body=71)
+    other.begun_ns += 1000 * S
+    return wire, other
+
+
 def test_two_handles_at_one_version_whose_leases_fall_due_one_after_the_other() -> None:
     wire = Wire()
     first = wire.open()
@@ -182,9 +190,7 @@ def test_a_handle_takes_over_the_lease_of_one_that_is_closed() -> None:
 
 
 def test_a_lease_is_asked_for_again_only_once_its_end_is_applied() -> None:
-    wire = Wire()
-    other = wire.open(body=71)  # keeps the floor
-    other.begun_ns += 1000 * S
+    wire, other = with_kept_floor()
     first = wire.open()
     version = first.version
     wire.renew(3, AGE_S)
@@ -202,9 +208,7 @@ def test_a_lease_is_asked_for_again_only_once_its_end_is_applied() -> None:
 
 
 def test_a_lease_whose_handle_is_closed_before_it_is_known_to_be_applied() -> None:
-    wire = Wire()
-    other = wire.open(body=71)  # keeps the floor
-    other.begun_ns += 1000 * S
+    wire, other = with_kept_floor()
     first = wire.open()
     version = first.version
     wire.wait(AGE_S)

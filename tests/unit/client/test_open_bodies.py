@@ -9,6 +9,7 @@ from tests.unit.client.loopback import Cluster, Node
 from tests.unit.client.test_bodies import blocks, noise, run
 
 from nokv.client import AsyncClient, bodies
+from nokv.client.session import Session
 from nokv.errors import BodyGone
 from nokv.types.commands import SessionMarks
 from nokv.types.limits import BLOCK_BYTES, CHUNK_BYTES
@@ -87,6 +88,19 @@ def test_what_is_being_fetched_is_held_beyond_the_close(how: str) -> None:
     run(test)
 
 
+@pytest.fixture
+def one_eager_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the map only the first chunk is read when a file is opened."""
+    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
+
+
+async def leasing_at_once(fs: AsyncClient) -> Session:
+    """Return the client's session, whose open files ask for leases in its next marks."""
+    session = await fs._core.session(20.0)
+    session.floors._lease_after_ns = 0  # type: ignore[misc]
+    return session
+
+
 @pytest.mark.parametrize("kind", ["empty", "inline", "holes"])
 def test_a_file_without_objects_holds_nothing(kind: str) -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
@@ -108,14 +122,10 @@ def test_a_file_without_objects_holds_nothing(kind: str) -> None:
     run(test)
 
 
-def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
-
+@pytest.mark.usefixtures("one_eager_chunk")
+def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session(20.0)
-        session.floors._lease_after_ns = 0  # type: ignore[misc]
+        session = await leasing_at_once(fs)
         await fs.create("/f")
         tail = noise(10_000)
         await fs.patch("/f", 2 * CHUNK_BYTES, tail)
@@ -140,14 +150,10 @@ def test_a_file_that_stays_open_gets_a_lease_and_frees_the_floor(
     run(test)
 
 
-def test_handles_of_one_body_read_the_generation_that_each_was_opened_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
-
+@pytest.mark.usefixtures("one_eager_chunk")
+def test_handles_of_one_body_read_the_generation_that_each_was_opened_at() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session(20.0)
-        session.floors._lease_after_ns = 0  # type: ignore[misc]
+        session = await leasing_at_once(fs)
         asked: list[BodyMap] = []
 
         def on_read(_: Node, query: Query) -> None:
@@ -183,14 +189,10 @@ def test_handles_of_one_body_read_the_generation_that_each_was_opened_at(
     run(test)
 
 
-def test_a_lease_that_the_cluster_does_not_have_shows_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
-
+@pytest.mark.usefixtures("one_eager_chunk")
+def test_a_lease_that_the_cluster_does_not_have_shows_nothing() -> None:
     async def test(cluster: Cluster, fs: AsyncClient) -> None:
-        session = await fs._core.session(20.0)
-        session.floors._lease_after_ns = 0  # type: ignore[misc]
+        session = await leasing_at_once(fs)
         await fs.create("/f")
         await fs.patch("/f", 2 * CHUNK_BYTES, b"tail")
         async with fs.open("/f") as file:
@@ -203,11 +205,8 @@ def test_a_lease_that_the_cluster_does_not_have_shows_nothing(
     run(test)
 
 
-def test_without_its_lease_a_large_body_that_was_replaced_is_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bodies, "EAGER_CHUNKS", 1)
-
+@pytest.mark.usefixtures("one_eager_chunk")
+def test_without_its_lease_a_large_body_that_was_replaced_is_gone() -> None:
     async def test(_: Cluster, fs: AsyncClient) -> None:
         await fs.create("/f")
         await fs.patch("/f", 2 * CHUNK_BYTES, b"tail")
