@@ -79,6 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 # --- order and workers ----------------------------------------------------------------------------
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep real clusters on one worker: two at once would starve each other of the two cores."""
     for item in items:

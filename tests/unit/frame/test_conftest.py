@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import loud_lines
 
 CONFTEST = Path(__file__).parents[2] / "conftest.py"
-OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest", "-ra")
+PARALLEL = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-ra")
+OPTIONS = (*PARALLEL, "-p", "no:xdist")
 
 # Loopback, and an address that documentation may use (RFC 5737): nothing answers at either.
 REFUSED = ("127.0.0.1", 1)
@@ -42,6 +43,20 @@ def test_an_undeclared_warning_fails_the_test(inner: pytest.Pytester) -> None:
     )
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*did not declare*", "*WARNING a: disk 7*"])
+
+
+def test_real_clusters_share_one_worker(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        """
+        import pytest
+        @pytest.mark.cluster
+        def test_real(): pass
+        def test_other(): pass
+        """
+    )
+    result = inner.runpytest_subprocess(*PARALLEL, "-v", "-n", "1", "--dist", "loadgroup")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines_random(["*::test_real@cluster*", "*::test_other *"])
 
 
 def test_a_warning_in_teardown_fails_the_test(inner: pytest.Pytester) -> None:
