@@ -7,8 +7,10 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
-# The environment is the project's own: nothing of an active one leaks in.
+# The environment is the project's own: nothing of an active one leaks in. Without bytecode files
+# each of the many processes of a test run would compile all modules again.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH PYTHONOPTIMIZE PYTHONSTARTUP
+unexport PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv

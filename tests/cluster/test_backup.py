@@ -38,6 +38,9 @@ from nokv.types.values import Caller
 from nokv.wire.connection import RpcConnection
 from nokv.wire.rpc import ReadBackup, RequestBody, ResponseBody
 
+# A group of its own: with these in the others' one, the other worker would be done long before.
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("backups")]
+
 SETTINGS = {"worker.interval_ms": 100, "worker.grace_ms": 200, "worker.sweep_interval_ms": 300}
 PATIENCE_S = 60.0
 SHORT = ClientConfig(session_ttl_s=10.0)
