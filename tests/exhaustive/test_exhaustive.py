@@ -31,6 +31,7 @@ TRASH_AND_VIEWS = (
 REFUSED_AT_FIRST = {"drop s", "drop t", "clone @s /b", "clone @t /b", "rollback /a t"}
 
 
+@pytest.mark.timeout(900)  # a minute with a core to itself
 def test_every_program(capsys: pytest.CaptureFixture[str]) -> None:
     """Model and state machine agree after every step of every program of DEPTH steps."""
     explored = Search(DEPTH, reduce=True).run()

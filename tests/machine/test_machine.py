@@ -18,7 +18,7 @@ from nokv.kv.lmdb_store import LmdbKV
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 STEPS = 40
-EXAMPLES = 400
+EXAMPLES = 300
 LMDB_EXAMPLES = 60
 SMALL_EXAMPLES = 200
 BUG_EXAMPLES = 3_000
@@ -90,6 +90,7 @@ def run(machine: type[NamespaceMachine], examples: int) -> None:
         raise AssertionError(message) from error
 
 
+@pytest.mark.timeout(900)  # a minute with a core to itself
 def test_memory() -> None:
     """Model and state machine agree; nearly every rule succeeded and failed in the run."""
     machine = _machine("OnMemory", NamespaceMachine)
