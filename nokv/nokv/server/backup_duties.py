@@ -49,6 +49,8 @@ class BackupKeeper:
         there = await complete(self._store, self._volume)  # before the rows: those come first
         reply = await self._node.read(ListBackups(), BackupsReply)
         await self._drop_unheld(there, reply)
+        if not reply.rows:
+            return ()  # mostly: a round costs the bucket one listing less
         gone = await stated(self._store, self._volume)
         last = max((row.slot for row in reply.rows if self._is_kept(row)), default=0)
         for row in reply.rows:
